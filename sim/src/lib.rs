@@ -1,0 +1,1 @@
+//! The same shards and log in a simulated world: seeds, faults, oracle

@@ -1,0 +1,3 @@
+//! The iris-shard binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What this machine is, what to choose for it, and how to apply it
