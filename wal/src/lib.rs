@@ -1,1 +1,55 @@
-//! The append-only log: records, commits, segments, recovery
+//! The append-only log of one shard: records, commits, segments, recovery.
+//!
+//! Two halves. The **pure half** says which bytes stand where and when they
+//! count as durable; it does no I/O, reads no clock and allocates nothing per
+//! append. Production and the simulator are two callers of it. The **disk
+//! half** ([`disk`], [`manifest`]) carries that out on files.
+//!
+//! The modules in the order in which a message meets them:
+//!
+//! - [`record`]: one record ↔ bytes, with a checksum chained to the one before;
+//! - [`commit`]: what one write to disk begins with;
+//! - [`log`]: the tail in memory and the pipeline of writes;
+//! - [`segment`]: which file and offset holds a log position;
+//! - [`recover`]: from the bytes of the segments back to records;
+//! - [`manifest`] and [`disk`]: the data directory, its lock, its files.
+//!
+//! Three words carry the promises: `end` is what was appended, `durable` is the
+//! end of what the disk has confirmed without a gap, and a record counts as
+//! stored when `durable >= lsn + len`. docs/decisions/0002-log-format.md says
+//! why the format is as it is.
+
+pub mod commit;
+pub mod disk;
+pub mod log;
+pub mod manifest;
+pub mod record;
+pub mod recover;
+pub mod segment;
+mod tail;
+
+#[cfg(test)]
+mod crash_tests;
+
+pub use log::{Appended, Log, LogOptions, LogStart, Refused, Write};
+pub use record::{Message, Record};
+pub use recover::{Damage, Scanner, Torn};
+
+/// A byte position in one shard's logical log. The order of positions is the
+/// order of the log; a position is never used twice except after a torn tail
+/// was cut.
+pub type Lsn = u64;
+
+/// The unit of writing, bytes: every write starts and ends on a multiple of it.
+pub const BLOCK: usize = 4096;
+
+/// The number of the on-disk format, in the manifest and in each segment.
+pub const FORMAT: u32 = 1;
+
+/// [`BLOCK`] as a log distance.
+pub(crate) const BLOCK_LSN: Lsn = BLOCK as Lsn;
+
+/// The first block boundary at or after `lsn`.
+pub(crate) fn block_end(lsn: Lsn) -> Lsn {
+    lsn.next_multiple_of(BLOCK_LSN)
+}

@@ -1,0 +1,355 @@
+//! Crashes against the pure half: random lives, writes that finish in any order
+//! or tear at any sector, then recovery, then on to the next life.
+//!
+//! The disk here is a byte vector per segment; a sector of 512 bytes is written
+//! whole or not at all, as real disks promise.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use crate::record::tests::{Owned, any_record, message};
+use crate::recover::What;
+use crate::{Appended, BLOCK, Damage, Log, LogOptions, LogStart, Record, Scanner, Torn, Write};
+
+const SALT: u64 = 0x5a17;
+const SECTOR: usize = 512;
+
+fn options() -> LogOptions {
+    LogOptions {
+        tail_bytes: 8 * BLOCK,
+        segment_bytes: 16 * BLOCK as u64,
+        commit_bytes_max: 4 * BLOCK,
+        writes_in_flight_max: 2,
+        pipeline_bytes: 0,
+    }
+}
+
+/// Segments as a disk holds them, without headers.
+#[derive(Default)]
+struct Disk {
+    segments: Vec<Vec<u8>>,
+}
+
+impl Disk {
+    /// Carries out those sectors of a write for which `lands` says yes.
+    fn write(&mut self, write: Write, bytes: &[u8], mut lands: impl FnMut(usize) -> bool) {
+        let size = options().segment_bytes as usize;
+        let (index, at) = (write.lsn as usize / size, write.lsn as usize % size);
+        while self.segments.len() <= index {
+            self.segments.push(vec![0; size]);
+        }
+        for (n, sector) in bytes.chunks(SECTOR).enumerate() {
+            if lands(n) {
+                let from = at + n * SECTOR;
+                self.segments[index][from..from + SECTOR].copy_from_slice(sector);
+            }
+        }
+    }
+
+    fn byte(&mut self, lsn: u64) -> &mut u8 {
+        let size = options().segment_bytes;
+        &mut self.segments[(lsn / size) as usize][(lsn % size) as usize]
+    }
+
+    fn recover(&self) -> Result<Recovered, Damage> {
+        self.recover_with(Scanner::new(SALT, options(), 0))
+    }
+
+    fn recover_with(&self, mut scanner: Scanner) -> Result<Recovered, Damage> {
+        let mut records = Vec::new();
+        for (n, segment) in self.segments.iter().enumerate() {
+            let base = n as u64 * options().segment_bytes;
+            scanner.segment(base, segment, &mut |lsn, len, record| {
+                records.push((Appended { lsn, len }, format!("{record:?}")));
+            })?;
+        }
+        let durable = scanner.known_durable();
+        let (start, torn) = scanner.finish()?;
+        Ok(Recovered { start, torn, records, durable })
+    }
+}
+
+struct Recovered {
+    start: LogStart,
+    torn: Option<Torn>,
+    /// Where and what, in log order.
+    records: Vec<(Appended, String)>,
+    durable: u64,
+}
+
+/// A commit of one message of `body` bytes, handed out but not carried out.
+fn commit(log: &mut Log, fill: u8, body: usize) -> (Write, Vec<u8>) {
+    let body = vec![fill; body];
+    log.append(&Record::Message(message(&body)), 1).unwrap();
+    let write = log.next_write().unwrap();
+    (write, log.write_bytes(&write).to_vec())
+}
+
+/// A log of `n` commits of one block each, all durable.
+fn durable_log(n: usize) -> (Log, Disk) {
+    let (mut log, mut disk) = (Log::new(options(), LogStart::fresh(SALT)), Disk::default());
+    for fill in 0..n {
+        let (write, bytes) = commit(&mut log, fill as u8, 500);
+        disk.write(write, &bytes, |_| true);
+        log.written(write.lsn, true);
+    }
+    (log, disk)
+}
+
+/// Two writes in flight, the first lost and the second on disk; then, after
+/// recovery, another first of the same length over the lost one. Returns what
+/// the next recovery reads as bodies.
+fn stale_second(prepare: impl Fn(&mut Scanner)) -> Vec<String> {
+    let (mut log, mut disk) = durable_log(1);
+    let first = commit(&mut log, b'1', 700);
+    let second = commit(&mut log, b'2', 700);
+    disk.write(second.0, &second.1, |_| true);
+
+    let recovered = disk.recover().unwrap();
+    assert_eq!(recovered.start.lsn, first.0.lsn, "cut where the lost write was");
+    assert_eq!(recovered.torn.unwrap().lsn, first.0.lsn);
+
+    let mut log = Log::new(options(), recovered.start);
+    let again = commit(&mut log, b'3', 700);
+    assert_eq!(again.0, first.0, "the same place and length");
+    disk.write(again.0, &again.1, |_| true);
+
+    let mut scanner = Scanner::new(SALT, options(), 0);
+    prepare(&mut scanner);
+    let records = disk.recover_with(scanner).unwrap().records;
+    records.into_iter().map(|(_, record)| record).collect()
+}
+
+#[test]
+fn a_stale_commit_is_never_valid_again() {
+    let records = stale_second(|_| {});
+    assert_eq!(records.len(), 2);
+    assert!(!records.iter().any(|record| record.contains("50, 50, 50")), "the stale body");
+}
+
+#[test]
+fn without_the_chain_the_stale_commit_would_return() {
+    let records = stale_second(Scanner::ignore_chain);
+    assert_eq!(records.len(), 3);
+    assert!(records[2].contains("50, 50, 50"), "this is what the chain is for");
+}
+
+#[test]
+fn damage_in_the_middle_is_named() {
+    let check = |lsn: u64, expected: Option<(u64, u64, u64, What)>| {
+        let (_, mut disk) = durable_log(20);
+        *disk.byte(lsn) ^= 0x10;
+        let found = disk.recover().err();
+        let found = found.map(|damage| (damage.segment, damage.offset, damage.lsn, damage.what));
+        assert_eq!(found, expected);
+    };
+    use crate::record::Malformed::*;
+    let at = |segment, block: u64, what| {
+        let offset = 4096 + block * 4096;
+        Some((segment, offset, segment * 16 * 4096 + block * 4096, what))
+    };
+    check(100, at(0, 0, What::Record(Checksum)));
+    check(5 * 4096 + 30, at(0, 5, What::Commit(Checksum)));
+    check(17 * 4096 + 60, at(1, 1, What::Record(Checksum)));
+    check(3 * 4096 + 12, at(0, 3, What::Commit(Kind(17))));
+    check(4000, None); // padding carries nothing
+}
+
+#[test]
+fn a_foreign_commit_breaks_the_chain() {
+    // A valid commit of the same log at the same place, but of another life.
+    let (_, mut disk) = durable_log(6);
+    let mut other = Log::new(options(), LogStart { prev_crc: 9, ..LogStart::fresh(SALT) });
+    let (write, bytes) = commit(&mut other, 1, 500);
+    disk.write(write, &bytes, |_| true);
+    assert_eq!(disk.recover().err().unwrap().what, What::Chain);
+}
+
+#[test]
+fn the_end_of_the_log_may_rot_unseen_but_not_unsaid() {
+    let (_, mut disk) = durable_log(3);
+    *disk.byte(2 * 4096 + 100) ^= 1;
+    let recovered = disk.recover().unwrap();
+    assert_eq!(recovered.start.lsn, 2 * 4096);
+    assert!(recovered.torn.unwrap().bytes > 500);
+}
+
+#[test]
+fn clean_ends_are_clean() {
+    let check = |commits: usize| {
+        let (log, disk) = durable_log(commits);
+        let recovered = disk.recover().unwrap();
+        assert_eq!(recovered.torn, None);
+        assert_eq!(recovered.start.lsn, log.durable());
+        assert_eq!(recovered.start.commit_seq, commits as u64);
+        assert_eq!(recovered.records.len(), commits);
+    };
+    check(0);
+    check(1);
+    check(16); // exactly one segment
+    check(40);
+}
+
+#[test]
+fn segments_out_of_order_are_refused() {
+    let (_, disk) = durable_log(40);
+    let mut scanner = Scanner::new(SALT, options(), 0);
+    let sink = &mut |_, _, _: Record<'_>| {};
+    scanner.segment(0, &disk.segments[0], sink).unwrap();
+    let damage = scanner.segment(2 * 16 * 4096, &disk.segments[2], sink).unwrap_err();
+    assert_eq!((damage.what, damage.segment), (What::Gap, 1));
+}
+
+#[test]
+fn a_log_may_begin_at_a_later_segment() {
+    let (log, disk) = durable_log(40);
+    let mut scanner = Scanner::new(SALT, options(), 16 * 4096);
+    let mut count = 0;
+    for n in 1..disk.segments.len() {
+        let base = n as u64 * options().segment_bytes;
+        scanner.segment(base, &disk.segments[n], &mut |_, _, _| count += 1).unwrap();
+    }
+    let (start, torn) = scanner.finish().unwrap();
+    assert_eq!((start.lsn, start.commit_seq, torn, count), (log.durable(), 40, None, 24));
+}
+
+#[test]
+fn a_write_without_its_last_sectors_is_not_complete() {
+    // Records that fill two blocks; the sectors of the second one are lost and
+    // read as zero, which is what padding looks like.
+    let mut log = Log::new(options(), LogStart::fresh(SALT));
+    for _ in 0..10 {
+        log.append(&Record::Message(message(&[7; 400])), 1).unwrap();
+    }
+    let write = log.next_write().unwrap();
+    let bytes = log.write_bytes(&write).to_vec();
+    for sectors in 0..write.len as usize / SECTOR {
+        let mut disk = Disk::default();
+        disk.write(write, &bytes, |sector| sector < sectors);
+        let recovered = disk.recover().unwrap();
+        let expected = if sectors * SECTOR >= 48 + 10 * (400 + 120) { 10 } else { 0 };
+        assert_eq!(recovered.records.len(), expected, "{sectors} sectors");
+    }
+}
+
+/// One life of a server between two crashes.
+#[derive(Clone, Debug)]
+struct Life {
+    steps: Vec<Step>,
+    /// Which sectors of the writes in flight land, drawn bit by bit.
+    sectors: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Owned),
+    Write,
+    /// Completes one of the writes in flight.
+    Complete(bool),
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    let step = prop_oneof![
+        4 => any_record(600).prop_map(Step::Append),
+        1 => any_record(9000).prop_map(Step::Append),
+        3 => Just(Step::Write),
+        3 => any::<bool>().prop_map(Step::Complete),
+    ];
+    (prop::collection::vec(step, 0..60), prop::collection::vec(any::<u64>(), 1..4))
+        .prop_map(|(steps, sectors)| Life { steps, sectors })
+}
+
+/// Lives one life on the disk; appended records are added to `history`.
+/// Returns the durable end at the moment of the crash.
+fn live(
+    life: &Life,
+    start: LogStart,
+    disk: &mut Disk,
+    history: &mut Vec<(Appended, String)>,
+) -> Result<u64, TestCaseError> {
+    let mut log = Log::new(options(), start);
+    let mut flying: Vec<(Write, Vec<u8>)> = Vec::new();
+    for step in &life.steps {
+        match step {
+            Step::Append(owned) => {
+                let record = owned.record();
+                if let Ok(at) = log.append(&record, 1) {
+                    prop_assert_eq!(log.get(at.lsn, at.len), Some(record));
+                    history.push((at, format!("{record:?}")));
+                }
+            }
+            Step::Write => {
+                if let Some(write) = log.next_write() {
+                    flying.push((write, log.write_bytes(&write).to_vec()));
+                }
+            }
+            Step::Complete(newest) if !flying.is_empty() => {
+                let which = if *newest { flying.len() - 1 } else { 0 };
+                let (write, bytes) = flying.remove(which);
+                disk.write(write, &bytes, |_| true);
+                log.written(write.lsn, true);
+            }
+            Step::Complete(_) => {}
+        }
+    }
+    let mut draw = 0;
+    for (write, bytes) in &flying {
+        disk.write(*write, bytes, |_| {
+            draw += 1;
+            life.sectors[draw / 64 % life.sectors.len()] >> (draw % 64) & 1 == 1
+        });
+    }
+    Ok(log.durable())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// However the writes in flight tear: everything durable is there, in
+    /// order, nothing that was never appended appears, and life goes on.
+    #[test]
+    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5)) {
+        let mut disk = Disk::default();
+        let mut history: Vec<(Appended, String)> = Vec::new();
+        let mut start = LogStart::fresh(SALT);
+        for life in &lives {
+            let durable = live(life, start, &mut disk, &mut history)?;
+            let recovered = disk.recover().map_err(|damage| {
+                TestCaseError::fail(format!("a crash is not damage: {damage}"))
+            })?;
+            let kept = recovered.records.len();
+            prop_assert!(kept <= history.len());
+            prop_assert_eq!(&recovered.records[..], &history[..kept]);
+            for (at, _) in &history[kept..] {
+                prop_assert!(at.lsn + u64::from(at.len) > durable, "a durable record was lost");
+            }
+            prop_assert!(recovered.start.lsn >= durable);
+            prop_assert!(recovered.durable <= durable, "no commit vouches for too much");
+            if let Some(torn) = recovered.torn {
+                prop_assert_eq!(torn.lsn, recovered.start.lsn);
+            }
+            history.truncate(kept);
+            start = recovered.start;
+        }
+    }
+
+    /// One flipped bit anywhere: named as damage, or cut at the end and said
+    /// so, or without effect because it hit padding; never read as something
+    /// else.
+    #[test]
+    fn a_flipped_bit_never_passes(block in 0u64..20, byte in 0u64..4096, bit in 0u8..8) {
+        let (_, mut disk) = durable_log(20);
+        let whole = disk.recover().unwrap().records;
+        *disk.byte(block * 4096 + byte) ^= 1 << bit;
+        match disk.recover() {
+            Ok(found) => {
+                prop_assert_eq!(&found.records[..], &whole[..found.records.len()]);
+                prop_assert!(found.records.len() == 20 || (block == 19 && found.torn.is_some()));
+            }
+            Err(damage) => {
+                prop_assert_eq!(damage.lsn, block * 4096);
+                prop_assert_eq!(damage.offset, 4096 + block % 16 * 4096);
+            }
+        }
+    }
+}

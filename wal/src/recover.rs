@@ -1,0 +1,298 @@
+//! From the bytes of the segments back to records.
+//!
+//! The scanner follows the chain from commit to commit. Where it breaks there
+//! are two cases, and confusing them loses messages or refuses to boot for
+//! nothing: a **torn tail** was never acknowledged and is cut; **damage** was
+//! acknowledged and must stop the boot. The difference is in the commits
+//! further on: each says how far the log was durable when it was sealed. If one
+//! of them says "beyond this place", what stood here had been confirmed.
+//!
+//! What it cannot see: rot in the very last commits, which no later commit
+//! vouches for, looks like a torn tail. It is reported as such, never silently.
+
+use std::fmt;
+
+use crate::commit::{COMMIT_BYTES, Commit};
+use crate::log::{LogOptions, LogStart};
+use crate::record::{self, Header, Malformed, Record};
+use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
+
+/// Receives each record in log order: its lsn, its length in bytes, itself.
+pub type Sink<'a> = &'a mut dyn FnMut(Lsn, u32, Record<'_>);
+
+/// Acknowledged bytes are not what they were, or cannot be understood: booting
+/// on would lose messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Offset in the segment's file, bytes from its start.
+    pub offset: u64,
+    /// The position in the log.
+    pub lsn: Lsn,
+    /// What is wrong there.
+    pub what: What,
+    /// The later commit that proves that this place had been acknowledged, when
+    /// that is how it was found.
+    pub proof: Option<Lsn>,
+}
+
+/// What is wrong at a position of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// No commit begins here: zeroes, or the files end.
+    NoCommit,
+    /// The commit's first record is not valid.
+    Commit(Malformed),
+    /// The commit claims to go beyond its segment.
+    TooLong,
+    /// The commit is valid in itself but does not follow the one before it.
+    Chain,
+    /// A record inside the commit is not valid.
+    Record(Malformed),
+    /// A valid record that this version cannot read.
+    Unreadable(Malformed),
+    /// The segment before this one is not there.
+    Gap,
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            What::NoCommit => f.write_str("no commit begins there"),
+            What::Commit(why) => write!(f, "a commit begins there but {why}"),
+            What::TooLong => f.write_str("the commit there claims to be longer than its segment"),
+            What::Chain => f.write_str("the commit there does not follow the one before it"),
+            What::Record(why) => write!(f, "a record of the commit there is damaged: {why}"),
+            What::Unreadable(why) => write!(f, "a record there is intact but unreadable: {why}"),
+            What::Gap => f.write_str("the segment before it is missing"),
+        }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Damage { segment, offset, lsn, what, proof } = self;
+        write!(
+            f,
+            "segment {segment} is damaged at file offset {offset} (log position {lsn}): {what}"
+        )?;
+        if let Some(proof) = proof {
+            write!(f, "; the commit at position {proof} shows that it had been acknowledged")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Damage {}
+
+/// A tail that was never acknowledged and has been cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Torn {
+    /// Where it was cut; the next commit is written here.
+    pub lsn: Lsn,
+    /// How many bytes other than zero stood from there on. Leftovers of earlier
+    /// cuts, which the log never grew over, count again.
+    pub bytes: u64,
+}
+
+/// Reads a log, segment by segment.
+pub struct Scanner {
+    salt: u64,
+    segment_bytes: u64,
+    /// Base of the segment that must come next.
+    base: Lsn,
+    /// Where the next commit should begin.
+    lsn: Lsn,
+    /// What it must chain to; unknown when the log's beginning was cleaned away.
+    prev_crc: Option<u32>,
+    commit_seq: Option<u64>,
+    hlc_ms: u64,
+    known_durable: Lsn,
+    /// Set once the chain broke at `lsn`; from then on the scanner only looks
+    /// ahead.
+    broken: Option<What>,
+    /// Bytes other than zero from `lsn` on.
+    cut_bytes: u64,
+    #[cfg(any(test, feature = "planted"))]
+    chain_ignored: bool,
+}
+
+impl Scanner {
+    /// A scanner for the log with this salt whose first present segment begins
+    /// at `first_base_lsn`. Of the options only `segment_bytes` matters: the
+    /// other sizes may have been different when the log was written.
+    pub fn new(salt: u64, options: LogOptions, first_base_lsn: Lsn) -> Scanner {
+        let from_start = first_base_lsn == 0;
+        Scanner {
+            salt,
+            segment_bytes: options.segment_bytes,
+            base: first_base_lsn,
+            lsn: first_base_lsn,
+            prev_crc: from_start.then_some(LogStart::fresh(salt).prev_crc),
+            commit_seq: from_start.then_some(0),
+            hlc_ms: 0,
+            known_durable: first_base_lsn,
+            broken: None,
+            cut_bytes: 0,
+            #[cfg(any(test, feature = "planted"))]
+            chain_ignored: false,
+        }
+    }
+
+    /// Plants a bug for the simulator's own test: stale commits pass.
+    #[cfg(any(test, feature = "planted"))]
+    pub fn ignore_chain(&mut self) {
+        self.chain_ignored = true;
+    }
+
+    /// Reads the next segment: `bytes` is its log part, without the file's
+    /// header, and may be shorter than a whole segment. Feed all segments, in
+    /// order, even after the end of the log was found: damage is recognised by
+    /// what comes later.
+    ///
+    /// # Errors
+    /// [`Damage`]; the records given to `sink` so far are valid but not all.
+    pub fn segment(&mut self, base: Lsn, bytes: &[u8], sink: Sink<'_>) -> Result<(), Damage> {
+        if base != self.base {
+            return Err(self.damage_at(self.base, What::Gap, None));
+        }
+        self.base += self.segment_bytes;
+        let bytes = &bytes[..bytes.len().min(self.segment_bytes as usize)];
+        let mut at = 0;
+        while self.broken.is_none() && self.lsn < self.base {
+            let rest = &bytes[at..];
+            match self.commit(rest) {
+                Ok(commit) => {
+                    self.deliver(&rest[..commit.record_bytes as usize], sink)?;
+                    at += commit.commit_bytes as usize;
+                    self.lsn += Lsn::from(commit.commit_bytes);
+                }
+                Err(what) => self.broken = Some(what),
+            }
+        }
+        match self.broken {
+            Some(what) => self.look_ahead(base + at as Lsn, &bytes[at..], what),
+            None => Ok(()),
+        }
+    }
+
+    /// The durable end that the commits themselves vouch for: everything before
+    /// it had been confirmed by the disk, what is between it and the end of the
+    /// log may still stand in a cache only.
+    pub fn known_durable(&self) -> Lsn {
+        self.known_durable
+    }
+
+    /// Where the log goes on, and what was cut, if anything.
+    ///
+    /// # Errors
+    /// None today: damage shows in [`Scanner::segment`]. Kept for what only the
+    /// end can tell.
+    pub fn finish(self) -> Result<(LogStart, Option<Torn>), Damage> {
+        let start = LogStart {
+            salt: self.salt,
+            lsn: self.lsn,
+            prev_crc: self.prev_crc.unwrap_or(0),
+            commit_seq: self.commit_seq.unwrap_or(0),
+            hlc_ms: self.hlc_ms,
+        };
+        let torn = (self.cut_bytes > 0).then_some(Torn { lsn: self.lsn, bytes: self.cut_bytes });
+        Ok((start, torn))
+    }
+
+    /// Checks the commit at `self.lsn`, which `bytes` begins with, from its
+    /// first to its last record, and takes it into the chain.
+    fn commit(&mut self, bytes: &[u8]) -> Result<Commit, What> {
+        let (header, commit) =
+            Commit::read(bytes, self.salt, self.lsn).map_err(|why| match why {
+                Malformed::Length | Malformed::Kind(0) => What::NoCommit,
+                why => What::Commit(why),
+            })?;
+        if bytes.len() < commit.commit_bytes as usize {
+            return Err(What::TooLong);
+        }
+        let seq_follows = self.commit_seq.is_none_or(|seq| seq.checked_add(1) == Some(commit.seq));
+        if !self.follows(&header, self.prev_crc) || !seq_follows {
+            return Err(What::Chain);
+        }
+        let last_crc = self.records(&bytes[..commit.record_bytes as usize], header.crc)?;
+        self.prev_crc = Some(last_crc);
+        self.commit_seq = Some(commit.seq);
+        self.hlc_ms = self.hlc_ms.max(commit.hlc_ms);
+        self.known_durable = self.known_durable.max(commit.lsn_durable);
+        Ok(commit)
+    }
+
+    /// Checks the records after the commit record; returns the last checksum.
+    fn records(&self, bytes: &[u8], commit_crc: u32) -> Result<u32, What> {
+        let mut prev = commit_crc;
+        let mut at = COMMIT_BYTES;
+        while at < bytes.len() {
+            let lsn = self.lsn + at as Lsn;
+            let header = record::check(&bytes[at..], self.salt, lsn).map_err(What::Record)?;
+            if !self.follows(&header, Some(prev)) {
+                return Err(What::Chain);
+            }
+            prev = header.crc;
+            at += header.len as usize;
+        }
+        Ok(prev)
+    }
+
+    fn follows(&self, header: &Header, prev: Option<u32>) -> bool {
+        #[cfg(any(test, feature = "planted"))]
+        if self.chain_ignored {
+            return true;
+        }
+        prev.is_none_or(|prev| prev == header.prev)
+    }
+
+    /// Gives the records of a checked commit to the sink.
+    fn deliver(&self, bytes: &[u8], sink: Sink<'_>) -> Result<(), Damage> {
+        let mut at = COMMIT_BYTES;
+        while at < bytes.len() {
+            let lsn = self.lsn + at as Lsn;
+            let header = Header::read(&bytes[at..]).expect("checked before");
+            let len = header.len as usize;
+            // Its checksum is right, so this log wrote it: no torn write, but
+            // another version's record. Cutting it would lose it.
+            let record = record::decode(&bytes[at..at + len])
+                .map_err(|why| self.damage_at(lsn, What::Unreadable(why), None))?;
+            sink(lsn, header.len, record);
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Looks at every block from `lsn` on for a commit that proves that the
+    /// place where the chain broke had been acknowledged.
+    fn look_ahead(&mut self, lsn: Lsn, bytes: &[u8], what: What) -> Result<(), Damage> {
+        const ZEROES: [u8; BLOCK] = [0; BLOCK];
+        for (block, at) in bytes.chunks(BLOCK).zip((lsn..).step_by(BLOCK)) {
+            if *block == ZEROES[..block.len()] {
+                continue;
+            }
+            self.cut_bytes += block.iter().filter(|byte| **byte != 0).count() as u64;
+            match Commit::read(block, self.salt, at) {
+                Ok((_, commit)) if commit.lsn_durable > self.lsn => {
+                    return Err(self.damage_at(self.lsn, what, Some(at)));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn damage_at(&self, lsn: Lsn, what: What, proof: Option<Lsn>) -> Damage {
+        Damage {
+            segment: segment::index(lsn, self.segment_bytes),
+            offset: segment::file_offset(lsn, self.segment_bytes),
+            lsn,
+            what,
+            proof,
+        }
+    }
+}
+
+const _: () = assert!(BLOCK_LSN as usize == BLOCK && COMMIT_BYTES <= BLOCK);

@@ -1,0 +1,221 @@
+//! A segment: which file and which offset holds a log position, and the block
+//! that each file begins with.
+//!
+//! Segment `n` holds the positions from `n * segment_bytes` up to the next
+//! multiple; its file is one header block and then those bytes. The header names
+//! the log it belongs to, so that a file that was copied from elsewhere is never
+//! read as one's own.
+
+use std::fmt;
+
+use wire::id::ShardId;
+
+use crate::record::{Put, Take};
+use crate::{BLOCK, BLOCK_LSN, FORMAT, Lsn};
+
+const MAGIC: [u8; 8] = *b"irisWAL\n";
+/// What the header's checksum covers.
+const CHECKED_BYTES: usize = 40;
+
+/// The number of the segment that holds `lsn`.
+pub fn index(lsn: Lsn, segment_bytes: u64) -> u64 {
+    lsn / segment_bytes
+}
+
+/// The first position in segment `index`.
+pub fn base(index: u64, segment_bytes: u64) -> Lsn {
+    index * segment_bytes
+}
+
+/// Where in its segment's file `lsn` stands, bytes from the file's start.
+pub fn file_offset(lsn: Lsn, segment_bytes: u64) -> u64 {
+    BLOCK_LSN + lsn % segment_bytes
+}
+
+/// How long a segment's file is, bytes.
+pub fn file_bytes(segment_bytes: u64) -> u64 {
+    BLOCK_LSN + segment_bytes
+}
+
+/// What the first block of a segment's file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// Which log: the shard's salt from the manifest.
+    pub log_id: u64,
+    /// Which shard's log.
+    pub shard: ShardId,
+    /// The first position in the file.
+    pub base: Lsn,
+    /// Log bytes in the file.
+    pub segment_bytes: u64,
+}
+
+/// Why a file's first block is not the header that belongs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderError {
+    /// Not a segment file at all.
+    NotASegment,
+    /// Another format than this version reads.
+    OtherFormat(u32),
+    /// The checksum does not fit.
+    Checksum,
+    /// A segment of another log.
+    OtherLog,
+    /// A segment of the same data directory's other shard.
+    OtherShard(ShardId),
+    /// Another place in the log than its name says: this position.
+    OtherBase(Lsn),
+    /// Another segment size than the manifest's.
+    OtherSize(u64),
+}
+
+impl fmt::Display for HeaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HeaderError::NotASegment => f.write_str("is not a log segment of iris-shard"),
+            HeaderError::OtherFormat(n) => {
+                write!(
+                    f,
+                    "has format {n}, this version reads format {FORMAT}; use the version that wrote it or a newer one"
+                )
+            }
+            HeaderError::Checksum => f.write_str("has a damaged header"),
+            HeaderError::OtherLog => f.write_str("belongs to the log of another data directory"),
+            HeaderError::OtherShard(shard) => write!(f, "belongs to the log of shard {shard}"),
+            HeaderError::OtherBase(lsn) => {
+                write!(f, "holds the log from position {lsn}, which is not where its name puts it")
+            }
+            HeaderError::OtherSize(bytes) => {
+                write!(f, "was written for segments of {bytes} bytes, the manifest says otherwise")
+            }
+        }
+    }
+}
+
+impl std::error::Error for HeaderError {}
+
+impl SegmentHeader {
+    /// The header as the block that stands at the start of the file.
+    pub fn encode(&self) -> [u8; BLOCK] {
+        let mut block = [0; BLOCK];
+        let mut put = Put::new(&mut block);
+        put.bytes(&MAGIC);
+        put.u32(FORMAT);
+        put.u16(self.shard);
+        put.u16(0);
+        put.u64(self.log_id);
+        put.u64(self.base);
+        put.u64(self.segment_bytes);
+        let crc = crc32c::crc32c(&block[..CHECKED_BYTES]);
+        block[CHECKED_BYTES..CHECKED_BYTES + 4].copy_from_slice(&crc.to_le_bytes());
+        block
+    }
+
+    /// Reads a file's first bytes (at least 44) and compares them with what
+    /// should stand there.
+    ///
+    /// # Errors
+    /// The first [`HeaderError`] that applies; the format is looked at before
+    /// the checksum, because a newer format may keep it elsewhere.
+    pub fn expect(&self, block: &[u8]) -> Result<(), HeaderError> {
+        let found = decode(block)?;
+        if found.log_id != self.log_id {
+            return Err(HeaderError::OtherLog);
+        }
+        if found.shard != self.shard {
+            return Err(HeaderError::OtherShard(found.shard));
+        }
+        if found.segment_bytes != self.segment_bytes {
+            return Err(HeaderError::OtherSize(found.segment_bytes));
+        }
+        if found.base != self.base {
+            return Err(HeaderError::OtherBase(found.base));
+        }
+        Ok(())
+    }
+}
+
+fn decode(block: &[u8]) -> Result<SegmentHeader, HeaderError> {
+    let mut take = Take(block);
+    if take.array() != Some(MAGIC) {
+        return Err(HeaderError::NotASegment);
+    }
+    let format = take.u32().ok_or(HeaderError::NotASegment)?;
+    if format != FORMAT {
+        return Err(HeaderError::OtherFormat(format));
+    }
+    let checked = block.get(..CHECKED_BYTES).ok_or(HeaderError::NotASegment)?;
+    let header = fields(&mut take).ok_or(HeaderError::NotASegment)?;
+    let crc = take.u32().ok_or(HeaderError::NotASegment)?;
+    if crc != crc32c::crc32c(checked) {
+        return Err(HeaderError::Checksum);
+    }
+    Ok(header)
+}
+
+fn fields(take: &mut Take<'_>) -> Option<SegmentHeader> {
+    let shard = take.u16()?;
+    take.u16()?;
+    Some(SegmentHeader {
+        shard,
+        log_id: take.u64()?,
+        base: take.u64()?,
+        segment_bytes: take.u64()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINE: SegmentHeader =
+        SegmentHeader { log_id: 0xaabb, shard: 3, base: 1 << 20, segment_bytes: 1 << 20 };
+
+    #[test]
+    fn golden_header() {
+        let block = MINE.encode();
+        let hex: String = block[..44].iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "6972697357414c0a0100000003000000bbaa00000000000000001000000000000000100000000000\
+             5dde8826"
+        );
+        assert!(block[44..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn each_mismatch_has_its_name() {
+        let check = |edit: fn(&mut SegmentHeader), expected: HeaderError| {
+            let mut other = MINE;
+            edit(&mut other);
+            assert_eq!(MINE.expect(&other.encode()), Err(expected));
+        };
+        assert_eq!(MINE.expect(&MINE.encode()), Ok(()));
+        check(|h| h.log_id = 1, HeaderError::OtherLog);
+        check(|h| h.shard = 4, HeaderError::OtherShard(4));
+        check(|h| h.base = 0, HeaderError::OtherBase(0));
+        check(|h| h.segment_bytes = 5, HeaderError::OtherSize(5));
+    }
+
+    #[test]
+    fn damage_is_noticed_and_a_newer_format_comes_first() {
+        let mut block = MINE.encode();
+        block[20] ^= 1;
+        assert_eq!(MINE.expect(&block), Err(HeaderError::Checksum));
+        block[8] = 2;
+        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(2)));
+        assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
+        for len in 0..44 {
+            assert!(MINE.expect(&MINE.encode()[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn positions_map_to_files() {
+        let bytes = 1 << 20;
+        assert_eq!((index(0, bytes), file_offset(0, bytes)), (0, 4096));
+        assert_eq!((index(bytes - 1, bytes), file_offset(bytes - 1, bytes)), (0, bytes + 4095));
+        assert_eq!((index(bytes, bytes), file_offset(bytes, bytes)), (1, 4096));
+        assert_eq!(base(3, bytes), 3 * bytes);
+    }
+}
