@@ -7,7 +7,8 @@
 use crate::bytes::{Reader, put_s16, put_s32};
 use crate::id::MessageId;
 use crate::limits::{
-    NAME_BYTES_MAX, V1_BATCH_BYTES_MAX, V1_BATCH_ENTRIES_MAX, V1_CBOR_BYTES_MAX, V1_LOGIN_BYTES_MAX,
+    NAME_BYTES_MAX, STORED_BODY_BYTES_MAX, V1_BATCH_BYTES_MAX, V1_BATCH_ENTRIES_MAX,
+    V1_CBOR_BYTES_MAX, V1_LOGIN_BYTES_MAX,
 };
 
 /// Longest key upload or sender key, bytes.
@@ -21,6 +22,7 @@ pub const READ_ID_BYTES_MAX: usize = 64;
 
 /// One packet from a client. Names and bodies borrow from the input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant names its layout")]
 pub enum Packet<'a> {
     /// 0x01. The rest of what was read: `user` or `user:token`.
     Login { user: &'a [u8], token: Option<&'a [u8]> },
@@ -129,8 +131,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn packet(&mut self) -> Result<Packet<'a>, Stop> {
-        let opcode = self.reader.u8().ok_or(Stop::Incomplete)?;
-        Ok(match opcode {
+        Ok(match self.u8()? {
             0x01 => login(self.reader.rest()),
             0x02 => Packet::Send { target: self.name()?, body: self.s16(usize::MAX)? },
             0x03 => Packet::Ack { id: MessageId(self.reader.id().ok_or(Stop::Incomplete)?) },
@@ -354,6 +355,7 @@ fn put_two(out: &mut Vec<u8>, opcode: u8, first: &[u8], second: &[u8]) {
 
 /// One packet from the server, as a client reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant names its layout")]
 pub enum Answer<'a> {
     /// `03 "LOGIN_OK"`.
     LoginOk,
@@ -390,32 +392,43 @@ pub fn decode_answer(bytes: &[u8]) -> Result<Option<(Answer<'_>, usize)>, ()> {
         }
         return if bytes.starts_with(word) { Ok(Some((answer, word.len()))) } else { Err(()) };
     }
-    if !matches!(first, 0x06 | 0x10 | 0x22 | 0xFE | 0xFF) {
-        return Err(());
+    let mut fields = Fields { reader: Reader::new(bytes) };
+    match fields.answer() {
+        Ok(answer) => Ok(Some((answer, fields.reader.at()))),
+        Err(Stop::Incomplete) => Ok(None),
+        Err(Stop::Bad) => Err(()),
     }
-    let mut reader = Reader::new(bytes);
-    Ok(answer_fields(&mut reader).map(|answer| (answer, reader.at())))
 }
 
-fn answer_fields<'a>(reader: &mut Reader<'a>) -> Option<Answer<'a>> {
-    Some(match reader.u8()? {
-        0x10 => {
-            // The id's length is a constant of this server.
-            let _len = reader.u16()?;
-            let id = MessageId(reader.id()?);
-            let len = reader.u32()? as usize;
-            Answer::Deliver { id, body: reader.take(len)? }
+impl<'a> Fields<'a> {
+    /// A client waits for no more than the largest message there is.
+    fn answer(&mut self) -> Result<Answer<'a>, Stop> {
+        Ok(match self.u8()? {
+            0x06 => Answer::Status {
+                user: self.s16(usize::MAX)?,
+                online: self.u8()? == 1,
+                last_seen_s: self.reader.u64().ok_or(Stop::Incomplete)?,
+            },
+            0x10 => {
+                Answer::Deliver { id: self.sized_id()?, body: self.s32(STORED_BODY_BYTES_MAX)? }
+            }
+            0x22 => Answer::Prekeys { map: self.s32(STORED_BODY_BYTES_MAX)? },
+            0xFE => Answer::Error { text: self.s16(usize::MAX)? },
+            0xFF => Answer::RateLimited { wait_ms: self.reader.u32().ok_or(Stop::Incomplete)? },
+            _ => return Err(Stop::Bad),
+        })
+    }
+
+    fn u8(&mut self) -> Result<u8, Stop> {
+        self.reader.u8().ok_or(Stop::Incomplete)
+    }
+
+    /// An id with its length before it, which is a constant of this server.
+    fn sized_id(&mut self) -> Result<MessageId, Stop> {
+        let len = self.reader.u16().ok_or(Stop::Incomplete)?;
+        if len != 16 {
+            return Err(Stop::Bad);
         }
-        0x06 => Answer::Status {
-            user: reader.s16()?,
-            online: reader.u8()? == 1,
-            last_seen_s: reader.u64()?,
-        },
-        0x22 => {
-            let len = reader.u32()? as usize;
-            Answer::Prekeys { map: reader.take(len)? }
-        }
-        0xFE => Answer::Error { text: reader.s16()? },
-        _ => Answer::RateLimited { wait_ms: reader.u32()? },
-    })
+        self.reader.id().map(MessageId).ok_or(Stop::Incomplete)
+    }
 }

@@ -33,6 +33,7 @@ pub const CAPABILITIES: u32 = 0;
 
 /// One frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant names its layout")]
 pub enum Request<'a> {
     /// Type 0x01.
     Hello(Hello<'a>),
@@ -88,6 +89,7 @@ pub struct Send<'a> {
 
 /// One frame from the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant names its layout")]
 pub enum Reply<'a> {
     /// Type 0x81.
     Welcome(Welcome),
