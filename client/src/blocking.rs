@@ -1,0 +1,597 @@
+//! The sessions on a blocking `std::net::TcpStream`, every wait with a limit.
+//!
+//! For tests and simple programs: one thread, one connection, nothing runs in
+//! the background. Deliveries and answers that come while something else is
+//! waited for are kept, in order, until they are asked for. The stream itself
+//! is reachable, so that a test can misbehave on it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::{Duration, Instant};
+
+use wire::id::{Class, MessageId};
+use wire::v1::Answer;
+use wire::v2::Welcome;
+
+use crate::session::{Event, SendError, Session};
+use crate::v1;
+
+/// How long connecting and logging in may take.
+pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one write may take before the peer counts as stuck.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One message as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Place in the inbox; 0 in protocol v1.
+    pub inbox_seq: u64,
+    /// The message's id.
+    pub id: MessageId,
+    /// The sender's name; empty in protocol v1.
+    pub from: Vec<u8>,
+    /// The sender's device; 0 in protocol v1.
+    pub from_device: u64,
+    /// The sender's number; 0 in protocol v1.
+    pub send_seq: u64,
+    /// When the server stored it, unix milliseconds; 0 in protocol v1.
+    pub time_ms: u64,
+    /// It was handed out before, see [`Event::Deliver`].
+    pub again: bool,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+/// What came from the server beside deliveries, SENTs and WELCOME.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields are those of `Event`")]
+pub enum Notice {
+    /// See [`Event::Gap`].
+    Gap { to: Vec<u8>, expected: u64 },
+    /// See [`Event::Lost`].
+    Lost { to: Vec<u8>, first: u64, last: u64 },
+    /// See [`Event::Held`].
+    Held { to: Vec<u8>, seq: u64, code: u16, retry_after_ms: u32 },
+    /// See [`Event::Refused`].
+    Refused { to: Vec<u8>, seq: u64, code: u16 },
+    /// See [`Event::Delivered`].
+    Delivered { to: Vec<u8>, seq: u64 },
+    /// See [`Event::Pong`].
+    Pong { nonce: u64 },
+    /// See [`Event::Goaway`].
+    Goaway { code: u16, reconnect_after_ms: u32 },
+    /// See [`Event::Error`].
+    Error { code: u16 },
+}
+
+/// A confirmed message: the highest number that is stored for a recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// The number.
+    pub seq: u64,
+    /// The message's id, where the server named this number itself.
+    pub id: Option<MessageId>,
+    /// The class it achieved.
+    pub class: Class,
+}
+
+/// A protocol v2 device on a blocking stream.
+#[derive(Debug)]
+pub struct Client {
+    session: Session,
+    stream: TcpStream,
+    addr: SocketAddr,
+    began: Instant,
+    inbound: Inbound,
+}
+
+#[derive(Debug, Default)]
+struct Inbound {
+    welcome: Option<Welcome>,
+    deliveries: VecDeque<Delivery>,
+    notices: VecDeque<Notice>,
+    sent: BTreeMap<Vec<u8>, Sent>,
+}
+
+impl Client {
+    /// Connects and logs in without a token.
+    ///
+    /// # Errors
+    /// What the socket says; `PermissionDenied` when the server refuses the
+    /// login, `TimedOut` when it takes longer than [`LOGIN_TIMEOUT`].
+    pub fn connect(addr: impl ToSocketAddrs, user: &[u8], device: u64) -> io::Result<Client> {
+        Client::connect_session(addr, Session::new(user, device, b""))
+    }
+
+    /// Connects with a session made (or kept from an earlier connection) by the
+    /// caller.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect_session(addr: impl ToSocketAddrs, session: Session) -> io::Result<Client> {
+        let addr = first(addr)?;
+        let stream = open(addr)?;
+        let inbound = Inbound::default();
+        let mut client = Client { session, stream, addr, began: Instant::now(), inbound };
+        client.login()?;
+        Ok(client)
+    }
+
+    /// Drops the connection without a word and logs in again on a new one,
+    /// to `addr` if given: the session repeats what was not confirmed.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn reconnect(&mut self, addr: Option<SocketAddr>) -> io::Result<()> {
+        self.addr = addr.unwrap_or(self.addr);
+        self.session.disconnected();
+        self.stream = open(self.addr)?;
+        self.login()
+    }
+
+    fn login(&mut self) -> io::Result<()> {
+        let hello = self.session.connect();
+        let earlier = self.inbound.notices.len();
+        self.stream.write_all(&hello)?;
+        let welcomed = self.pump_until(LOGIN_TIMEOUT, |client| {
+            client.session.is_online() || client.refusal(earlier).is_some()
+        });
+        if self.session.is_online() {
+            return Ok(());
+        }
+        match self.refusal(earlier) {
+            Some(code) => Err(io::Error::new(
+                ErrorKind::PermissionDenied,
+                format!("the server refused the login: code {code}"),
+            )),
+            None => welcomed.and(Err(io::Error::new(ErrorKind::TimedOut, "no WELCOME in time"))),
+        }
+    }
+
+    /// The code of a refusal after the first `earlier` notices.
+    fn refusal(&self, earlier: usize) -> Option<u16> {
+        self.inbound.notices.iter().skip(earlier).find_map(|notice| match notice {
+            Notice::Error { code } | Notice::Goaway { code, .. } => Some(*code),
+            _ => None,
+        })
+    }
+
+    /// The WELCOME of the present connection.
+    ///
+    /// # Panics
+    /// Never: a client exists only after its WELCOME.
+    pub fn welcome(&self) -> Welcome {
+        self.inbound.welcome.expect("a client is logged in")
+    }
+
+    /// Sends a message; gives its number.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a bad name or body, `WouldBlock` when the outbox is
+    /// full, otherwise what the socket says.
+    pub fn send(&mut self, to: &[u8], body: &[u8], class: Class) -> io::Result<u64> {
+        let seq = self.session.send(to, body, class).map_err(|error| match error {
+            SendError::Full => io::Error::new(ErrorKind::WouldBlock, "the outbox is full"),
+            SendError::TooLarge => io::Error::new(ErrorKind::InvalidInput, "the body is too large"),
+            SendError::BadName => io::Error::new(ErrorKind::InvalidInput, "not a name"),
+        })?;
+        self.flush()?;
+        Ok(seq)
+    }
+
+    /// Waits until the server has confirmed `seq` to that recipient.
+    ///
+    /// # Errors
+    /// `TimedOut`, `UnexpectedEof` when the server closed, or what the socket
+    /// says.
+    pub fn wait_sent(&mut self, to: &[u8], seq: u64, timeout: Duration) -> io::Result<Sent> {
+        let sent = |client: &Client| client.inbound.sent.get(to).copied().filter(|s| s.seq >= seq);
+        self.pump_until(timeout, |client| sent(client).is_some())?;
+        sent(self).ok_or_else(|| timed_out("SENT"))
+    }
+
+    /// Sends a message of class guaranteed and waits until it is stored.
+    ///
+    /// # Errors
+    /// As [`Client::send`] and [`Client::wait_sent`].
+    pub fn send_and_wait(&mut self, to: &[u8], body: &[u8], timeout: Duration) -> io::Result<Sent> {
+        let seq = self.send(to, body, Class::Guaranteed)?;
+        self.wait_sent(to, seq, timeout)
+    }
+
+    /// The next message, or `None` when none comes in time. It is not
+    /// acknowledged by this.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the server closed, or what the socket says.
+    pub fn next_delivery(&mut self, timeout: Duration) -> io::Result<Option<Delivery>> {
+        self.pump_until(timeout, |client| !client.inbound.deliveries.is_empty())?;
+        Ok(self.inbound.deliveries.pop_front())
+    }
+
+    /// The next answer that is neither a delivery nor a SENT, or `None` when
+    /// none comes in time.
+    ///
+    /// # Errors
+    /// As [`Client::next_delivery`].
+    pub fn next_notice(&mut self, timeout: Duration) -> io::Result<Option<Notice>> {
+        self.pump_until(timeout, |client| !client.inbound.notices.is_empty())?;
+        Ok(self.inbound.notices.pop_front())
+    }
+
+    /// Acknowledges everything up to and including `inbox_seq`.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn ack(&mut self, inbox_seq: u64) -> io::Result<()> {
+        self.session.ack(inbox_seq);
+        self.flush()
+    }
+
+    /// Changes the delivery window.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn credit(&mut self, window: u32) -> io::Result<()> {
+        self.session.credit(window);
+        self.flush()
+    }
+
+    /// Asks for a PONG and waits for it: everything sent before has then been
+    /// read by the server.
+    ///
+    /// # Errors
+    /// `TimedOut`, or as [`Client::next_delivery`].
+    pub fn ping(&mut self, nonce: u64, timeout: Duration) -> io::Result<()> {
+        self.session.ping(nonce);
+        self.flush()?;
+        let pong = Notice::Pong { nonce };
+        self.pump_until(timeout, |client| client.inbound.notices.contains(&pong))?;
+        let Some(at) = self.inbound.notices.iter().position(|notice| *notice == pong) else {
+            return Err(timed_out("PONG"));
+        };
+        self.inbound.notices.remove(at);
+        Ok(())
+    }
+
+    /// The stream, to misbehave on or to set options.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// The session behind the stream.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Ends the connection and keeps the session for another one.
+    pub fn into_session(mut self) -> Session {
+        self.session.disconnected();
+        self.session
+    }
+
+    /// Reads and writes until `done` or the time is over.
+    fn pump_until(&mut self, timeout: Duration, done: impl Fn(&Client) -> bool) -> io::Result<()> {
+        let end = Instant::now() + timeout;
+        self.flush()?;
+        while !done(self) {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            let now_ms = self.now_ms();
+            self.session.tick(now_ms);
+            self.flush()?;
+            let tick = self.session.deadline_ms().map(|deadline| deadline.saturating_sub(now_ms));
+            let wait = tick.map_or(end - now, |ms| Duration::from_millis(ms.max(1)).min(end - now));
+            self.read_once(wait)?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn read_once(&mut self, wait: Duration) -> io::Result<()> {
+        let mut chunk = [0; 16 * 1024];
+        let Some(n) = read_some(&mut self.stream, &mut chunk, wait)? else { return Ok(()) };
+        let now_ms = self.now_ms();
+        let inbound = &mut self.inbound;
+        self.session
+            .receive(now_ms, &chunk[..n], |event| inbound.take(event))
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "not the bytes of a server"))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.session.has_output() {
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        self.session.take_output(&mut out);
+        self.stream.write_all(&out)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+}
+
+impl Inbound {
+    fn take(&mut self, event: Event<'_>) {
+        let notice = match event {
+            Event::Welcome(welcome) => return self.welcome = Some(welcome),
+            Event::Sent { to, seq, id, class, body: _ } => {
+                self.sent.insert(to.to_vec(), Sent { seq, id, class });
+                return;
+            }
+            Event::Deliver { deliver, again } => {
+                return self.deliveries.push_back(Delivery {
+                    inbox_seq: deliver.inbox_seq,
+                    id: deliver.id,
+                    from: deliver.from.to_vec(),
+                    from_device: deliver.from_device,
+                    send_seq: deliver.send_seq,
+                    time_ms: deliver.time_ms,
+                    again,
+                    body: deliver.body.to_vec(),
+                });
+            }
+            Event::Gap { to, expected } => Notice::Gap { to: to.to_vec(), expected },
+            Event::Lost { to, first, last } => Notice::Lost { to: to.to_vec(), first, last },
+            Event::Held { to, seq, code, retry_after_ms } => {
+                Notice::Held { to: to.to_vec(), seq, code, retry_after_ms }
+            }
+            Event::Refused { to, seq, code, body: _ } => {
+                Notice::Refused { to: to.to_vec(), seq, code }
+            }
+            Event::Delivered { to, seq, id: _ } => Notice::Delivered { to: to.to_vec(), seq },
+            Event::Pong { nonce } => Notice::Pong { nonce },
+            Event::Goaway { code, reconnect_after_ms, text: _ } => {
+                Notice::Goaway { code, reconnect_after_ms }
+            }
+            Event::Error { code, text: _ } => Notice::Error { code },
+        };
+        self.notices.push_back(notice);
+    }
+}
+
+/// A protocol v1 user on a blocking stream.
+#[derive(Debug)]
+pub struct ClientV1 {
+    session: v1::Session,
+    stream: TcpStream,
+    deliveries: VecDeque<Delivery>,
+    statuses: VecDeque<Status>,
+    refusals: VecDeque<RefusalV1>,
+}
+
+/// The answer to a status question of protocol v1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Who was asked for.
+    pub user: Vec<u8>,
+    /// Whether that user is logged in.
+    pub online: bool,
+    /// Unix seconds; 0 while online or never seen.
+    pub last_seen_s: u64,
+}
+
+/// What a v1 server says instead of taking something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RefusalV1 {
+    /// ASCII `AUTH_FAILED`.
+    AuthFailed,
+    /// ASCII `RATE_LIMITED`, in place of LOGIN_OK.
+    LoginRateLimited,
+    /// `FF`: wait that many milliseconds.
+    RateLimited(u32),
+    /// `FE` with its text.
+    Error(Vec<u8>),
+}
+
+impl ClientV1 {
+    /// Connects and logs in.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub fn connect(addr: impl ToSocketAddrs, user: &[u8]) -> io::Result<ClientV1> {
+        let mut client = ClientV1::open(addr, user, None)?;
+        let login = client.session.connect();
+        client.stream.write_all(&login)?;
+        client.pump_until(LOGIN_TIMEOUT, |client| {
+            client.session.is_online() || !client.refusals.is_empty()
+        })?;
+        if client.session.is_online() {
+            return Ok(client);
+        }
+        Err(match client.refusals.front() {
+            Some(refusal) => {
+                let text = format!("the server refused the login: {refusal:?}");
+                io::Error::new(ErrorKind::PermissionDenied, text)
+            }
+            None => timed_out("LOGIN_OK"),
+        })
+    }
+
+    /// Connects without logging in.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn open(
+        addr: impl ToSocketAddrs,
+        user: &[u8],
+        token: Option<&[u8]>,
+    ) -> io::Result<ClientV1> {
+        Ok(ClientV1 {
+            session: v1::Session::new(user, token),
+            stream: open(first(addr)?)?,
+            deliveries: VecDeque::new(),
+            statuses: VecDeque::new(),
+            refusals: VecDeque::new(),
+        })
+    }
+
+    /// Sends a message; v1 servers do not answer.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send(&mut self, target: &[u8], body: &[u8]) -> io::Result<()> {
+        self.session.send(target, body);
+        self.flush()
+    }
+
+    /// Sends a numbered message.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn send_seq(&mut self, target: &[u8], seq: u64, body: &[u8]) -> io::Result<()> {
+        self.session.send_seq(target, seq, body);
+        self.flush()
+    }
+
+    /// Acknowledges one delivery.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub fn ack(&mut self, id: MessageId) -> io::Result<()> {
+        self.session.ack(id);
+        self.flush()
+    }
+
+    /// The next message, or `None` when none comes in time.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the server closed, or what the socket says.
+    pub fn next_delivery(&mut self, timeout: Duration) -> io::Result<Option<Delivery>> {
+        self.pump_until(timeout, |client| !client.deliveries.is_empty())?;
+        Ok(self.deliveries.pop_front())
+    }
+
+    /// Asks for a user's status and waits for the answer: everything sent
+    /// before has then been read by the server.
+    ///
+    /// # Errors
+    /// `TimedOut`, or as [`ClientV1::next_delivery`].
+    pub fn status(&mut self, user: &[u8], timeout: Duration) -> io::Result<Status> {
+        self.session.status(user);
+        self.flush()?;
+        self.pump_until(timeout, |client| !client.statuses.is_empty())?;
+        self.statuses.pop_front().ok_or_else(|| timed_out("status"))
+    }
+
+    /// The next refusal, or `None` when none comes in time.
+    ///
+    /// # Errors
+    /// As [`ClientV1::next_delivery`].
+    pub fn next_refusal(&mut self, timeout: Duration) -> io::Result<Option<RefusalV1>> {
+        self.pump_until(timeout, |client| !client.refusals.is_empty())?;
+        Ok(self.refusals.pop_front())
+    }
+
+    /// The stream, to misbehave on or to set options.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// The session behind the stream.
+    pub fn session(&mut self) -> &mut v1::Session {
+        &mut self.session
+    }
+
+    fn pump_until(
+        &mut self,
+        timeout: Duration,
+        done: impl Fn(&ClientV1) -> bool,
+    ) -> io::Result<()> {
+        let end = Instant::now() + timeout;
+        self.flush()?;
+        while !done(self) {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            self.read_once(end - now)?;
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn read_once(&mut self, wait: Duration) -> io::Result<()> {
+        let mut chunk = [0; 16 * 1024];
+        let Some(n) = read_some(&mut self.stream, &mut chunk, wait)? else { return Ok(()) };
+        let (deliveries, statuses, refusals) =
+            (&mut self.deliveries, &mut self.statuses, &mut self.refusals);
+        self.session
+            .receive(&chunk[..n], |event| match event {
+                Answer::Deliver { id, body } => deliveries.push_back(Delivery {
+                    inbox_seq: 0,
+                    id,
+                    from: Vec::new(),
+                    from_device: 0,
+                    send_seq: 0,
+                    time_ms: 0,
+                    again: false,
+                    body: body.to_vec(),
+                }),
+                Answer::Status { user, online, last_seen_s } => {
+                    statuses.push_back(Status { user: user.to_vec(), online, last_seen_s });
+                }
+                Answer::AuthFailed => refusals.push_back(RefusalV1::AuthFailed),
+                Answer::LoginRateLimited => refusals.push_back(RefusalV1::LoginRateLimited),
+                Answer::RateLimited { wait_ms } => {
+                    refusals.push_back(RefusalV1::RateLimited(wait_ms));
+                }
+                Answer::Error { text } => refusals.push_back(RefusalV1::Error(text.to_vec())),
+                Answer::LoginOk | Answer::Prekeys { .. } => {}
+            })
+            .map_err(|_| io::Error::new(ErrorKind::InvalidData, "not the bytes of a server"))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.session.has_output() {
+            return Ok(());
+        }
+        let mut out = Vec::new();
+        self.session.take_output(&mut out);
+        self.stream.write_all(&out)
+    }
+}
+
+fn first(addr: impl ToSocketAddrs) -> io::Result<SocketAddr> {
+    addr.to_socket_addrs()?
+        .next()
+        .ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the address names no host"))
+}
+
+fn open(addr: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&addr, LOGIN_TIMEOUT)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+    Ok(stream)
+}
+
+/// Some bytes, or `None` when none came in time; a closed stream is an error.
+fn read_some(
+    stream: &mut TcpStream,
+    chunk: &mut [u8],
+    wait: Duration,
+) -> io::Result<Option<usize>> {
+    // Zero would mean "for ever".
+    stream.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+    match stream.read(chunk) {
+        Ok(0) => Err(io::Error::new(ErrorKind::UnexpectedEof, "the server closed the connection")),
+        Ok(n) => Ok(Some(n)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn timed_out(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::TimedOut, format!("no {what} in time"))
+}
