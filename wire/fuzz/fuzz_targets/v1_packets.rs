@@ -1,0 +1,7 @@
+//! A v1 client's bytes. The promises stand in tests/codec/total.rs.
+#![no_main]
+
+#[path = "../../tests/codec/total.rs"]
+mod total;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| total::v1_packets(bytes));
