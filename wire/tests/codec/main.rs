@@ -13,6 +13,7 @@ mod v1_stream;
 mod v2_golden;
 mod v2_stream;
 
+mod documented;
 mod garbage;
 mod ids;
 
