@@ -1,1 +1,25 @@
-//! The data directory and its files.
+//! The disk half: the data directory and the files in it.
+//!
+//! It carries out what the pure half says: it locks, creates, zeroes, opens and
+//! reads. The steady-state writes are not here; the ring of the core writes the
+//! bytes of [`crate::Log::write_bytes`] where [`Segments::locate`] says.
+//!
+//! Everything here blocks. It runs at boot, or on a helper thread
+//! ([`Prepare::run`]), never in a turn.
+#![allow(clippy::disallowed_types, clippy::disallowed_methods)] // the disk half
+
+mod data_dir;
+mod error;
+mod probe;
+mod segments;
+mod shard_dir;
+mod sys;
+
+#[cfg(test)]
+mod tests;
+
+pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MIN};
+pub use error::{DataDirError, RecoverError};
+pub use probe::{DirectMode, probe};
+pub use segments::{Prepare, Prepared, Segments};
+pub use shard_dir::{Recovered, ShardDir};

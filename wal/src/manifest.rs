@@ -1,1 +1,241 @@
-//! What a data directory says about itself.
+//! What a data directory says about itself: `manifest.toml`.
+//!
+//! It is written once, when the directory is created, and holds what nothing
+//! else can bring back: the seed that maps names to users and the salts that the
+//! logs are sealed with. It is replaced atomically (new file, fsync, rename,
+//! fsync of the directory) and carries a checksum, because a single flipped bit
+//! in the seed would hide every user from its own inbox.
+#![allow(clippy::disallowed_types)] // the disk half
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::FORMAT;
+
+/// The manifest's file name.
+pub const FILE_NAME: &str = "manifest.toml";
+/// Where the next manifest is written before it replaces the present one.
+pub(crate) const TEMPORARY_NAME: &str = "manifest.toml.tmp";
+
+const PREAMBLE: &str = "# Written by iris-shard. Without this file the logs beside it cannot be read:\n\
+    # do not edit it, and keep it in every backup.\n";
+
+/// What a data directory says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Number of the on-disk format, [`FORMAT`].
+    pub format: u32,
+    /// How many shards it was written for.
+    pub shards: u16,
+    /// Seed of the hash that makes a user's key from the name.
+    pub seed: [u64; 2],
+    /// Each shard's log salt, by shard.
+    pub salts: Vec<u64>,
+    /// Log bytes in one segment file.
+    pub segment_bytes: u64,
+}
+
+/// Why a manifest cannot be used.
+#[derive(Debug)]
+pub enum ManifestError {
+    /// Another format than this version reads.
+    OtherFormat(u32),
+    /// Not the text of a manifest; why.
+    Broken(String),
+    /// Reading or writing failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ManifestError::OtherFormat(n) => write!(f, "its format is {n}, not {FORMAT}"),
+            ManifestError::Broken(why) => f.write_str(why),
+            ManifestError::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ManifestError {}
+
+impl From<io::Error> for ManifestError {
+    fn from(error: io::Error) -> ManifestError {
+        ManifestError::Io(error)
+    }
+}
+
+/// The file's fields. 64-bit secrets are hexadecimal text: TOML's integers are
+/// signed.
+#[derive(Serialize, Deserialize)]
+struct Fields {
+    format: u32,
+    shards: u16,
+    segment_bytes: u64,
+    seed: [String; 2],
+    salts: Vec<String>,
+    checksum: String,
+}
+
+impl Manifest {
+    /// The file's text.
+    pub fn encode(&self) -> String {
+        let fields = Fields {
+            format: self.format,
+            shards: self.shards,
+            segment_bytes: self.segment_bytes,
+            seed: self.seed.map(hex),
+            salts: self.salts.iter().copied().map(hex).collect(),
+            checksum: format!("{:08x}", self.checksum()),
+        };
+        let text = toml::to_string(&fields).expect("plain fields are TOML");
+        format!("{PREAMBLE}{text}")
+    }
+
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// [`ManifestError`]; the format is looked at before anything else, because
+    /// a newer one may have other fields.
+    pub fn decode(text: &str) -> Result<Manifest, ManifestError> {
+        let broken = |why: &str| ManifestError::Broken(why.into());
+        let table: toml::Table =
+            text.parse().map_err(|_| broken("it is not TOML, so it is damaged"))?;
+        let format = table.get("format").and_then(toml::Value::as_integer);
+        let format = format.ok_or_else(|| broken("it does not say which format it has"))?;
+        if format != i64::from(FORMAT) {
+            return Err(ManifestError::OtherFormat(format.try_into().unwrap_or(u32::MAX)));
+        }
+        let fields: Fields = table.try_into().map_err(|error: toml::de::Error| {
+            ManifestError::Broken(format!("it is damaged: {}", error.message()))
+        })?;
+        let manifest = fields.manifest().ok_or_else(|| broken("a seed or salt is damaged"))?;
+        if fields.checksum != format!("{:08x}", manifest.checksum()) {
+            return Err(broken("its checksum does not fit, so it was edited or damaged"));
+        }
+        let salts = manifest.salts.len();
+        if salts == 0 || salts != usize::from(manifest.shards) {
+            return Err(broken("it does not hold one salt for each shard"));
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the manifest in this directory.
+    ///
+    /// # Errors
+    /// [`ManifestError`]; `Io` with `NotFound` when there is none.
+    pub fn load(dir: &Path) -> Result<Manifest, ManifestError> {
+        Manifest::decode(&fs::read_to_string(dir.join(FILE_NAME))?)
+    }
+
+    /// Writes the manifest into this directory, replacing the one there is: a
+    /// crash leaves the old one or the new one.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    pub fn store(&self, dir: &Path) -> io::Result<()> {
+        let temporary = dir.join(TEMPORARY_NAME);
+        // Readable by its owner only: the salts are secrets.
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(self.encode().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, dir.join(FILE_NAME))?;
+        File::open(dir)?.sync_all()
+    }
+
+    fn checksum(&self) -> u32 {
+        let Manifest { format, shards, seed, salts, segment_bytes } = self;
+        let text = format!("{format} {shards} {segment_bytes} {seed:?} {salts:?}");
+        crc32c::crc32c(text.as_bytes())
+    }
+}
+
+impl Fields {
+    fn manifest(&self) -> Option<Manifest> {
+        let salts = self.salts.iter().map(|text| from_hex(text));
+        Some(Manifest {
+            format: self.format,
+            shards: self.shards,
+            seed: [from_hex(&self.seed[0])?, from_hex(&self.seed[1])?],
+            salts: salts.collect::<Option<_>>()?,
+            segment_bytes: self.segment_bytes,
+        })
+    }
+}
+
+fn hex(value: u64) -> String {
+    format!("{value:016x}")
+}
+
+fn from_hex(text: &str) -> Option<u64> {
+    (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            format: 1,
+            shards: 2,
+            seed: [1, u64::MAX],
+            salts: vec![0x0123_4567_89ab_cdef, 7],
+            segment_bytes: 64 << 20,
+        }
+    }
+
+    #[test]
+    fn golden_text() {
+        let expected = "\
+            # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
+            # do not edit it, and keep it in every backup.\n\
+            format = 1\n\
+            shards = 2\n\
+            segment_bytes = 67108864\n\
+            seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
+            salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
+            checksum = \"59e494b2\"\n";
+        assert_eq!(manifest().encode(), expected);
+        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let check = |from: &str, to: &str, word: &str| {
+            let text = manifest().encode().replace(from, to);
+            assert_ne!(text, manifest().encode());
+            let said = Manifest::decode(&text).unwrap_err().to_string();
+            assert!(said.contains(word), "{said}");
+        };
+        check("format = 1", "format = 2", "format is 2");
+        check("format = 1\n", "", "which format");
+        check("format = 1", "format = -1", "format is");
+        check("shards = 2", "shards = 3", "checksum");
+        check("shards = 2", "shards = 99999", "damaged");
+        check("0123456789abcdef", "0123456789abcdee", "checksum");
+        check("0123456789abcdef", "0123456789abcdeg", "salt");
+        check("seed", "sed", "seed");
+        check("=", "\0", "TOML");
+    }
+
+    #[test]
+    fn replacing_is_complete() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Io(_))));
+        manifest().store(dir.path()).unwrap();
+        let other = Manifest { seed: [3, 4], ..manifest() };
+        other.store(dir.path()).unwrap();
+        assert_eq!(Manifest::load(dir.path()).unwrap(), other);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
+    }
+}

@@ -1,0 +1,264 @@
+//! The data directory: who may use it, for how many shards it was written.
+//!
+//! ```text
+//! <data dir>/manifest.toml         format, shards, seed, salts
+//!            lock                  held by the running server, its pid inside
+//!            shard-0000/           one log
+//!              segment-0000000000.log …
+//! ```
+//!
+//! The manifest is written last when a directory is made, so a directory is
+//! either complete or still counts as empty.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use wire::id::{PARTITIONS, ShardId};
+
+use super::error::DataDirError;
+use super::shard_dir::{ShardDir, is_leftover};
+use super::sys;
+use crate::manifest::{self, Manifest, ManifestError};
+use crate::{BLOCK_LSN, FORMAT};
+
+/// The smallest segment a data directory is made with, bytes.
+pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+const LOCK_NAME: &str = "lock";
+
+/// How to open a data directory.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenOptions {
+    /// The number of shards that was asked for; `None`: what the manifest says.
+    pub shards: Option<u16>,
+    /// The number of shards for a new directory when none was asked for.
+    pub default_shards: u16,
+    /// Log bytes per segment for a new directory; an existing one keeps its own.
+    pub segment_bytes: u64,
+}
+
+/// A data directory, held by this process until this value and every
+/// [`ShardDir`] of it is dropped.
+pub struct DataDir {
+    path: PathBuf,
+    manifest: Manifest,
+    lock: Arc<File>,
+}
+
+impl DataDir {
+    /// Opens the directory, or makes it when there is none or an empty one.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; nothing that was there has changed then.
+    pub fn open(path: impl AsRef<Path>, options: OpenOptions) -> Result<DataDir, DataDirError> {
+        let path = path.as_ref();
+        options.check()?;
+        make_dir(path)?;
+        refuse_foreign(path)?;
+        let lock = take_lock(path)?;
+        let manifest = match Manifest::load(path) {
+            Ok(manifest) => manifest,
+            Err(ManifestError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                // Again, now that nobody else can be making it.
+                refuse_foreign(path)?;
+                make(path, &options)?
+            }
+            Err(error) => return Err(manifest_error(path, error)),
+        };
+        if let Some(asked) = options.shards
+            && asked != manifest.shards
+        {
+            let written = manifest.shards;
+            return Err(DataDirError::OtherShards { path: path.into(), written, asked });
+        }
+        remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
+        let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
+        dir.check_shards()?;
+        Ok(dir)
+    }
+
+    /// What the directory says about itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// One shard's part of it.
+    ///
+    /// # Panics
+    /// When there is no such shard.
+    pub fn shard(&self, shard: ShardId) -> ShardDir {
+        ShardDir {
+            path: shard_path(&self.path, shard),
+            shard,
+            salt: self.manifest.salts[usize::from(shard)],
+            segment_bytes: self.manifest.segment_bytes,
+            _lock: Arc::clone(&self.lock),
+        }
+    }
+
+    fn check_shards(&self) -> Result<(), DataDirError> {
+        for shard in 0..self.manifest.shards {
+            let path = shard_path(&self.path, shard);
+            match fs::metadata(&path) {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => return Err(DataDirError::NotADirectory { path }),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(DataDirError::ShardMissing { path });
+                }
+                Err(error) => return Err(DataDirError::from_io(&path, error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OpenOptions {
+    fn check(&self) -> Result<(), DataDirError> {
+        let shards = self.shards.unwrap_or(self.default_shards);
+        if shards == 0 || shards > PARTITIONS {
+            let why = "the number of shards must be between 1 and 4096";
+            return Err(DataDirError::Options { why });
+        }
+        let possible = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes);
+        if !possible || !self.segment_bytes.is_multiple_of(BLOCK_LSN) {
+            let why = "the segment size must be a multiple of 4096 bytes from 1 MiB to 1 GiB";
+            return Err(DataDirError::Options { why });
+        }
+        Ok(())
+    }
+}
+
+fn shard_path(dir: &Path, shard: ShardId) -> PathBuf {
+    dir.join(format!("shard-{shard:04}"))
+}
+
+fn make_dir(path: &Path) -> Result<(), DataDirError> {
+    let failed = |error| DataDirError::from_io(path, error);
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => return Err(DataDirError::NotADirectory { path: path.into() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Messages of strangers: nobody but the owner looks in.
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent).map_err(failed),
+        _ => Ok(()),
+    }
+}
+
+/// Without a manifest only what a crash while making the directory leaves
+/// behind may be there.
+fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
+    let failed = |error| DataDirError::from_io(path, error);
+    if path.join(manifest::FILE_NAME).try_exists().map_err(failed)? {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // A fresh ext4 file system brings lost+found along.
+        let known = [LOCK_NAME, manifest::TEMPORARY_NAME, "lost+found"];
+        let empty_shard = name.starts_with("shard-")
+            && fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+        if !known.contains(&&name[..]) && !is_leftover(&name) && !empty_shard {
+            return Err(DataDirError::Foreign { path: path.into(), found: name });
+        }
+    }
+    Ok(())
+}
+
+/// The kernel lets go of the lock with the process, however it ends.
+fn take_lock(dir: &Path) -> Result<File, DataDirError> {
+    let path = dir.join(LOCK_NAME);
+    let failed = |error| DataDirError::from_io(&path, error);
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = file.read_to_string(&mut text);
+            return Err(DataDirError::Locked { path: dir.into(), pid: text.trim().parse().ok() });
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+    }
+    // Only for people to read; a full disk must not keep the server from
+    // starting and freeing it.
+    let _ = write_pid(&mut file);
+    Ok(file)
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
+    file.rewind()?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
+}
+
+fn make(path: &Path, options: &OpenOptions) -> Result<Manifest, DataDirError> {
+    let shards = options.shards.unwrap_or(options.default_shards);
+    let attempt = || {
+        for shard in 0..shards {
+            let dir = shard_path(path, shard);
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        }
+        sync_dir(path)?;
+        let manifest = Manifest {
+            format: FORMAT,
+            shards,
+            seed: [sys::random()?, sys::random()?],
+            salts: (0..shards).map(|_| sys::random()).collect::<io::Result<_>>()?,
+            segment_bytes: options.segment_bytes,
+        };
+        manifest.store(path)?;
+        Ok(manifest)
+    };
+    attempt().map_err(|error| DataDirError::from_io(path, error))
+}
+
+fn manifest_error(dir: &Path, error: ManifestError) -> DataDirError {
+    let path = dir.join(manifest::FILE_NAME);
+    match error {
+        ManifestError::OtherFormat(written) => {
+            DataDirError::OtherFormat { path: dir.into(), written }
+        }
+        ManifestError::Broken(why) => DataDirError::Manifest { path, why },
+        ManifestError::Io(error) if error.kind() == io::ErrorKind::InvalidData => {
+            DataDirError::Manifest { path, why: "it is not text, so it is damaged".into() }
+        }
+        ManifestError::Io(error) => DataDirError::from_io(&path, error),
+    }
+}
+
+fn remove_leftovers(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let ours = name == manifest::TEMPORARY_NAME || name.to_str().is_some_and(is_leftover);
+        if ours {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes what was created or renamed in a directory survive a power cut.
+pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

@@ -1,0 +1,246 @@
+//! What can be wrong with a data directory, each as a sentence for the operator
+//! that names the path and says what to do.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::FORMAT;
+use crate::recover::Damage;
+use crate::segment::HeaderError;
+
+/// Why a data directory cannot be opened or written.
+#[derive(Debug)]
+pub enum DataDirError {
+    /// A running server holds it.
+    Locked {
+        /// The data directory.
+        path: PathBuf,
+        /// The process that holds it, when it said so.
+        pid: Option<u32>,
+    },
+    /// The file system is mounted read-only.
+    ReadOnly {
+        /// What could not be written.
+        path: PathBuf,
+    },
+    /// This user may not write it.
+    NotWritable {
+        /// What could not be written.
+        path: PathBuf,
+    },
+    /// The path, or a part of it, is something else than a directory.
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A directory that something else lives in.
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// One name found in it.
+        found: String,
+    },
+    /// Written in a format that this version does not read.
+    OtherFormat {
+        /// The data directory.
+        path: PathBuf,
+        /// Its format.
+        written: u32,
+    },
+    /// Written for another number of shards.
+    OtherShards {
+        /// The data directory.
+        path: PathBuf,
+        /// The number it was written for.
+        written: u16,
+        /// The number asked for now.
+        asked: u16,
+    },
+    /// The manifest is not one, or is damaged.
+    Manifest {
+        /// The manifest.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The manifest names a shard whose directory is gone.
+    ShardMissing {
+        /// The directory that should be there.
+        path: PathBuf,
+    },
+    /// An option that cannot be.
+    Options {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// No space is left.
+    Full {
+        /// What could not be written.
+        path: PathBuf,
+    },
+    /// Anything else the system said.
+    Io {
+        /// What was being worked on.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl DataDirError {
+    /// Gives what the system said its name.
+    pub fn from_io(path: &Path, error: io::Error) -> DataDirError {
+        let path = path.to_path_buf();
+        match error.raw_os_error() {
+            Some(libc::EROFS) => DataDirError::ReadOnly { path },
+            Some(libc::EACCES | libc::EPERM) => DataDirError::NotWritable { path },
+            Some(libc::ENOTDIR) => DataDirError::NotADirectory { path },
+            Some(libc::ENOSPC | libc::EDQUOT) => DataDirError::Full { path },
+            _ => DataDirError::Io { path, error },
+        }
+    }
+}
+
+impl fmt::Display for DataDirError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DataDirError::Locked { path, pid } => {
+                write!(f, "the data directory {} is in use by ", path.display())?;
+                match pid {
+                    Some(pid) => write!(f, "the server with process id {pid}")?,
+                    None => f.write_str("another process")?,
+                }
+                f.write_str("; stop it or choose another directory")
+            }
+            DataDirError::ReadOnly { path } => write!(
+                f,
+                "{} is on a file system that is mounted read-only; mount it writable or choose \
+                 another data directory",
+                path.display()
+            ),
+            DataDirError::NotWritable { path } => write!(
+                f,
+                "this user may not write {}; change its owner or permissions, or choose another \
+                 data directory",
+                path.display()
+            ),
+            DataDirError::NotADirectory { path } => write!(
+                f,
+                "{} is not a directory, or a part of its path is none; choose another data \
+                 directory",
+                path.display()
+            ),
+            DataDirError::Foreign { path, found } => write!(
+                f,
+                "{} has no {} but holds other things, for example {found}; choose an empty or new \
+                 directory, or bring the manifest back from a backup",
+                path.display(),
+                crate::manifest::FILE_NAME
+            ),
+            DataDirError::OtherFormat { path, written } => write!(
+                f,
+                "the data directory {} has format {written} and this version reads format \
+                 {FORMAT}; run the version that wrote it or a newer one",
+                path.display()
+            ),
+            DataDirError::OtherShards { path, written, asked } => write!(
+                f,
+                "the data directory {} was written for {written} shards and {asked} are asked \
+                 for; start with --shards {written}",
+                path.display()
+            ),
+            DataDirError::Manifest { path, why } => write!(
+                f,
+                "{} cannot be used: {why}; bring it back from a backup, docs/DURABILITY.md says \
+                 what else can be done",
+                path.display()
+            ),
+            DataDirError::ShardMissing { path } => write!(
+                f,
+                "{} is missing, and with it the messages of one shard; bring it back from where \
+                 it was moved or from a backup, docs/DURABILITY.md says what else can be done",
+                path.display()
+            ),
+            DataDirError::Options { why } => f.write_str(why),
+            DataDirError::Full { path } => write!(
+                f,
+                "no space is left for {}; free some or choose another data directory",
+                path.display()
+            ),
+            DataDirError::Io { path, error } => {
+                write!(f, "{} could not be used: {error}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for DataDirError {}
+
+/// Why a shard's log cannot be read back. Booting on would lose messages.
+#[derive(Debug)]
+pub enum RecoverError {
+    /// What had been acknowledged is not what it was.
+    Damage {
+        /// The segment's file.
+        path: PathBuf,
+        /// Where and what.
+        damage: Damage,
+    },
+    /// A segment is not there although later ones are.
+    MissingSegment {
+        /// The file that should be there.
+        path: PathBuf,
+    },
+    /// A segment's file does not begin as it must.
+    Header {
+        /// The segment's file.
+        path: PathBuf,
+        /// What is wrong.
+        why: HeaderError,
+    },
+    /// A segment's file is longer or shorter than it was made.
+    WrongSize {
+        /// The segment's file.
+        path: PathBuf,
+        /// Its length, bytes.
+        found: u64,
+        /// The length it was made with, bytes.
+        expected: u64,
+    },
+    /// The system said no.
+    Io {
+        /// What was being worked on.
+        path: PathBuf,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for RecoverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecoverError::Damage { path, damage } => {
+                write!(f, "{}: {damage}; nothing was changed", path.display())?;
+            }
+            RecoverError::MissingSegment { path } => write!(
+                f,
+                "{} is missing although later parts of the log are there; bring it back from where \
+                 it was moved or from a backup",
+                path.display()
+            )?,
+            RecoverError::Header { path, why } => write!(f, "{} {why}", path.display())?,
+            RecoverError::WrongSize { path, found, expected } => write!(
+                f,
+                "{} is {found} bytes long instead of {expected}; it was cut or copied incompletely",
+                path.display()
+            )?,
+            RecoverError::Io { path, error } => {
+                return write!(f, "{} could not be read back: {error}", path.display());
+            }
+        }
+        f.write_str("; docs/DURABILITY.md says what can be done")
+    }
+}
+
+impl std::error::Error for RecoverError {}

@@ -1,0 +1,170 @@
+//! The open segment files of one shard while it runs.
+//!
+//! A segment is allocated and zeroed ahead of need: overwriting zeroes costs no
+//! journal commit, growing a file costs one with every write (135 against
+//! 500 µs on ext4). It gets its name only when it is complete, so a crash never
+//! leaves half a segment.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::data_dir::sync_dir;
+use super::probe::DirectMode;
+use super::shard_dir::ShardDir;
+use super::sys;
+use crate::segment::{self, SegmentHeader};
+use crate::{BLOCK, BLOCK_LSN, Lsn};
+
+/// Zeroes are written in pieces of this size, so that a commit of another shard
+/// never waits behind a whole segment.
+const ZERO_BYTES: usize = 1 << 20;
+
+/// The open segment files of one shard.
+pub struct Segments {
+    dir: ShardDir,
+    mode: DirectMode,
+    /// By segment number, without a gap, from 0.
+    files: Vec<File>,
+}
+
+/// A job: make the next segment. [`Prepare::run`] it on a helper thread, then
+/// [`Segments::adopt`] what comes back.
+pub struct Prepare {
+    dir: ShardDir,
+    mode: DirectMode,
+    index: u64,
+}
+
+/// A segment that is ready.
+pub struct Prepared {
+    index: u64,
+    file: File,
+}
+
+impl Segments {
+    pub(super) fn open(
+        dir: &ShardDir,
+        indexes: &[u64],
+        end: Lsn,
+        mode: DirectMode,
+    ) -> io::Result<Segments> {
+        let mut segments = Segments { dir: dir.clone(), mode, files: Vec::new() };
+        for (expected, &index) in (0..).zip(indexes) {
+            if index != expected {
+                return Err(io::Error::other("a segment went missing after recovery"));
+            }
+            segments.files.push(open(&dir.segment_path(index), mode)?);
+        }
+        while segments.first_missing() <= segment::index(end, dir.segment_bytes) {
+            let prepared = segments.prepare(segments.first_missing()).run()?;
+            segments.adopt(prepared);
+        }
+        Ok(segments)
+    }
+
+    /// How these files are written and synced.
+    pub fn mode(&self) -> DirectMode {
+        self.mode
+    }
+
+    /// The file that holds `lsn` and the offset in it, for reading and writing;
+    /// `None` when that segment is not there. The descriptor stays open as long
+    /// as this value lives.
+    pub fn locate(&self, lsn: Lsn) -> Option<(RawFd, u64)> {
+        let index = segment::index(lsn, self.dir.segment_bytes);
+        let file = self.files.get(usize::try_from(index).ok()?)?;
+        Some((file.as_raw_fd(), segment::file_offset(lsn, self.dir.segment_bytes)))
+    }
+
+    /// The segment to make next, once the one that holds `end` is half full.
+    /// Answers the same until it is adopted: the caller runs one job at a time,
+    /// and may ask again after a failure.
+    pub fn wants_next(&self, end: Lsn) -> Option<Prepare> {
+        let missing = self.first_missing();
+        let half = segment::base(missing, self.dir.segment_bytes)
+            .saturating_sub(self.dir.segment_bytes / 2);
+        (end >= half).then(|| self.prepare(missing))
+    }
+
+    /// Takes a segment that is ready.
+    ///
+    /// # Panics
+    /// When it is not the next one.
+    pub fn adopt(&mut self, prepared: Prepared) {
+        assert_eq!(prepared.index, self.first_missing(), "segments come one after the other");
+        self.files.push(prepared.file);
+    }
+
+    /// Whether everything before `lsn_end` has a file to be written to.
+    pub fn has_space_for(&self, lsn_end: Lsn) -> bool {
+        lsn_end <= segment::base(self.first_missing(), self.dir.segment_bytes)
+    }
+
+    fn first_missing(&self) -> u64 {
+        self.files.len() as u64
+    }
+
+    fn prepare(&self, index: u64) -> Prepare {
+        Prepare { dir: self.dir.clone(), mode: self.mode, index }
+    }
+}
+
+impl Prepare {
+    /// Makes the segment: allocates, zeroes, syncs, names it. Blocks for as long
+    /// as the disk takes.
+    ///
+    /// # Errors
+    /// What the system said, most likely that no space is left. Nothing is left
+    /// behind then, and the job may be tried again.
+    pub fn run(self) -> io::Result<Prepared> {
+        let path = self.dir.segment_path(self.index);
+        let temporary = path.with_extension("log.tmp");
+        let header = self.dir.header(self.index);
+        let made = fill(&temporary, &header, self.mode).and_then(|file| {
+            fs::rename(&temporary, &path)?;
+            sync_dir(&self.dir.path)?;
+            Ok(file)
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&temporary); // otherwise the next boot does
+        }
+        Ok(Prepared { index: self.index, file: made? })
+    }
+}
+
+fn open(path: &Path, mode: DirectMode) -> io::Result<File> {
+    fs::OpenOptions::new().read(true).write(true).custom_flags(mode.open_flags()).open(path)
+}
+
+/// A whole segment under its temporary name, on the disk.
+fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<File> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(mode.open_flags())
+        .open(path)?;
+    let end = segment::file_bytes(header.segment_bytes);
+    sys::allocate(&file, end)?;
+    let mut memory = vec![0; ZERO_BYTES + BLOCK];
+    let start = memory.as_ptr().align_offset(BLOCK);
+    let zeroes = &mut memory[start..start + ZERO_BYTES];
+    zeroes[..BLOCK].copy_from_slice(&header.encode());
+    file.write_all_at(&zeroes[..BLOCK], 0)?;
+    zeroes[..BLOCK].fill(0);
+    let mut at = BLOCK_LSN;
+    while at < end {
+        let len = zeroes.len().min((end - at) as usize);
+        file.write_all_at(&zeroes[..len], at)?;
+        at += len as u64;
+    }
+    file.sync_all()?;
+    if !mode.is_direct() {
+        sys::drop_cached(&file);
+    }
+    Ok(file)
+}

@@ -1,0 +1,53 @@
+//! The four system calls that the standard library does not have.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// A random number from the kernel.
+pub(super) fn random() -> io::Result<u64> {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the pointer and length name a live buffer of our own.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // Up to 256 bytes come whole or not at all once the kernel is seeded.
+    if got != bytes.len() as isize {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+/// Reserves the file's blocks, so that a full disk shows now and the extents
+/// are few. A file system that cannot is fine: the blocks come with the zeroes.
+pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: a plain call on a descriptor that lives as long as `file`.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(()),
+        _ => Err(error),
+    }
+}
+
+/// Gives the file's cached pages back. Only advice, so the answer is ignored.
+pub(super) fn drop_cached(file: &File) {
+    // SAFETY: a plain call on a descriptor that lives as long as `file`.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// Writes all of `bytes` and makes them durable in the same call.
+pub(super) fn write_dsync(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+    // SAFETY: one iovec that names a live buffer; a write only reads from it.
+    let wrote =
+        unsafe { libc::pwritev2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_DSYNC) };
+    match wrote {
+        -1 => Err(io::Error::last_os_error()),
+        n if n as usize == bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
+}
