@@ -1,1 +1,244 @@
-//! One core's brain: users, inboxes, sessions; takes inputs, gives back effects, does no I/O
+//! One core's brain: sessions, users, inboxes. `handle(now, input, &mut out)`.
+//!
+//! It takes one input at a time and gives back what it wants done. It does no
+//! I/O, reads no clock, starts no thread, draws no randomness and holds no
+//! `async`: production and the simulator call the same struct, and the same
+//! inputs give the same outputs.
+//!
+//! Modules are listed in the order in which a message meets them.
+#![forbid(unsafe_code)]
+
+pub mod io;
+
+mod session;
+
+mod packet;
+mod request;
+
+pub mod hop;
+mod route;
+
+mod dedup;
+mod inbox;
+mod user;
+
+mod commit;
+mod deliver;
+mod receipt;
+
+mod hlc;
+mod timer;
+
+pub mod metrics;
+mod replay;
+
+pub use dedup::Numbering;
+pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
+pub use replay::Replay;
+pub use user::KeyHasher;
+
+use commit::{Durables, Gate};
+use hlc::Hlc;
+use hop::{Hop, Outbox, Parcel, ReplyTo};
+use inbox::Receipt;
+use metrics::Metrics;
+use session::Sessions;
+use timer::Deadlines;
+use user::Users;
+use wal::Log;
+use wire::id::ShardId;
+
+/// What a shard must know of its place and its bounds.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// This shard.
+    pub shard: ShardId,
+    /// How many shards the node has.
+    pub shards: u16,
+    /// This node, part of message ids.
+    pub node: u16,
+    /// Users this shard may know; further ones are refused with Busy.
+    pub users_max: usize,
+    /// Messages one inbox may hold.
+    pub inbox_messages_max: usize,
+    /// Log bytes one inbox may hold.
+    pub inbox_bytes_max: u64,
+    /// Time a connection has to say something valid, milliseconds.
+    pub handshake_ms: u64,
+}
+
+/// The state of one shard. [`Shard::handle`] is the only way to change it.
+pub struct Shard {
+    options: Options,
+    hasher: KeyHasher,
+    salt: u64,
+    sessions: Sessions,
+    users: Users,
+    log: Log,
+    gate: Gate,
+    durables: Durables,
+    outbox: Outbox,
+    hlc: Hlc,
+    handshakes: Deadlines,
+    metrics: Metrics,
+    /// Grows whenever something that was blocked may fit now.
+    room_epoch: u64,
+    storage_full: bool,
+    draining: bool,
+    /// For bodies that are put together from parts.
+    scratch: Vec<u8>,
+}
+
+impl Shard {
+    fn new(options: Options, hasher: KeyHasher, salt: u64, log: Log) -> Shard {
+        assert!(options.shard < options.shards, "a shard is one of its node's shards");
+        Shard {
+            sessions: Sessions::default(),
+            users: Users::new(options.users_max),
+            log,
+            gate: Gate::default(),
+            durables: Durables::default(),
+            outbox: Outbox::new(options.shards),
+            hlc: Hlc::new(options.node, options.shard),
+            handshakes: Deadlines::new(options.handshake_ms),
+            metrics: Metrics::new(),
+            room_epoch: 0,
+            storage_full: false,
+            draining: false,
+            scratch: Vec::new(),
+            options,
+            hasher,
+            salt,
+        }
+    }
+
+    /// Takes one input; what it leads to is appended to `out` and to the
+    /// parcels. [`Outcome::Blocked`] and [`Outcome::Move`] leave everything as
+    /// it was; only packets, frames and hops can have them.
+    pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Effects) -> Outcome {
+        let outcome = match input {
+            Input::V1 { conn, packet } => self.packet(now, conn, &packet, out),
+            Input::V2 { conn, request } => self.request(now, conn, &request, out),
+            Input::Hop { from, hop, bytes } => self.hop(now, from, hop, bytes, out),
+            other => {
+                self.notice(now, other, out);
+                Outcome::Taken
+            }
+        };
+        self.metrics.counters.blocked += u64::from(outcome == Outcome::Blocked);
+        outcome
+    }
+
+    /// Inputs that are always taken.
+    fn notice(&mut self, now: Now, input: Input<'_>, out: &mut Effects) {
+        match input {
+            Input::Opened { conn } => self.opened(now, conn),
+            Input::V1Bad { conn } => self.bad_v1(conn, out),
+            Input::V2Bad { conn, wrong } => self.bad_v2(conn, wrong, out),
+            Input::Drained { conn } => self.drained(now, conn, out),
+            Input::Closed { conn } => self.closed(now, conn),
+            Input::Written { lsn, ok } => self.written(now, lsn, ok, out),
+            Input::Read { conn, lsn, bytes } => self.read(now, conn, lsn, bytes, out),
+            Input::Storage { full } => self.storage(full),
+            Input::Tick => self.close_late_handshakes(now, out),
+            Input::Drain => self.drain(now, out),
+            Input::V1 { .. } | Input::V2 { .. } | Input::Hop { .. } => {
+                unreachable!("handled by the caller")
+            }
+        }
+    }
+
+    fn storage(&mut self, full: bool) {
+        self.storage_full = full;
+        self.metrics.counters.storage_full = u64::from(full);
+        self.room_epoch += 1;
+    }
+
+    fn hop(
+        &mut self,
+        now: Now,
+        from: ShardId,
+        hop: &Hop,
+        bytes: &[u8],
+        out: &mut Effects,
+    ) -> Outcome {
+        match *hop {
+            Hop::Post(ref post) => return self.accept(now, &route::with_bytes(post, bytes), out),
+            Hop::Posted { reply, to, send_seq, posted } => {
+                self.tell(reply.conn, to.of(bytes), send_seq, posted, out);
+            }
+            Hop::Status { reply, user, key } => self.answer_status(reply, user.of(bytes), key),
+            Hop::StatusIs { reply, user, online, last_seen_s } => {
+                self.tell_status(reply.conn, user.of(bytes), online, last_seen_s, out);
+            }
+            Hop::Receipt { from_key, device, send_seq, id, to } => {
+                let receipt = Receipt { inbox_seq: 0, from_key, device, send_seq, id };
+                self.receipt_arrived(&receipt, to.of(bytes), out);
+            }
+        }
+        if hop.is_reply() {
+            self.outbox.answered(from);
+            self.room_epoch += 1;
+        }
+        Outcome::Taken
+    }
+
+    fn answer_status(&mut self, reply: ReplyTo, user: &[u8], key: wire::id::UserKey) {
+        let (online, last_seen_s) = self.status(key);
+        self.outbox.push(reply.shard, |parcel| Hop::StatusIs {
+            reply,
+            user: parcel.put(user),
+            online,
+            last_seen_s,
+        });
+    }
+
+    /// The parcel for another shard, if there is anything in it. The caller
+    /// takes it with [`Shard::take_parcel`] when the mesh has room.
+    pub fn has_parcel(&self, to: ShardId) -> bool {
+        !self.outbox.parcels[usize::from(to)].is_empty()
+    }
+
+    /// Takes the parcel for `to` and leaves `spare`, an empty one, in its place.
+    pub fn take_parcel(&mut self, to: ShardId, spare: Parcel) -> Parcel {
+        debug_assert!(spare.is_empty());
+        self.room_epoch += 1;
+        std::mem::replace(&mut self.outbox.parcels[usize::from(to)], spare)
+    }
+
+    /// Moves whenever something that was [`Outcome::Blocked`] may fit.
+    pub fn room_epoch(&self) -> u64 {
+        self.room_epoch
+    }
+
+    /// The next write the log wants, if its pipeline allows one now.
+    pub fn next_write(&mut self) -> Option<wal::Write> {
+        self.log.next_write()
+    }
+
+    /// The log: what to write, how far it is durable.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Which shard owns the user with this name.
+    pub fn owner_of(&self, name: &[u8]) -> ShardId {
+        self.hasher.key(name).owner(self.options.shards)
+    }
+
+    /// Counters and histograms; gauges are brought up to date first.
+    pub fn metrics(&mut self) -> &Metrics {
+        self.metrics.counters.users = self.users.len() as u64;
+        &self.metrics
+    }
+
+    /// Every user of this shard with what waits: name, first and last inbox
+    /// seq of what waits (last below first when nothing does). For tools and
+    /// the simulator.
+    pub fn inboxes(&self) -> impl Iterator<Item = (&[u8], u64, u64)> {
+        self.users.iter().map(|user| {
+            let first = user.inbox.as_ref().map_or(1, |inbox| inbox.first_seq());
+            (&user.name[..], first, user.last_seq())
+        })
+    }
+}

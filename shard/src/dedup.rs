@@ -1,0 +1,170 @@
+//! Exactly once, in order: one number per (sending device, inbox).
+//!
+//! Protocol v2 numbers its sends 1, 2, 3 …; the next number is accepted, a
+//! lower one is known already, a higher one tells that something is missing.
+//! Protocol v1's numbered send has no way to say *missing*, so there a window
+//! of 64 numbers accepts each of them once, in the order of arrival.
+
+use wire::id::UserKey;
+
+/// How a send's number is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbering {
+    /// No number: always new (v1 SEND and its relatives).
+    None,
+    /// v2: only the next one is new.
+    Next,
+    /// v2, after the sender gave up what lies between, or for a class whose
+    /// loss is allowed: any higher one is new.
+    Higher,
+    /// v1 SEND_SEQ: every number is new once.
+    Window,
+}
+
+impl Numbering {
+    /// How a logged message was numbered, for replay: it was accepted, so only
+    /// whether it moves the window or the last number matters.
+    pub(crate) fn of_record(device: u64, flags: u8) -> Numbering {
+        match (device, flags & RECORD_NUMBERED_V1) {
+            (0, 0) => Numbering::None,
+            (0, _) => Numbering::Window,
+            _ => Numbering::Higher,
+        }
+    }
+}
+
+/// Flag of a logged v1 message that carried a number; on the wire there is no
+/// such flag.
+pub(crate) const RECORD_NUMBERED_V1: u8 = 1 << 7;
+
+/// Names one sending device in the inbox of one recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PairKey(u128);
+
+impl PairKey {
+    pub(crate) fn new(from: UserKey, device: u64) -> PairKey {
+        // Multiplying by an odd number loses nothing modulo 2^128: two devices
+        // of one user never share a key.
+        const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        PairKey(from.0 ^ u128::from(device).wrapping_mul(ODD))
+    }
+
+    /// The key is a keyed hash already; its low half serves as one.
+    pub(crate) fn hash(self) -> u64 {
+        self.0 as u64
+    }
+}
+
+/// What an inbox remembers of one sending device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) key: PairKey,
+    /// Highest number accepted; 0 for none.
+    last: u64,
+    /// v1: bit k tells that `last - k` was accepted.
+    window: u64,
+}
+
+/// The judgement of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    New,
+    Known,
+    Gap { expected: u64 },
+}
+
+impl Pair {
+    pub(crate) fn new(key: PairKey) -> Pair {
+        Pair { key, last: 0, window: 0 }
+    }
+
+    pub(crate) fn judge(&self, numbering: Numbering, seq: u64) -> Verdict {
+        match numbering {
+            Numbering::None => Verdict::New,
+            Numbering::Window => self.judge_window(seq),
+            _ if seq <= self.last => Verdict::Known,
+            Numbering::Higher => Verdict::New,
+            Numbering::Next if seq == self.last + 1 => Verdict::New,
+            Numbering::Next => Verdict::Gap { expected: self.last + 1 },
+        }
+    }
+
+    fn judge_window(&self, seq: u64) -> Verdict {
+        if seq > self.last || self.window == 0 {
+            return Verdict::New;
+        }
+        let back = self.last - seq;
+        // Older than the window can tell: it may have been accepted, and a
+        // duplicate shown is worse than what v1 promises.
+        if back < 64 && self.window & (1 << back) == 0 { Verdict::New } else { Verdict::Known }
+    }
+
+    /// Takes note of an accepted number.
+    pub(crate) fn accept(&mut self, numbering: Numbering, seq: u64) {
+        match numbering {
+            Numbering::None => {}
+            Numbering::Next | Numbering::Higher => {
+                assert!(seq > self.last, "only a new number is accepted");
+                self.last = seq;
+            }
+            Numbering::Window => self.accept_window(seq),
+        }
+    }
+
+    fn accept_window(&mut self, seq: u64) {
+        if self.window == 0 {
+            (self.last, self.window) = (seq, 1);
+        } else if seq > self.last {
+            let ahead = seq - self.last;
+            self.window = if ahead < 64 { self.window << ahead | 1 } else { 1 };
+            self.last = seq;
+        } else {
+            self.window |= 1 << (self.last - seq);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds numbers and compares which were new.
+    #[track_caller]
+    fn check(numbering: Numbering, seqs: &[u64], expect: &[u64]) {
+        let mut pair = Pair::new(PairKey::new(UserKey(7), 1));
+        let mut new = Vec::new();
+        for &seq in seqs {
+            if pair.judge(numbering, seq) == Verdict::New {
+                pair.accept(numbering, seq);
+                new.push(seq);
+            }
+        }
+        assert_eq!(new, expect);
+    }
+
+    #[test]
+    fn next_takes_only_the_next() {
+        check(Numbering::Next, &[1, 1, 2, 4, 3, 2, 4], &[1, 2, 3, 4]);
+        let pair = Pair::new(PairKey::new(UserKey(7), 1));
+        assert_eq!(pair.judge(Numbering::Next, 3), Verdict::Gap { expected: 1 });
+    }
+
+    #[test]
+    fn higher_skips_forward_only() {
+        check(Numbering::Higher, &[2, 5, 5, 4, 6], &[2, 5, 6]);
+    }
+
+    #[test]
+    fn window_takes_each_once() {
+        check(Numbering::Window, &[5, 5, 3, 4, 6, 3, 6], &[5, 3, 4, 6]);
+        check(Numbering::Window, &[0, 0, 1], &[0, 1]);
+        check(Numbering::Window, &[1, 100, 36, 37, 37], &[1, 100, 37]);
+        check(Numbering::Window, &[u64::MAX, 1, u64::MAX], &[u64::MAX]);
+    }
+
+    #[test]
+    fn devices_of_one_user_differ() {
+        assert_ne!(PairKey::new(UserKey(1), 1), PairKey::new(UserKey(1), 2));
+        assert_ne!(PairKey::new(UserKey(1), 1), PairKey::new(UserKey(2), 1));
+    }
+}

@@ -1,0 +1,217 @@
+//! From the inbox to the connection: cursors, windows, catching up from disk.
+//!
+//! Nothing is queued for a connection. Whenever something may have changed
+//! (a message became visible, an acknowledgement came, the connection drained)
+//! the pump hands out what fits.
+
+use wal::Lsn;
+use wal::record::{Message, Record};
+use wire::limits::V1_WINDOW;
+use wire::{v1, v2};
+
+use crate::Shard;
+use crate::inbox::{Entry, Inbox, Receipt};
+use crate::io::{Conn, Effect, Effects, Now};
+use crate::metrics::Stage;
+use crate::session::{Kind, Session};
+use crate::user::{NO_SLOT, UserIndex};
+
+/// Bytes handed to a connection before it must have drained.
+const BURST_BYTES_MAX: u32 = 64 * 1024;
+/// Most bytes of one read of the log for a device that catches up.
+const READ_BYTES_MAX: u32 = 256 * 1024;
+/// A read bridges this much of other users' records between two entries.
+const READ_GAP_MAX: u64 = 16 * 1024;
+
+impl Shard {
+    /// Serves every connected device of a user.
+    pub(crate) fn pump_user(&mut self, now: Now, user: UserIndex, out: &mut Effects) {
+        for device in 0..self.users[user].devices.len() {
+            let slot = self.users[user].devices[device].slot;
+            if slot != NO_SLOT {
+                self.pump(now, slot, out);
+            }
+        }
+    }
+
+    /// Hands a connection what its window and its burst allow.
+    pub(crate) fn pump(&mut self, now: Now, slot: u32, out: &mut Effects) {
+        let session = self.sessions.at(slot);
+        if !session.is_logged_in() || session.reading {
+            return;
+        }
+        let user = &mut self.users[session.user];
+        let cursor = user.devices[usize::from(session.device)].cursor;
+        let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        let conn = Conn { slot, generation: session.generation };
+        while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
+            let Some(record) = self.log.get(entry.lsn, entry.len) else {
+                session.reading = true;
+                self.metrics.counters.reads += 1;
+                out.push(read_ahead(conn, inbox, seq, &entry));
+                return;
+            };
+            let message = expect_message(&record);
+            hand_out(now, conn, session, inbox, seq, message, out);
+            self.metrics.counters.delivered += 1;
+            let durable_ns = self.durables.when(entry.lsn + u64::from(entry.len));
+            if let Some(durable_ns) = durable_ns {
+                self.metrics.record(Stage::DurableToDelivered, durable_ns, now.mono_ns);
+            }
+        }
+    }
+
+    /// Bytes of the log arrived for a connection that catches up.
+    pub(crate) fn read(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        lsn: Lsn,
+        bytes: Option<&[u8]>,
+        out: &mut Effects,
+    ) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        session.reading = false;
+        if !session.is_logged_in() {
+            return;
+        }
+        let Some(bytes) = bytes else { return self.damaged(conn, lsn, out) };
+        let user = &mut self.users[session.user];
+        let cursor = user.devices[usize::from(session.device)].cursor;
+        let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
+            let Some(record) = record_at(bytes, lsn, &entry) else { break };
+            let Ok(Record::Message(message)) = wal::record::verify(record, self.salt, entry.lsn)
+            else {
+                return self.damaged(conn, entry.lsn, out);
+            };
+            hand_out(now, conn, session, inbox, seq, &message, out);
+            self.metrics.counters.delivered += 1;
+        }
+        self.pump(now, conn.slot, out);
+    }
+
+    /// What cannot be read is neither skipped nor called delivered: the
+    /// connection ends, the message stays, and the operator hears of it.
+    fn damaged(&mut self, conn: Conn, lsn: Lsn, out: &mut Effects) {
+        self.metrics.counters.damaged += 1;
+        out.push(Effect::Damaged { lsn });
+        self.goaway(conn, wire::refuse::Code::StorageFailed, 60_000, out);
+    }
+
+    pub(crate) fn drained(&mut self, now: Now, conn: Conn, out: &mut Effects) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        let was_full = session.burst >= BURST_BYTES_MAX;
+        session.burst = 0;
+        if was_full {
+            self.pump(now, conn.slot, out);
+        }
+    }
+}
+
+/// The next entry to hand out, or `None` when the inbox, the window or the
+/// burst is at its end. Moves over what the device has already.
+fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64, Entry)> {
+    // What every device has is burned; what this one has lies below its cursor.
+    session.sent = session.sent.max(inbox.first_seq() - 1).max(cursor);
+    loop {
+        if session.sent >= inbox.visible() || session.burst >= BURST_BYTES_MAX {
+            return None;
+        }
+        let unacknowledged = match session.kind {
+            Kind::V1 => session.outstanding.as_ref().map_or(0, |list| list.len() as u64),
+            _ => session.sent - cursor,
+        };
+        if unacknowledged >= u64::from(session.window) {
+            return None;
+        }
+        let seq = session.sent + 1;
+        let entry = *inbox.entry(seq).expect("visible entries are there");
+        if entry.is_hole() || session.kind == Kind::V1 && entry.acked_by_v1 {
+            session.sent = seq;
+            continue;
+        }
+        return Some((seq, entry));
+    }
+}
+
+fn expect_message<'a, 'b>(record: &'b Record<'a>) -> &'b Message<'a> {
+    match record {
+        Record::Message(message) => message,
+        _ => unreachable!("an inbox entry points at a message"),
+    }
+}
+
+/// The bytes of one entry's record inside what was read from `lsn` on.
+fn record_at<'a>(bytes: &'a [u8], lsn: Lsn, entry: &Entry) -> Option<&'a [u8]> {
+    let start = usize::try_from(entry.lsn.checked_sub(lsn)?).ok()?;
+    bytes.get(start..start.checked_add(entry.len as usize)?)
+}
+
+/// One read for as many of the following entries as lie close together.
+fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry) -> Effect {
+    let mut end = first.lsn + u64::from(first.len);
+    let mut next = seq + 1;
+    while let Some(entry) = inbox.entry(next) {
+        if entry.is_hole() {
+            break;
+        }
+        let entry_end = entry.lsn + u64::from(entry.len);
+        if entry.lsn > end + READ_GAP_MAX || entry_end > first.lsn + u64::from(READ_BYTES_MAX) {
+            break;
+        }
+        end = entry_end;
+        next += 1;
+    }
+    let len = (end - first.lsn) as u32;
+    Effect::Read { conn, lsn: first.lsn, len_min: first.len, len }
+}
+
+fn hand_out(
+    now: Now,
+    conn: Conn,
+    session: &mut Session,
+    inbox: &mut Inbox,
+    seq: u64,
+    message: &Message<'_>,
+    out: &mut Effects,
+) {
+    session.sent = seq;
+    if message.expires_ms != 0 && message.expires_ms <= now.wall_ms {
+        // Expired: a cumulative cursor passes over it, a v1 device never
+        // hears of it.
+        return;
+    }
+    let bytes = if session.kind == Kind::V1 {
+        let outstanding = session.outstanding.get_or_insert_default();
+        debug_assert!(outstanding.len() < V1_WINDOW as usize);
+        outstanding.push_back((message.id, seq));
+        out.send(conn, |bytes| v1::put_deliver(bytes, message.id, message.body))
+    } else {
+        out.send(conn, |bytes| put_deliver(bytes, seq, message))
+    };
+    session.burst = session.burst.saturating_add(bytes as u32);
+    if message.flags & v2::flag::WANTS_DELIVERED != 0 {
+        inbox.expect_receipt(Receipt {
+            inbox_seq: seq,
+            from_key: message.from_key,
+            device: message.device,
+            send_seq: message.send_seq,
+            id: message.id,
+        });
+    }
+}
+
+fn put_deliver(bytes: &mut Vec<u8>, seq: u64, message: &Message<'_>) {
+    let deliver = v2::Deliver {
+        inbox_seq: seq,
+        id: message.id,
+        flags: 0,
+        from_device: message.device,
+        send_seq: message.send_seq,
+        time_ms: message.time_ms,
+        from: message.from,
+        body: message.body,
+    };
+    v2::put_reply(bytes, &v2::Reply::Deliver(deliver));
+}

@@ -1,0 +1,187 @@
+//! One user's inbox: what waits, where it lies in the log, who sent what.
+//!
+//! Bodies are in the log. The inbox keeps 16 bytes for each waiting message
+//! and one number for each device that ever sent to it. Sequence numbers are
+//! contiguous: entry `i` has seq `first + i`.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashTable;
+use wal::Lsn;
+use wire::id::{MessageId, UserKey};
+
+use crate::dedup::{Pair, PairKey};
+
+/// Place of one waiting message in the log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) lsn: Lsn,
+    pub(crate) len: u32,
+    /// Protocol v1 acknowledges single messages, not a cursor.
+    pub(crate) acked_by_v1: bool,
+}
+
+const _: () = assert!(size_of::<Entry>() == 16, "a waiting message costs 16 bytes");
+
+impl Entry {
+    /// A number that was given out and never will be again.
+    const HOLE: Entry = Entry { lsn: 0, len: 0, acked_by_v1: true };
+
+    pub(crate) fn is_hole(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A *delivered* that its sender asked for, due when a device acknowledges.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) inbox_seq: u64,
+    pub(crate) from_key: UserKey,
+    pub(crate) device: u64,
+    pub(crate) send_seq: u64,
+    pub(crate) id: MessageId,
+}
+
+/// Receipts an inbox remembers; further ones are dropped.
+const RECEIPTS_MAX: usize = 4096;
+
+/// The inbox of one user.
+pub(crate) struct Inbox {
+    /// Seq of the first entry, or of the next one when there is none.
+    first: u64,
+    entries: VecDeque<Entry>,
+    /// Log bytes of all entries.
+    bytes: u64,
+    /// Highest seq that may be handed out: everything up to it is as durable
+    /// as its class asks for.
+    visible: u64,
+    pairs: HashTable<Pair>,
+    receipts: VecDeque<Receipt>,
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        Inbox {
+            first: 1,
+            entries: VecDeque::new(),
+            bytes: 0,
+            visible: 0,
+            pairs: HashTable::new(),
+            receipts: VecDeque::new(),
+        }
+    }
+}
+
+impl Inbox {
+    pub(crate) fn first_seq(&self) -> u64 {
+        self.first
+    }
+
+    /// Highest seq given out; 0 for none.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.first + self.entries.len() as u64 - 1
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn visible(&self) -> u64 {
+        self.visible
+    }
+
+    pub(crate) fn entry(&self, seq: u64) -> Option<&Entry> {
+        let at = usize::try_from(seq.checked_sub(self.first)?).ok()?;
+        self.entries.get(at)
+    }
+
+    /// Appends a message and returns its seq.
+    pub(crate) fn push(&mut self, lsn: Lsn, len: u32) -> u64 {
+        self.entries.push_back(Entry { lsn, len, acked_by_v1: false });
+        self.bytes += u64::from(len);
+        self.last_seq()
+    }
+
+    /// Everything up to `seq` may be handed out.
+    pub(crate) fn make_visible(&mut self, seq: u64) {
+        assert!(seq <= self.last_seq(), "only what is there becomes visible");
+        self.visible = self.visible.max(seq);
+    }
+
+    /// Continues the numbering after `seq`. What waits stays; the numbers in
+    /// between become holes that nobody gets.
+    pub(crate) fn raise_floor(&mut self, seq: u64) {
+        if self.entries.is_empty() {
+            self.first = self.first.max(seq + 1);
+        }
+        while self.last_seq() < seq {
+            self.entries.push_back(Entry::HOLE);
+        }
+        if self.visible + 1 == self.first {
+            self.visible = seq;
+        }
+    }
+
+    /// Marks one entry as acknowledged by the v1 device; `false` when it is
+    /// not waiting or was marked before.
+    pub(crate) fn mark_acked_by_v1(&mut self, seq: u64) -> bool {
+        let Some(at) = seq.checked_sub(self.first) else { return false };
+        match self.entries.get_mut(at as usize) {
+            Some(entry) if !entry.acked_by_v1 => {
+                entry.acked_by_v1 = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Removes everything up to and including `seq`; returns how many entries
+    /// and log bytes left.
+    pub(crate) fn burn(&mut self, seq: u64) -> (u64, u64) {
+        let (mut entries, mut bytes) = (0, 0);
+        while self.first <= seq {
+            let Some(entry) = self.entries.pop_front() else { break };
+            self.first += 1;
+            entries += u64::from(!entry.is_hole());
+            bytes += u64::from(entry.len);
+        }
+        self.bytes -= bytes;
+        if self.entries.is_empty() && self.entries.capacity() > 64 {
+            self.entries = VecDeque::new();
+        }
+        (entries, bytes)
+    }
+
+    pub(crate) fn pair(&self, key: PairKey) -> Pair {
+        *self.pairs.find(key.hash(), |pair| pair.key == key).unwrap_or(&Pair::new(key))
+    }
+
+    pub(crate) fn put_pair(&mut self, pair: Pair) {
+        let hash = pair.key.hash();
+        match self.pairs.find_mut(hash, |known| known.key == pair.key) {
+            Some(known) => *known = pair,
+            None => {
+                self.pairs.insert_unique(hash, pair, |pair| pair.key.hash());
+            }
+        }
+    }
+
+    pub(crate) fn expect_receipt(&mut self, receipt: Receipt) {
+        let known = self.receipts.back().is_some_and(|last| last.inbox_seq >= receipt.inbox_seq);
+        if !known && self.receipts.len() < RECEIPTS_MAX {
+            self.receipts.push_back(receipt);
+        }
+    }
+
+    /// The next receipt that an acknowledgement up to `seq` makes due.
+    pub(crate) fn pop_receipt(&mut self, seq: u64) -> Option<Receipt> {
+        if self.receipts.front()?.inbox_seq > seq {
+            return None;
+        }
+        self.receipts.pop_front()
+    }
+}

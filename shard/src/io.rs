@@ -1,0 +1,130 @@
+//! What goes into a shard and what comes out: the whole surface of the brain.
+//!
+//! Production and the simulator are two callers of the same [`crate::Shard`];
+//! everything either of them can do to it is a value of [`Input`], everything
+//! it wants done is a value of [`Effect`] or a [`crate::hop::Hop`] in a parcel.
+
+use wal::Lsn;
+use wire::id::ShardId;
+use wire::{v1, v2};
+
+use crate::hop::Hop;
+
+/// The time of one turn, read once by the caller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic clock, nanoseconds; comparable between the cores of a node.
+    pub mono_ns: u64,
+    /// Wall clock, unix milliseconds; may step in both directions.
+    pub wall_ms: u64,
+}
+
+/// A connection of this core. The generation makes a stale name harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Conn {
+    /// Index in the core's connection table; small and dense.
+    pub slot: u32,
+    /// Counts the connections this slot has held.
+    pub generation: u32,
+}
+
+/// One thing that happened.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "each variant says what its fields are")]
+pub enum Input<'a> {
+    /// A connection was accepted, or arrived from another core to log in here.
+    Opened { conn: Conn },
+    /// A packet of protocol v1.
+    V1 { conn: Conn, packet: v1::Packet<'a> },
+    /// Bytes that are no packet of protocol v1; the caller dropped them.
+    V1Bad { conn: Conn },
+    /// A frame of protocol v2.
+    V2 { conn: Conn, request: v2::Request<'a> },
+    /// Bytes that are no good frame of protocol v2.
+    V2Bad { conn: Conn, wrong: v2::Wrong },
+    /// Everything sent to this connection has left for the kernel.
+    Drained { conn: Conn },
+    /// The connection is gone, or moved to another core.
+    Closed { conn: Conn },
+    /// A message from another shard; spans refer to `bytes`.
+    Hop { from: ShardId, hop: &'a Hop, bytes: &'a [u8] },
+    /// A write of the log ended. `ok: false` poisons the shard.
+    Written { lsn: Lsn, ok: bool },
+    /// An [`Effect::Read`] ended; `None` when it failed.
+    Read { conn: Conn, lsn: Lsn, bytes: Option<&'a [u8]> },
+    /// The log has room ahead on disk again, or has not.
+    Storage { full: bool },
+    /// Time passed; sent a few times a second.
+    Tick,
+    /// The server stops: every connection is asked to leave.
+    Drain,
+}
+
+/// What became of an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Outcome {
+    /// Done.
+    Taken,
+    /// There is no room for it now and nothing has changed. Hand it in again
+    /// once [`crate::Shard::room_epoch`] has moved; until then stop reading
+    /// where it came from.
+    Blocked,
+    /// This login belongs to another shard: move the connection there with the
+    /// packet still unread.
+    Move(ShardId),
+}
+
+/// One thing to do. Ranges refer to [`Effects::bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant says what its fields are")]
+pub enum Effect {
+    /// Send these bytes to a connection.
+    Send { conn: Conn, start: usize, end: usize },
+    /// Close a connection, after what was sent to it has left.
+    Close { conn: Conn },
+    /// Read the log for a connection that catches up. The answer may be longer
+    /// or, at the end of a segment, shorter; it holds at least `len_min` bytes.
+    Read { conn: Conn, lsn: Lsn, len_min: u32, len: u32 },
+    /// A stored record does not check: the operator must know.
+    Damaged { lsn: Lsn },
+}
+
+/// What a shard wants done, gathered during a turn by the caller, who clears
+/// it when it has acted.
+#[derive(Default)]
+pub struct Effects {
+    /// The bytes that [`Effect::Send`] refers to.
+    pub bytes: Vec<u8>,
+    /// In order.
+    pub list: Vec<Effect>,
+}
+
+impl Effects {
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.list.clear();
+    }
+
+    /// Appends a send that `put` writes. Sends to one connection that follow
+    /// each other become one effect.
+    pub(crate) fn send(&mut self, conn: Conn, put: impl FnOnce(&mut Vec<u8>)) -> usize {
+        let start = self.bytes.len();
+        put(&mut self.bytes);
+        let end = self.bytes.len();
+        match self.list.last_mut() {
+            Some(Effect::Send { conn: last, end: last_end, .. })
+                if *last == conn && *last_end == start =>
+            {
+                *last_end = end;
+            }
+            _ => self.list.push(Effect::Send { conn, start, end }),
+        }
+        end - start
+    }
+
+    pub(crate) fn push(&mut self, effect: Effect) {
+        self.list.push(effect);
+    }
+}

@@ -1,0 +1,106 @@
+//! What a shard counts: plain numbers and HDR histograms, copied out once a
+//! second by the caller.
+
+use hdrhistogram::Histogram;
+
+/// Longest latency a histogram can hold, nanoseconds; longer ones count as it.
+pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
+
+/// The stages of a message's way through the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Stage {
+    /// Bytes received to record appended, hop between shards included.
+    ReceiveToAppend = 0,
+    /// Record appended to the fsync that covers it.
+    AppendToDurable = 1,
+    /// Durable to handed to a connected device, waiting for its window included.
+    DurableToDelivered = 2,
+    /// Bytes received to handed to a connected device.
+    EndToEnd = 3,
+}
+
+/// Every stage with its name in metrics and file names.
+pub const STAGES: [(Stage, &str); 4] = [
+    (Stage::ReceiveToAppend, "receive_to_append"),
+    (Stage::AppendToDurable, "append_to_durable"),
+    (Stage::DurableToDelivered, "durable_to_delivered"),
+    (Stage::EndToEnd, "end_to_end"),
+];
+
+/// Counters and gauges of one shard. Counters only grow.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Sessions logged in now.
+    pub sessions: u64,
+    /// Users known now, connected or not.
+    pub users: u64,
+    /// Messages waiting in inboxes now.
+    pub waiting_messages: u64,
+    /// Bytes of them, log records included.
+    pub waiting_bytes: u64,
+    /// Logins accepted.
+    pub logins: u64,
+    /// Logins refused.
+    pub logins_refused: u64,
+    /// Logins that took over from an older connection.
+    pub takeovers: u64,
+    /// Sends taken from clients of this shard.
+    pub sends: u64,
+    /// Messages appended to this shard's log.
+    pub appended: u64,
+    /// Messages known already by their number.
+    pub duplicates: u64,
+    /// Sends answered with GAP.
+    pub gaps: u64,
+    /// Sends refused, for whatever reason.
+    pub refused: u64,
+    /// Deliveries handed to connections, repeated ones included.
+    pub delivered: u64,
+    /// Entries that left inboxes because every device had them.
+    pub burned: u64,
+    /// Acknowledgements taken.
+    pub acks: u64,
+    /// Packets and frames that were none.
+    pub bad_packets: u64,
+    /// Connections closed because no login came in time.
+    pub handshake_timeouts: u64,
+    /// Reads of the log for devices that catch up.
+    pub reads: u64,
+    /// Hops sent to other shards.
+    pub hops: u64,
+    /// Inputs that found no room and were kept waiting.
+    pub blocked: u64,
+    /// Records that did not check when read back.
+    pub damaged: u64,
+    /// 1 when the log failed and the shard refuses everything.
+    pub poisoned: u64,
+    /// 1 while the disk is full.
+    pub storage_full: u64,
+}
+
+/// Counters and latency histograms of one shard.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Plain numbers.
+    pub counters: Counters,
+    /// Latencies in nanoseconds since the start, by [`Stage`].
+    pub latency_ns: [Histogram<u64>; 4],
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Metrics {
+        let histogram = || {
+            Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 3)
+                .expect("1 µs to 60 s with three digits is a valid histogram")
+        };
+        Metrics {
+            counters: Counters::default(),
+            latency_ns: [histogram(), histogram(), histogram(), histogram()],
+        }
+    }
+
+    pub(crate) fn record(&mut self, stage: Stage, from_ns: u64, to_ns: u64) {
+        self.latency_ns[stage as usize].saturating_record(to_ns.saturating_sub(from_ns));
+    }
+}

@@ -1,0 +1,137 @@
+//! Acknowledgements from devices: cursors move, entries burn, senders that
+//! asked hear *delivered*.
+
+use wal::record::Record;
+use wire::id::MessageId;
+use wire::v2;
+
+use crate::Shard;
+use crate::hop::Hop;
+use crate::inbox::Receipt;
+use crate::io::{Conn, Effects, Now, Outcome};
+use crate::session::Kind;
+use crate::user::{NO_SLOT, UserIndex};
+
+/// Log bytes of an acknowledgement.
+const ACK_LOG_BYTES: usize = 128;
+
+impl Shard {
+    /// v2: the device has everything up to and including `seq`.
+    pub(crate) fn ack_v2(&mut self, now: Now, conn: Conn, seq: u64, out: &mut Effects) -> Outcome {
+        if !self.log.is_poisoned() && !self.log.room(ACK_LOG_BYTES) {
+            return Outcome::Blocked;
+        }
+        let Some(session) = self.sessions.get(conn) else { return Outcome::Taken };
+        let (user, device, sent) = (session.user, usize::from(session.device), session.sent);
+        // Nobody can have what was not handed out.
+        let seq = seq.min(sent);
+        if seq > self.users[user].devices[device].cursor {
+            self.acknowledge(now, user, device, seq);
+            self.send_receipts(user, seq, out);
+            self.pump(now, conn.slot, out);
+        }
+        Outcome::Taken
+    }
+
+    /// v1: the device has the message with this id. Unknown ids are ignored.
+    pub(crate) fn ack_v1(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        id: MessageId,
+        out: &mut Effects,
+    ) -> Outcome {
+        if !self.log.is_poisoned() && !self.log.room(ACK_LOG_BYTES) {
+            return Outcome::Blocked;
+        }
+        let Some(session) = self.sessions.get(conn) else { return Outcome::Taken };
+        let Some(seq) = take_outstanding(session, id) else { return Outcome::Taken };
+        let (user, device) = (session.user, usize::from(session.device));
+        let record_device = self.users[user].devices[device].id;
+        let key = self.users[user].key;
+        if !self.users[user].inbox_mut().mark_acked_by_v1(seq) || self.log.is_poisoned() {
+            return Outcome::Taken;
+        }
+        self.metrics.counters.acks += 1;
+        self.append(now, &Record::Ack { key, device: record_device, seq, exact: true });
+        let cursor = self.users[user].advance_v1(device);
+        self.burn(user);
+        self.send_receipts(user, cursor, out);
+        self.pump(now, conn.slot, out);
+        Outcome::Taken
+    }
+
+    /// Moves a device's cursor up to `seq`, in the log and in memory.
+    pub(crate) fn acknowledge(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
+        // A poisoned log takes nothing more; after the restart the device says
+        // again what it has.
+        if self.log.is_poisoned() {
+            return;
+        }
+        self.metrics.counters.acks += 1;
+        let key = self.users[user].key;
+        let id = self.users[user].devices[device].id;
+        self.append(now, &Record::Ack { key, device: id, seq, exact: false });
+        self.users[user].devices[device].cursor = seq;
+        self.burn(user);
+    }
+
+    /// Removes what every device has.
+    pub(crate) fn burn(&mut self, user: UserIndex) {
+        let (entries, bytes) = self.users[user].burn();
+        let counters = &mut self.metrics.counters;
+        counters.burned += entries;
+        counters.waiting_messages -= entries;
+        counters.waiting_bytes -= bytes;
+    }
+
+    fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {
+        while let Some(inbox) = self.users[user].inbox.as_deref_mut()
+            && let Some(receipt) = inbox.pop_receipt(seq)
+        {
+            let name = std::mem::take(&mut self.users[user].name);
+            self.send_receipt(&receipt, &name, out);
+            self.users[user].name = name;
+        }
+    }
+
+    fn send_receipt(&mut self, receipt: &Receipt, to: &[u8], out: &mut Effects) {
+        let owner = receipt.from_key.owner(self.options.shards);
+        if owner == self.options.shard {
+            return self.receipt_arrived(receipt, to, out);
+        }
+        if self.outbox.has_room_for_optional(owner) {
+            self.outbox.push(owner, |parcel| Hop::Receipt {
+                from_key: receipt.from_key,
+                device: receipt.device,
+                send_seq: receipt.send_seq,
+                id: receipt.id,
+                to: parcel.put(to),
+            });
+        }
+    }
+
+    /// Tells the sender, if the device that sent it is connected.
+    pub(crate) fn receipt_arrived(&mut self, receipt: &Receipt, to: &[u8], out: &mut Effects) {
+        let Some(user) = self.users.find(receipt.from_key) else { return };
+        let user = &self.users[user];
+        let Some(position) = user.device_position(receipt.device) else { return };
+        let slot = user.devices[position].slot;
+        if slot == NO_SLOT {
+            return;
+        }
+        let session = self.sessions.at(slot);
+        if session.kind == Kind::V2 {
+            let conn = Conn { slot, generation: session.generation };
+            let delivered = v2::Reply::Delivered { seq: receipt.send_seq, id: receipt.id, to };
+            out.send(conn, |bytes| v2::put_reply(bytes, &delivered));
+        }
+    }
+}
+
+/// Removes a delivery from those a v1 connection owes an acknowledgement for.
+fn take_outstanding(session: &mut crate::session::Session, id: MessageId) -> Option<u64> {
+    let outstanding = session.outstanding.as_mut()?;
+    let at = outstanding.iter().position(|(known, _)| *known == id)?;
+    outstanding.remove(at).map(|(_, seq)| seq)
+}

@@ -1,0 +1,326 @@
+//! A message's way to its inbox: to this shard or another, judged there, and
+//! the answer's way back.
+
+use wal::record::{Message, Record};
+use wire::id::{Class, MessageId, UserKey};
+use wire::limits::NAME_BYTES_MAX;
+use wire::refuse::Code;
+use wire::v2;
+
+use crate::Shard;
+use crate::commit::Waiting;
+use crate::dedup::{Numbering, PairKey, RECORD_NUMBERED_V1, Verdict};
+use crate::hop::{Hop, Post, Posted, ReplyTo, Span};
+use crate::io::{Conn, Effects, Now, Outcome};
+use crate::metrics::Stage;
+use crate::session::{Kind, RETRY_MS};
+use crate::user::UserIndex;
+
+/// Log bytes of a message's record beyond its names and body.
+const RECORD_OVERHEAD: usize = 256;
+
+impl Shard {
+    /// Whether a post to this user with a body of this length finds room now.
+    pub(crate) fn has_room_to_post(&self, to: UserKey, body_bytes: usize) -> bool {
+        let owner = to.owner(self.options.shards);
+        let bytes = body_bytes + 2 * NAME_BYTES_MAX;
+        if owner == self.options.shard {
+            self.log.is_poisoned() || self.log.room(bytes + RECORD_OVERHEAD)
+        } else {
+            self.outbox.has_room(owner, bytes)
+        }
+    }
+
+    /// Sends a message towards its inbox; room was checked before.
+    pub(crate) fn post(&mut self, now: Now, post: &Post<&[u8]>, out: &mut Effects) {
+        self.metrics.counters.sends += 1;
+        let owner = post.to_key.owner(self.options.shards);
+        if owner == self.options.shard {
+            let outcome = self.accept(now, post, out);
+            assert!(outcome == Outcome::Taken, "room was checked before");
+            return;
+        }
+        self.metrics.counters.hops += 1;
+        self.outbox.push(owner, |parcel| {
+            let (to, from) = (parcel.put(post.to), parcel.put(post.from));
+            let body = parcel.put(post.body);
+            Hop::Post(with_spans(post, to, from, body))
+        });
+    }
+
+    /// Takes a message into an inbox of this shard, or says why not.
+    pub(crate) fn accept(&mut self, now: Now, post: &Post<&[u8]>, out: &mut Effects) -> Outcome {
+        if self.log.is_poisoned() {
+            return self.refuse(post, Code::StorageFailed, out);
+        }
+        let bytes = post.to.len() + post.from.len() + post.body.len() + RECORD_OVERHEAD;
+        if !self.log.room(bytes) {
+            return Outcome::Blocked;
+        }
+        let Some(user) = self.users.find_or_add(post.to_key, post.to) else {
+            return self.refuse(post, Code::Busy, out);
+        };
+        let key = PairKey::new(post.from_key, post.device);
+        match self.users[user].inbox_mut().pair(key).judge(post.numbering, post.send_seq) {
+            Verdict::New => self.accept_new(now, user, post, out),
+            Verdict::Known => self.accept_known(now, user, post, out),
+            Verdict::Gap { expected } => {
+                self.metrics.counters.gaps += 1;
+                let gap = Posted::Gap { expected };
+                self.reply(post.reply, post.to, post.send_seq, gap, out);
+            }
+        }
+        Outcome::Taken
+    }
+
+    /// It was taken before. That one may still be on its way to the disk, so
+    /// the answer waits for everything appended so far.
+    fn accept_known(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
+        self.metrics.counters.duplicates += 1;
+        let posted = match post.reply_kind() {
+            ReplyKind::Quiet => Posted::Quiet,
+            ReplyKind::Told => Posted::Sent { id: MessageId([0; 16]), class: post.class },
+        };
+        self.when_durable(now, user, post, posted, 0, out);
+    }
+
+    fn accept_new(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
+        if let Some(code) = post.refuse {
+            return self.consume(now, user, post, code, out);
+        }
+        let inbox = self.users[user].inbox_mut();
+        let is_full = inbox.len() >= self.options.inbox_messages_max
+            || inbox.bytes() + post.body.len() as u64 > self.options.inbox_bytes_max;
+        if is_full {
+            let _ = self.refuse(post, Code::InboxFull, out);
+        } else if self.storage_full {
+            let _ = self.refuse(post, Code::StorageFull, out);
+        } else {
+            self.store(now, user, post, out);
+        }
+    }
+
+    /// A permanent refusal takes up the number, durably.
+    fn consume(
+        &mut self,
+        now: Now,
+        user: UserIndex,
+        post: &Post<&[u8]>,
+        code: Code,
+        out: &mut Effects,
+    ) {
+        self.metrics.counters.refused += 1;
+        self.append(
+            now,
+            &Record::Consumed {
+                key: post.to_key,
+                name: post.to,
+                from_key: post.from_key,
+                device: post.device,
+                send_seq: post.send_seq,
+            },
+        );
+        self.note_number(user, post);
+        let posted = Posted::Refused { code, retry_after_ms: 0 };
+        self.when_durable(now, user, post, posted, 0, out);
+    }
+
+    fn store(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
+        let id = self.hlc.next_id(now.wall_ms);
+        let inbox_seq = self.users[user].inbox_mut().last_seq() + 1;
+        let appended = self.append(
+            now,
+            &Record::Message(Message {
+                key: post.to_key,
+                to: post.to,
+                inbox_seq,
+                id,
+                from: post.from,
+                from_key: post.from_key,
+                device: post.device,
+                send_seq: post.send_seq,
+                time_ms: now.wall_ms,
+                expires_ms: post.expires_ms,
+                class: post.class,
+                flags: record_flags(post),
+                body: post.body,
+            }),
+        );
+        self.note_number(user, post);
+        let seq = self.users[user].inbox_mut().push(appended.lsn, appended.len);
+        debug_assert_eq!(seq, inbox_seq);
+        let counters = &mut self.metrics.counters;
+        counters.appended += 1;
+        counters.waiting_messages += 1;
+        counters.waiting_bytes += u64::from(appended.len);
+        self.metrics.record(Stage::ReceiveToAppend, post.received_ns, now.mono_ns);
+        let posted = match post.reply_kind() {
+            ReplyKind::Quiet => Posted::Quiet,
+            ReplyKind::Told => Posted::Sent { id, class: post.class },
+        };
+        self.when_durable(now, user, post, posted, inbox_seq, out);
+    }
+
+    fn note_number(&mut self, user: UserIndex, post: &Post<&[u8]>) {
+        if post.numbering == Numbering::None {
+            return;
+        }
+        let inbox = self.users[user].inbox_mut();
+        let mut pair = inbox.pair(PairKey::new(post.from_key, post.device));
+        pair.accept(post.numbering, post.send_seq);
+        inbox.put_pair(pair);
+    }
+
+    /// Shows and answers a post once everything appended so far is durable;
+    /// at once when its class does not ask for that and nothing before it in
+    /// the inbox waits.
+    fn when_durable(
+        &mut self,
+        now: Now,
+        user: UserIndex,
+        post: &Post<&[u8]>,
+        posted: Posted,
+        inbox_seq: u64,
+        out: &mut Effects,
+    ) {
+        let is_next = self.users[user].inbox_mut().visible() + 1 == inbox_seq;
+        if post.class == Class::BestEffort && (inbox_seq == 0 || is_next) {
+            if inbox_seq > 0 {
+                self.make_visible(now, user, inbox_seq, post.received_ns, out);
+            }
+            self.reply(post.reply, post.to, post.send_seq, posted, out);
+            return;
+        }
+        self.gate.push(Waiting {
+            until: self.log.end(),
+            reply: post.reply,
+            user,
+            send_seq: post.send_seq,
+            posted,
+            inbox_seq,
+            received_ns: post.received_ns,
+            appended_ns: now.mono_ns,
+        });
+    }
+
+    fn refuse(&mut self, post: &Post<&[u8]>, code: Code, out: &mut Effects) -> Outcome {
+        self.metrics.counters.refused += 1;
+        let posted = Posted::Refused { code, retry_after_ms: RETRY_MS };
+        self.reply(post.reply, post.to, post.send_seq, posted, out);
+        Outcome::Taken
+    }
+
+    /// Answers about a recipient of this shard by its place in the table.
+    pub(crate) fn reply_about_user(
+        &mut self,
+        reply: ReplyTo,
+        user: UserIndex,
+        send_seq: u64,
+        posted: Posted,
+        out: &mut Effects,
+    ) {
+        let name = std::mem::take(&mut self.users[user].name);
+        self.reply(reply, &name, send_seq, posted, out);
+        self.users[user].name = name;
+    }
+
+    fn reply(
+        &mut self,
+        reply: ReplyTo,
+        to: &[u8],
+        send_seq: u64,
+        posted: Posted,
+        out: &mut Effects,
+    ) {
+        if reply.shard == self.options.shard {
+            self.tell(reply.conn, to, send_seq, posted, out);
+            return;
+        }
+        self.outbox.push(reply.shard, |parcel| {
+            let to = if posted == Posted::Quiet { parcel.put(&[]) } else { parcel.put(to) };
+            Hop::Posted { reply, to, send_seq, posted }
+        });
+    }
+
+    /// Tells the connection that sent it, if it is still there and cares.
+    pub(crate) fn tell(
+        &mut self,
+        conn: Conn,
+        to: &[u8],
+        send_seq: u64,
+        posted: Posted,
+        out: &mut Effects,
+    ) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        if session.kind != Kind::V2 {
+            return;
+        }
+        let reply = match posted {
+            Posted::Quiet => return,
+            Posted::Sent { id, class } => v2::Reply::Sent { seq: send_seq, id, class, to },
+            Posted::Gap { expected } => v2::Reply::Gap { expected, to },
+            Posted::Refused { code, retry_after_ms } => {
+                v2::Reply::Refused { seq: send_seq, code: code as u16, retry_after_ms, to }
+            }
+        };
+        out.send(conn, |bytes| v2::put_reply(bytes, &reply));
+    }
+}
+
+/// The wire's flags that matter after the append, and how it was numbered.
+fn record_flags(post: &Post<&[u8]>) -> u8 {
+    let numbered = if post.numbering == Numbering::Window { RECORD_NUMBERED_V1 } else { 0 };
+    post.flags & v2::flag::WANTS_DELIVERED | numbered
+}
+
+/// Whether the sender hears what became of a post.
+enum ReplyKind {
+    Quiet,
+    Told,
+}
+
+impl Post<&[u8]> {
+    fn reply_kind(&self) -> ReplyKind {
+        if self.device == 0 { ReplyKind::Quiet } else { ReplyKind::Told }
+    }
+}
+
+/// The same post with its names and body as spans of a parcel.
+fn with_spans(post: &Post<&[u8]>, to: Span, from: Span, body: Span) -> Post<Span> {
+    Post {
+        to,
+        from,
+        body,
+        to_key: post.to_key,
+        from_key: post.from_key,
+        device: post.device,
+        send_seq: post.send_seq,
+        numbering: post.numbering,
+        class: post.class,
+        flags: post.flags,
+        expires_ms: post.expires_ms,
+        refuse: post.refuse,
+        reply: post.reply,
+        received_ns: post.received_ns,
+    }
+}
+
+/// The post that a hop carries, with its names and body out of the parcel.
+pub(crate) fn with_bytes<'a>(post: &Post<Span>, bytes: &'a [u8]) -> Post<&'a [u8]> {
+    Post {
+        to: post.to.of(bytes),
+        from: post.from.of(bytes),
+        body: post.body.of(bytes),
+        to_key: post.to_key,
+        from_key: post.from_key,
+        device: post.device,
+        send_seq: post.send_seq,
+        numbering: post.numbering,
+        class: post.class,
+        flags: post.flags,
+        expires_ms: post.expires_ms,
+        refuse: post.refuse,
+        reply: post.reply,
+        received_ns: post.received_ns,
+    }
+}

@@ -1,0 +1,406 @@
+//! Sessions: what the shard knows of each connection, and logging in and out.
+//!
+//! A session holds no messages, only how far into the inbox its connection
+//! has been served.
+
+use std::collections::VecDeque;
+
+use wal::record::Record;
+use wire::id::{MessageId, UserKey};
+use wire::limits::{BODY_BYTES_MAX, CREDIT_MAX, DEVICES_MAX, V1_WINDOW, V2_FRAME_BYTES_MAX};
+use wire::refuse::Code;
+use wire::{v1, v2};
+
+use crate::Shard;
+use crate::io::{Conn, Effect, Effects, Now, Outcome};
+use crate::user::{Device, NO_SLOT, UserIndex};
+
+/// How far beyond the inbox's last seq a device's cursor may be: what a crash
+/// can have cost of best-effort messages.
+const FLOOR_JUMP_MAX: u64 = 1 << 17;
+/// Log bytes that must be free before a login is looked at.
+const LOGIN_LOG_BYTES: usize = 2048;
+/// A client that was refused for load comes back after this long.
+pub(crate) const RETRY_MS: u32 = 1_000;
+
+/// What a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The slot is free.
+    Free,
+    /// Connected, nothing valid received yet.
+    Fresh,
+    /// Protocol v1, not logged in.
+    Anonymous,
+    /// Logged in with protocol v1.
+    V1,
+    /// Logged in with protocol v2.
+    V2,
+    /// Protocol v1, and a newer login took over: stays open, gets nothing.
+    Replaced,
+    /// Told to go; whatever it still says is ignored.
+    Leaving,
+}
+
+/// One connection's session.
+pub(crate) struct Session {
+    pub(crate) generation: u32,
+    pub(crate) kind: Kind,
+    /// Index of the device among its user's.
+    pub(crate) device: u8,
+    /// Bad packets since the last good one.
+    pub(crate) bad: u8,
+    /// A read of the log is under way for it.
+    pub(crate) reading: bool,
+    /// v1: entries posted of a batch that did not find room for all of them.
+    pub(crate) batch_done: u16,
+    pub(crate) user: UserIndex,
+    /// Deliveries that may be unacknowledged.
+    pub(crate) window: u32,
+    /// Bytes of deliveries handed out since the connection was last drained.
+    pub(crate) burst: u32,
+    /// Highest inbox seq handed to the connection.
+    pub(crate) sent: u64,
+    /// v1: deliveries not yet acknowledged, oldest first.
+    #[allow(clippy::box_collection, reason = "8 bytes instead of 32 in every session")]
+    pub(crate) outstanding: Option<Box<VecDeque<(MessageId, u64)>>>,
+}
+
+const _: () = assert!(size_of::<Session>() <= 48, "a million sessions must stay small");
+
+impl Session {
+    fn new(generation: u32, kind: Kind) -> Session {
+        Session {
+            generation,
+            kind,
+            device: 0,
+            bad: 0,
+            reading: false,
+            batch_done: 0,
+            user: 0,
+            window: 0,
+            burst: 0,
+            sent: 0,
+            outstanding: None,
+        }
+    }
+
+    pub(crate) fn is_logged_in(&self) -> bool {
+        matches!(self.kind, Kind::V1 | Kind::V2)
+    }
+}
+
+/// All sessions of a core, by connection slot.
+#[derive(Default)]
+pub(crate) struct Sessions {
+    list: Vec<Session>,
+}
+
+impl Sessions {
+    pub(crate) fn open(&mut self, conn: Conn) {
+        let slot = conn.slot as usize;
+        while self.list.len() <= slot {
+            self.list.push(Session::new(0, Kind::Free));
+        }
+        self.list[slot] = Session::new(conn.generation, Kind::Fresh);
+    }
+
+    pub(crate) fn free(&mut self, conn: Conn) {
+        self.list[conn.slot as usize] = Session::new(conn.generation, Kind::Free);
+    }
+
+    /// The session of a connection that is still the one meant.
+    pub(crate) fn get(&mut self, conn: Conn) -> Option<&mut Session> {
+        let session = self.list.get_mut(conn.slot as usize)?;
+        (session.generation == conn.generation && session.kind != Kind::Free).then_some(session)
+    }
+
+    /// The session on a slot that a device says it is logged in on.
+    pub(crate) fn at(&mut self, slot: u32) -> &mut Session {
+        &mut self.list[slot as usize]
+    }
+
+    pub(crate) fn conns(&self) -> impl Iterator<Item = (Conn, Kind)> {
+        self.list.iter().enumerate().map(|(slot, session)| {
+            (Conn { slot: slot as u32, generation: session.generation }, session.kind)
+        })
+    }
+}
+
+/// A login as either protocol brings it.
+struct Login<'a> {
+    name: &'a [u8],
+    key: UserKey,
+    device: u64,
+    /// The device has everything up to this inbox seq.
+    last_seq: u64,
+}
+
+impl Shard {
+    pub(crate) fn opened(&mut self, now: Now, conn: Conn) {
+        self.sessions.open(conn);
+        self.handshakes.start(now.mono_ns, conn);
+    }
+
+    pub(crate) fn login_v1(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        name: &[u8],
+        out: &mut Effects,
+    ) -> Outcome {
+        if name.is_empty() {
+            return self.refuse_v1(conn, v1::AUTH_FAILED, out);
+        }
+        let key = self.hasher.key(name);
+        let login = Login { name, key, device: 0, last_seq: 0 };
+        match self.login(now, conn, &login, out) {
+            Ok(Outcome::Taken) => {}
+            Ok(elsewhere) => return elsewhere,
+            Err(_) => return self.refuse_v1(conn, v1::RATE_LIMITED, out),
+        }
+        let session = self.sessions.at(conn.slot);
+        session.kind = Kind::V1;
+        session.window = V1_WINDOW;
+        out.send(conn, |bytes| bytes.extend_from_slice(v1::LOGIN_OK));
+        self.pump(now, conn.slot, out);
+        Outcome::Taken
+    }
+
+    fn refuse_v1(&mut self, conn: Conn, word: &'static [u8], out: &mut Effects) -> Outcome {
+        self.metrics.counters.logins_refused += 1;
+        out.send(conn, |bytes| bytes.extend_from_slice(word));
+        self.dismiss(conn, out);
+        Outcome::Taken
+    }
+
+    pub(crate) fn login_v2(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        hello: &v2::Hello<'_>,
+        out: &mut Effects,
+    ) -> Outcome {
+        if hello.version_min > v2::VERSION || hello.version_max < v2::VERSION {
+            return self.refuse_v2(conn, Code::Version, 0, out);
+        }
+        if !v2::is_name(hello.user) {
+            return self.refuse_v2(conn, Code::BadName, 0, out);
+        }
+        if hello.device == 0 {
+            return self.refuse_v2(conn, Code::Malformed, 0, out);
+        }
+        let key = self.hasher.key(hello.user);
+        let login = Login { name: hello.user, key, device: hello.device, last_seq: hello.last_seq };
+        match self.login(now, conn, &login, out) {
+            Ok(Outcome::Taken) => {}
+            Ok(elsewhere) => return elsewhere,
+            Err(code) => return self.refuse_v2(conn, code, RETRY_MS, out),
+        }
+        self.welcome(now, conn, hello, out);
+        self.pump(now, conn.slot, out);
+        Outcome::Taken
+    }
+
+    fn refuse_v2(&mut self, conn: Conn, code: Code, retry_ms: u32, out: &mut Effects) -> Outcome {
+        self.metrics.counters.logins_refused += 1;
+        self.goaway(conn, code, retry_ms, out);
+        Outcome::Taken
+    }
+
+    fn welcome(&mut self, now: Now, conn: Conn, hello: &v2::Hello<'_>, out: &mut Effects) {
+        let session = self.sessions.at(conn.slot);
+        session.kind = Kind::V2;
+        session.window = hello.credit.min(CREDIT_MAX);
+        let cursor = session.sent;
+        let user = &self.users[session.user];
+        let inbox_first = user.inbox.as_ref().map_or(1, |inbox| inbox.first_seq());
+        let welcome = v2::Welcome {
+            version: v2::VERSION,
+            capabilities: hello.capabilities & v2::CAPABILITIES,
+            server_time_ms: now.wall_ms,
+            first_seq: inbox_first.max(cursor + 1),
+            last_seq: user.last_seq(),
+            frame_bytes_max: V2_FRAME_BYTES_MAX as u32,
+            body_bytes_max: BODY_BYTES_MAX as u32,
+            credit_max: CREDIT_MAX,
+        };
+        out.send(conn, |bytes| v2::put_reply(bytes, &v2::Reply::Welcome(welcome)));
+    }
+
+    /// Makes `conn` the connection of a device, wherever it was before.
+    fn login(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        login: &Login<'_>,
+        out: &mut Effects,
+    ) -> Result<Outcome, Code> {
+        let owner = login.key.owner(self.options.shards);
+        if owner != self.options.shard {
+            return Ok(Outcome::Move(owner));
+        }
+        if self.draining {
+            return Err(Code::Draining);
+        }
+        if self.log.is_poisoned() {
+            return Err(Code::StorageFailed);
+        }
+        if !self.log.room(LOGIN_LOG_BYTES) {
+            return Ok(Outcome::Blocked);
+        }
+        self.log_out(now, conn);
+        let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
+        self.raise_floor(now, user, login)?;
+        let device = self.register(now, user, login)?;
+        self.take_over(user, device, out);
+        self.users[user].devices[device].slot = conn.slot;
+        let sent = self.users[user].devices[device].cursor;
+        let session = self.sessions.at(conn.slot);
+        session.user = user;
+        session.device = device as u8;
+        session.sent = sent;
+        session.outstanding = None;
+        self.metrics.counters.logins += 1;
+        self.metrics.counters.sessions += 1;
+        Ok(Outcome::Taken)
+    }
+
+    /// A device may have best-effort messages that a crash took from the
+    /// server; their numbers must not be given out again.
+    fn raise_floor(&mut self, now: Now, user: UserIndex, login: &Login<'_>) -> Result<(), Code> {
+        let last = self.users[user].last_seq();
+        if login.last_seq <= last {
+            return Ok(());
+        }
+        if login.last_seq - last > FLOOR_JUMP_MAX {
+            return Err(Code::BadCursor);
+        }
+        let record = Record::Floor { key: login.key, name: login.name, seq: login.last_seq };
+        self.append(now, &record);
+        self.users[user].inbox_mut().raise_floor(login.last_seq);
+        Ok(())
+    }
+
+    fn register(&mut self, now: Now, user: UserIndex, login: &Login<'_>) -> Result<usize, Code> {
+        if let Some(device) = self.users[user].device_position(login.device) {
+            if login.last_seq > self.users[user].devices[device].cursor {
+                self.acknowledge(now, user, device, login.last_seq);
+            }
+            return Ok(device);
+        }
+        if self.users[user].devices.len() >= DEVICES_MAX {
+            return Err(Code::TooManyDevices);
+        }
+        let first = self.users[user].inbox.as_ref().map_or(1, |inbox| inbox.first_seq());
+        let cursor = login.last_seq.max(first - 1);
+        self.append(
+            now,
+            &Record::Device {
+                key: login.key,
+                name: login.name,
+                device: login.device,
+                cursor,
+                gone: false,
+            },
+        );
+        let device = Device { id: login.device, cursor, slot: NO_SLOT };
+        let position = self.users[user].add_device(device);
+        self.burn(user);
+        Ok(position)
+    }
+
+    /// Newest login wins. A v1 connection stays open and gets nothing more, as
+    /// existing clients expect; a v2 connection is told and closed.
+    fn take_over(&mut self, user: UserIndex, device: usize, out: &mut Effects) {
+        let slot = self.users[user].devices[device].slot;
+        if slot == NO_SLOT {
+            return;
+        }
+        self.metrics.counters.takeovers += 1;
+        self.metrics.counters.sessions -= 1;
+        let session = self.sessions.at(slot);
+        let conn = Conn { slot, generation: session.generation };
+        if session.kind == Kind::V2 {
+            self.goaway(conn, Code::Replaced, 0, out);
+        } else {
+            session.kind = Kind::Replaced;
+            session.outstanding = None;
+        }
+    }
+
+    /// Ends the login of a connection, if it has one.
+    fn log_out(&mut self, now: Now, conn: Conn) {
+        let Some(session) = self.sessions.get(conn) else { return };
+        if !session.is_logged_in() {
+            return;
+        }
+        let (user, device) = (session.user, usize::from(session.device));
+        session.kind = Kind::Anonymous;
+        session.outstanding = None;
+        self.metrics.counters.sessions -= 1;
+        let at_s = u32::try_from(now.wall_ms / 1000).unwrap_or(u32::MAX);
+        let user = &mut self.users[user];
+        user.devices[device].slot = NO_SLOT;
+        user.last_seen_s = at_s;
+        let key = user.key;
+        let name = std::mem::take(&mut user.name);
+        // Nothing is lost when the log has no room for this one: the time of a
+        // last visit is a courtesy.
+        let record = Record::Seen { key, name: &name, at_s: u64::from(at_s) };
+        if self.log.room(wal::record::encoded_len(&record)) {
+            self.append(now, &record);
+        }
+        let user = self.users.find(key).expect("users are never removed");
+        self.users[user].name = name;
+    }
+
+    pub(crate) fn closed(&mut self, now: Now, conn: Conn) {
+        if self.sessions.get(conn).is_some() {
+            self.log_out(now, conn);
+            self.sessions.free(conn);
+        }
+    }
+
+    /// Tells a v2 connection to go and closes it.
+    pub(crate) fn goaway(&mut self, conn: Conn, code: Code, retry_ms: u32, out: &mut Effects) {
+        out.send(conn, |bytes| v2::put_goaway(bytes, code, retry_ms));
+        self.dismiss(conn, out);
+    }
+
+    /// Closes a connection. Its session must be out of its user's hands, or
+    /// leaves them when the connection reports that it is closed.
+    pub(crate) fn dismiss(&mut self, conn: Conn, out: &mut Effects) {
+        if let Some(session) = self.sessions.get(conn) {
+            if !session.is_logged_in() {
+                session.kind = Kind::Leaving;
+            }
+            out.push(Effect::Close { conn });
+        }
+    }
+
+    pub(crate) fn close_late_handshakes(&mut self, now: Now, out: &mut Effects) {
+        while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
+            if self.sessions.get(conn).is_some_and(|session| session.kind == Kind::Fresh) {
+                self.metrics.counters.handshake_timeouts += 1;
+                self.dismiss(conn, out);
+            }
+        }
+    }
+
+    /// Asks every connection to leave.
+    pub(crate) fn drain(&mut self, now: Now, out: &mut Effects) {
+        self.draining = true;
+        let conns: Vec<(Conn, Kind)> = self.sessions.conns().collect();
+        for (conn, kind) in conns {
+            if kind == Kind::Free {
+                continue;
+            }
+            self.log_out(now, conn);
+            if kind == Kind::V2 {
+                out.send(conn, |bytes| v2::put_goaway(bytes, Code::Draining, RETRY_MS));
+            }
+            self.dismiss(conn, out);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Users: who is known to this shard, their devices, their place in the table.
+//!
+//! A user that is known, absent and has no messages costs its table entry, its
+//! name and one device; the inbox comes with the first message.
+
+use std::hash::Hasher;
+
+use hashbrown::HashTable;
+use siphasher::sip128::{Hasher128, SipHasher13};
+use wire::id::UserKey;
+
+use crate::inbox::Inbox;
+
+/// Place of a user in the table.
+pub(crate) type UserIndex = u32;
+
+/// No connection slot.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
+
+/// Hashes names to user keys; the seed lives in the data directory.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyHasher {
+    seed: [u64; 2],
+}
+
+impl KeyHasher {
+    /// A hasher with the data directory's seed.
+    pub fn new(seed: [u64; 2]) -> KeyHasher {
+        KeyHasher { seed }
+    }
+
+    /// The key of this name.
+    pub fn key(&self, name: &[u8]) -> UserKey {
+        let mut hasher = SipHasher13::new_with_keys(self.seed[0], self.seed[1]);
+        hasher.write(name);
+        UserKey(hasher.finish128().as_u128())
+    }
+}
+
+/// One registered device of a user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Device {
+    /// 0 is the device of protocol v1.
+    pub(crate) id: u64,
+    /// It has acknowledged everything up to and including this inbox seq.
+    pub(crate) cursor: u64,
+    /// Slot of the connection it is logged in on, or [`NO_SLOT`].
+    pub(crate) slot: u32,
+}
+
+/// One user.
+pub(crate) struct User {
+    pub(crate) key: UserKey,
+    pub(crate) name: Box<[u8]>,
+    pub(crate) devices: Box<[Device]>,
+    pub(crate) inbox: Option<Box<Inbox>>,
+    /// Unix seconds; 0 for never.
+    pub(crate) last_seen_s: u32,
+}
+
+const _: () = assert!(size_of::<User>() <= 80, "a million users must stay small");
+
+impl User {
+    pub(crate) fn is_online(&self) -> bool {
+        self.devices.iter().any(|device| device.slot != NO_SLOT)
+    }
+
+    pub(crate) fn device_position(&self, id: u64) -> Option<usize> {
+        self.devices.iter().position(|device| device.id == id)
+    }
+
+    /// Adds a device. Rare: the slice is rebuilt to stay as small as it is.
+    pub(crate) fn add_device(&mut self, device: Device) -> usize {
+        let mut devices = std::mem::take(&mut self.devices).into_vec();
+        devices.reserve_exact(1);
+        devices.push(device);
+        self.devices = devices.into_boxed_slice();
+        self.devices.len() - 1
+    }
+
+    pub(crate) fn remove_device(&mut self, id: u64) {
+        let mut devices = std::mem::take(&mut self.devices).into_vec();
+        devices.retain(|device| device.id != id);
+        self.devices = devices.into_boxed_slice();
+    }
+
+    /// The lowest cursor of all devices: what lies up to it may be burned.
+    /// Without a device nothing may.
+    pub(crate) fn cursor_min(&self) -> u64 {
+        self.devices.iter().map(|device| device.cursor).min().unwrap_or(0)
+    }
+
+    /// Moves the v1 device's cursor over what it acknowledged one by one;
+    /// returns where it is now.
+    pub(crate) fn advance_v1(&mut self, position: usize) -> u64 {
+        let cursor = &mut self.devices[position].cursor;
+        if let Some(inbox) = self.inbox.as_deref() {
+            *cursor = (*cursor).max(inbox.first_seq() - 1);
+            while inbox.entry(*cursor + 1).is_some_and(|entry| entry.acked_by_v1) {
+                *cursor += 1;
+            }
+        }
+        *cursor
+    }
+
+    /// Removes what every device has; returns how many entries and log bytes.
+    pub(crate) fn burn(&mut self) -> (u64, u64) {
+        let cursor = self.cursor_min();
+        self.inbox.as_deref_mut().map_or((0, 0), |inbox| inbox.burn(cursor))
+    }
+
+    /// Highest inbox seq given out.
+    pub(crate) fn last_seq(&self) -> u64 {
+        self.inbox.as_ref().map_or(0, |inbox| inbox.last_seq())
+    }
+
+    pub(crate) fn inbox_mut(&mut self) -> &mut Inbox {
+        self.inbox.get_or_insert_with(Default::default)
+    }
+}
+
+/// All users of a shard. Indices are stable; users are never removed.
+pub(crate) struct Users {
+    list: Vec<User>,
+    index: HashTable<UserIndex>,
+    users_max: usize,
+}
+
+impl Users {
+    pub(crate) fn new(users_max: usize) -> Users {
+        Users { list: Vec::new(), index: HashTable::new(), users_max }
+    }
+
+    /// Bounds the table from now on; what is in it stays.
+    pub(crate) fn bound(&mut self, users_max: usize) {
+        self.users_max = users_max;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    pub(crate) fn find(&self, key: UserKey) -> Option<UserIndex> {
+        let list = &self.list;
+        self.index.find(key.0 as u64, |at| list[*at as usize].key == key).copied()
+    }
+
+    /// The user with this key, made if absent; `None` when the table is full.
+    pub(crate) fn find_or_add(&mut self, key: UserKey, name: &[u8]) -> Option<UserIndex> {
+        if let Some(at) = self.find(key) {
+            return Some(at);
+        }
+        if self.list.len() >= self.users_max {
+            return None;
+        }
+        let at = UserIndex::try_from(self.list.len()).ok()?;
+        self.list.push(User {
+            key,
+            name: name.into(),
+            devices: Box::default(),
+            inbox: None,
+            last_seen_s: 0,
+        });
+        let list = &self.list;
+        self.index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
+        Some(at)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &User> {
+        self.list.iter()
+    }
+}
+
+impl std::ops::Index<UserIndex> for Users {
+    type Output = User;
+    fn index(&self, at: UserIndex) -> &User {
+        &self.list[at as usize]
+    }
+}
+
+impl std::ops::IndexMut<UserIndex> for Users {
+    fn index_mut(&mut self, at: UserIndex) -> &mut User {
+        &mut self.list[at as usize]
+    }
+}
