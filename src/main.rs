@@ -1,3 +1,114 @@
-//! The iris-shard binary.
+//! The iris-shard binary: arguments → configuration → tuning → boot.
 
-fn main() {}
+mod cli;
+mod config;
+mod exit;
+mod log;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tuning::doctor::Report;
+use tuning::{Machine, Plan};
+
+use cli::{Cli, Command};
+use config::{Config, Loaded};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    match start(&Cli::parse()) {
+        Ok(code) => code,
+        Err(exit) => {
+            for line in exit.sentence.lines() {
+                eprintln!("iris-shard: {line}");
+            }
+            ExitCode::from(&exit)
+        }
+    }
+}
+
+fn start(cli: &Cli) -> Result<ExitCode, Exit> {
+    let file = cli.flags.config.clone().or_else(|| env::var_os("IRIS_CONFIG").map(PathBuf::from));
+    let environment = env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let loaded = config::load(file.as_deref(), environment, &cli.flags.settings())?;
+    if cli.flags.check_config {
+        print!("{}", loaded.toml());
+        return Ok(ExitCode::SUCCESS);
+    }
+    match cli.command {
+        Some(Command::Doctor { json }) => Ok(doctor(&loaded.config, json)),
+        Some(Command::Run) | None => run(&loaded),
+    }
+}
+
+/// What this machine is and what would run on it.
+fn tune(config: &Config) -> (Machine, Plan) {
+    let mut machine = Machine::probe();
+    for name in &config.without {
+        machine.ring.without(name).expect("the configuration knows the same names");
+    }
+    // A directory that cannot be written to is the business of the data
+    // directory, which says so in its own words.
+    let _ = machine.probe_disk(&config.data_dir);
+    let plan = tuning::plan(&machine, &config.wishes());
+    (machine, plan)
+}
+
+fn doctor(config: &Config, json: bool) -> ExitCode {
+    let (machine, plan) = tune(config);
+    let report = Report::new(&machine, &plan);
+    print!("{}", if json { report.json() } else { report.text() });
+    ExitCode::from(report.exit_code())
+}
+
+fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
+    let (_machine, plan) = tune(&loaded.config);
+    if !plan.stops.is_empty() {
+        return Err(stopped(&plan));
+    }
+    let _log = log::start(&loaded.config);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    for applied in tuning::apply::apply(&plan) {
+        match applied.result {
+            Ok(value) => tracing::debug!(value, "{}", applied.what),
+            Err(sentence) => tracing::warn!("{}: {sentence}", applied.what),
+        }
+    }
+    tell(&plan);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The sentence for a plan that cannot run.
+fn stopped(plan: &Plan) -> Exit {
+    let mut lines = Vec::new();
+    for stop in &plan.stops {
+        lines.push(stop.sentence.clone());
+        lines.extend(stop.lift.iter().map(|lift| format!("  {lift}")));
+    }
+    lines.push("`iris-shard doctor` shows the whole plan".to_owned());
+    Exit::machine(lines.join("\n"))
+}
+
+/// What was chosen and why, briefly; the doctor says all of it.
+fn tell(plan: &Plan) {
+    for reason in &plan.reasons {
+        match reason.what.as_str() {
+            "shards" | "memory" | "connections" => {
+                tracing::info!("{}: {} ({})", reason.what, reason.chosen, reason.because);
+            }
+            _ => tracing::debug!("{}: {} ({})", reason.what, reason.chosen, reason.because),
+        }
+    }
+    for limit in &plan.limits {
+        tracing::info!(
+            "limited: {}: {}; `iris-shard doctor` says how to lift it",
+            limit.what,
+            limit.holds_at
+        );
+    }
+}

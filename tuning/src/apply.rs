@@ -21,7 +21,7 @@ pub struct Applied {
 }
 
 /// Raises the soft limits of descriptors and lockable memory to what the plan
-/// counts on. Call once, before any thread is started.
+/// counts on. Call once, before anything is opened.
 pub fn apply(plan: &Plan) -> Vec<Applied> {
     vec![
         raise("open descriptors", Resource::Nofile, Some(plan.nofile_target), |now| {

@@ -280,7 +280,7 @@ impl<'a> Draft<'a> {
         self.because("shards", count(chosen), because);
         self.plan.pin = self.machine.cgroup_cpus.is_none_or(|cpus| cpus >= cores as f64);
         let (pin, because) = if self.plan.pin {
-            ("each to its core", "nobody else's work moves a shard")
+            ("yes", "each shard to its core: nobody else's work moves a shard")
         } else {
             ("no", "with a CPU quota, every container of the host would choose the same cores")
         };

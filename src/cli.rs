@@ -1,0 +1,154 @@
+//! The command line: subcommands and flags, and their help.
+//!
+//! Values are passed on as typed; the configuration reads them like those of
+//! any other source, so that bounds and messages are the same everywhere.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Flag, settings};
+
+const EXAMPLES: &str = "\
+Examples:
+  iris-shard                                   start on loopback, data in ./iris-data
+  iris-shard --data-dir /var/lib/iris --listen 127.0.0.1:8085 --listen 127.0.0.1:8086
+  iris-shard --config iris.toml --set limits.conns_max=100000
+  iris-shard --config iris.toml --check-config show every setting and where it came from
+  iris-shard doctor                            what this machine allows, and what would lift it
+
+Exit codes: 0 fine, 1 a defect, 2 command line or configuration, 3 data directory,
+4 network, 5 machine.";
+
+/// A messaging engine: one binary turns a Linux host into a messaging node.
+#[derive(Debug, Parser)]
+#[command(name = "iris-shard", version, after_help = EXAMPLES, after_long_help = long_help())]
+pub(crate) struct Cli {
+    /// What to do; without one, the server runs.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    /// Settings given as flags.
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server (this is also what happens without a command)
+    Run,
+    /// Show the machine, the plan for it, and the commands that lift each limit
+    Doctor {
+        /// Print JSON for a program
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Settings given as flags.
+#[derive(Debug, Default, Args)]
+pub(crate) struct Flags {
+    /// Configuration file (TOML); also IRIS_CONFIG
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Directory of the logs, made at the first start [default: ./iris-data]
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Address for clients; may be given several times [default: 127.0.0.1:8085]
+    #[arg(long, global = true, value_name = "ADDR:PORT")]
+    listen: Vec<String>,
+    /// Address of the admin HTTP [default: 127.0.0.1:8084]
+    #[arg(long, global = true, value_name = "ADDR:PORT")]
+    admin: Option<String>,
+    /// Number of shards, may exceed the cores [default: one for each core]
+    #[arg(long, global = true, value_name = "N")]
+    shards: Option<String>,
+    /// Connections in the rings' own tables: auto, on or off [default: auto]
+    #[arg(long, global = true, value_name = "WHEN")]
+    direct_descriptors: Option<String>,
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// text or json [default: text]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    /// Any setting by its file key; may be given several times
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// Print the effective settings as TOML with their origins, then exit
+    #[arg(long, global = true)]
+    pub(crate) check_config: bool,
+}
+
+impl Flags {
+    /// The settings that were given, in the order in which they count.
+    pub(crate) fn settings(&self) -> Vec<Flag> {
+        let named = [
+            ("data_dir", "--data-dir", &self.data_dir),
+            ("admin", "--admin", &self.admin),
+            ("shards", "--shards", &self.shards),
+            ("direct_descriptors", "--direct-descriptors", &self.direct_descriptors),
+            ("log.level", "--log-level", &self.log_level),
+            ("log.format", "--log-format", &self.log_format),
+        ];
+        let mut given: Vec<Flag> = Vec::new();
+        for (key, value) in &self.set {
+            given.push(flag(key, &format!("--set {key}"), vec![value.clone()]));
+        }
+        for (key, typed, value) in named {
+            if let Some(value) = value {
+                given.push(flag(key, typed, vec![value.clone()]));
+            }
+        }
+        if !self.listen.is_empty() {
+            given.push(flag("listen", "--listen", self.listen.clone()));
+        }
+        given
+    }
+}
+
+fn flag(key: &str, typed: &str, values: Vec<String>) -> Flag {
+    Flag { key: key.to_owned(), typed: typed.to_owned(), values }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) =
+        text.split_once('=').ok_or("KEY=VALUE is expected, such as limits.conns_max=5000")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn long_help() -> String {
+    format!("{}\n{EXAMPLES}", settings::help())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_stand_before_or_after_the_command() {
+        for line in
+            [&["iris-shard", "--shards", "3", "run"], &["iris-shard", "run", "--shards", "3"]]
+        {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.command, Some(Command::Run));
+            assert_eq!(cli.flags.settings(), [flag("shards", "--shards", vec!["3".to_owned()])]);
+        }
+    }
+
+    #[test]
+    fn a_named_flag_counts_more_than_set() {
+        let cli =
+            Cli::try_parse_from(["iris-shard", "--shards", "3", "--set", "shards=4"]).unwrap();
+        let last = cli.flags.settings().pop().unwrap();
+        assert_eq!(last.typed, "--shards");
+        assert!(Cli::try_parse_from(["iris-shard", "--set", "shards"]).is_err());
+    }
+}
