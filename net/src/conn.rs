@@ -1,0 +1,286 @@
+//! One connection's entry, and the table of them.
+//!
+//! An entry has no heap of its own: bytes live in pools and the entry holds indices. A slot is
+//! reused only after the last completion of its former owner, and every reuse raises the slot's
+//! generation, so that a stale [`ConnId`] never reaches a stranger.
+
+use std::ops::{Index, IndexMut};
+
+use crate::ring::Target;
+
+/// Names one connection of one core. Ids of connections that have ended are ignored everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnId {
+    /// Position in the table.
+    pub slot: u32,
+    /// How often that position has been given away.
+    pub generation: u32,
+}
+
+/// "No index": an entry without a slice, a buffer or a successor.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// A set of the states below.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Flags(u32);
+
+impl Flags {
+    /// The caller may use it: no end has been announced.
+    pub(crate) const OPEN: Flags = Flags(1);
+    /// `fd` is an index into the ring's own table.
+    pub(crate) const DIRECT: Flags = Flags(1 << 1);
+    /// A poll is in flight.
+    pub(crate) const POLL: Flags = Flags(1 << 2);
+    /// A receive is in flight.
+    pub(crate) const RECEIVE: Flags = Flags(1 << 3);
+    /// A send is in flight.
+    pub(crate) const SEND: Flags = Flags(1 << 4);
+    /// The hand-over to another ring is in flight.
+    pub(crate) const MOVE: Flags = Flags(1 << 5);
+    /// The close is in flight.
+    pub(crate) const SHUT: Flags = Flags(1 << 6);
+    /// There may be bytes (or an end) in the socket.
+    pub(crate) const READABLE: Flags = Flags(1 << 7);
+    /// Waits in the list of connections to receive from.
+    pub(crate) const QUEUED: Flags = Flags(1 << 8);
+    /// Waits in the list of connections to send on.
+    pub(crate) const DIRTY: Flags = Flags(1 << 9);
+    /// The caller does not want bytes.
+    pub(crate) const PAUSED: Flags = Flags(1 << 10);
+    /// Too much is unsent to read more.
+    pub(crate) const CHOKED: Flags = Flags(1 << 11);
+    /// A send failed. What the peer sent before that is still read.
+    pub(crate) const DEAF: Flags = Flags(1 << 12);
+    /// Ended, but what is unsent still goes out.
+    pub(crate) const FLUSHING: Flags = Flags(1 << 13);
+    /// Everything is sent and said to be; input is thrown away until the peer closes too.
+    pub(crate) const LINGERING: Flags = Flags(1 << 14);
+    /// Its descriptor belongs to somebody else now.
+    pub(crate) const GONE: Flags = Flags(1 << 15);
+
+    /// The slot is taken.
+    pub(crate) const USED: Flags = Flags(1 << 16);
+
+    /// Something the kernel still works on.
+    pub(crate) const BUSY: Flags =
+        Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);
+
+    pub(crate) const fn or(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+
+    /// Is any of `others` set?
+    pub(crate) const fn any(self, others: Flags) -> bool {
+        self.0 & others.0 != 0
+    }
+
+    pub(crate) fn set(&mut self, others: Flags) {
+        self.0 |= others.0;
+    }
+
+    pub(crate) fn clear(&mut self, others: Flags) {
+        self.0 &= !others.0;
+    }
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    pub(crate) generation: u32,
+    /// Plain descriptor or index into the ring's table; the next free slot while unused.
+    fd: u32,
+    /// Arena slice with received bytes (or being filled), or `NONE`.
+    pub(crate) slice: u32,
+    /// Buffer of an incomplete frame, or `NONE`.
+    pub(crate) partial: u32,
+    /// Send buffer, or `NONE`.
+    pub(crate) outgoing: u32,
+    /// Unconsumed bytes within the slice.
+    pub(crate) start: u16,
+    pub(crate) end: u16,
+    /// How many bytes the receive in flight asked for.
+    pub(crate) asked: u16,
+    /// Which listener it came by.
+    pub(crate) listener: u16,
+    pub(crate) flags: Flags,
+}
+
+// The promise of the design: one cache line at most. It is half of one.
+const _: () = assert!(size_of::<Conn>() <= 32);
+
+impl Conn {
+    const VACANT: Conn = Conn {
+        generation: 0,
+        fd: NONE,
+        slice: NONE,
+        partial: NONE,
+        outgoing: NONE,
+        start: 0,
+        end: 0,
+        asked: 0,
+        listener: 0,
+        flags: Flags(0),
+    };
+
+    /// What operations on it are aimed at.
+    pub(crate) fn target(&self) -> Target {
+        if self.flags.any(Flags::DIRECT) {
+            Target::Direct(self.fd)
+        } else {
+            Target::Plain(self.fd as i32)
+        }
+    }
+}
+
+/// Entries per allocation: growing never copies and never doubles.
+const CHUNK: usize = 1024;
+
+/// The connections of one core.
+#[derive(Debug)]
+pub(crate) struct Table {
+    chunks: Vec<Box<[Conn]>>,
+    /// First free slot, linked through `fd`.
+    free: u32,
+    live: usize,
+}
+
+impl Table {
+    pub(crate) fn new() -> Table {
+        Table { chunks: Vec::new(), free: NONE, live: 0 }
+    }
+
+    /// Entries in use, those still closing included.
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Memory held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.chunks.len() * CHUNK * size_of::<Conn>()
+    }
+
+    /// One past the highest slot ever used.
+    pub(crate) fn slots(&self) -> u32 {
+        (self.chunks.len() * CHUNK) as u32
+    }
+
+    /// Puts a new, open connection into the table.
+    pub(crate) fn insert(&mut self, target: Target, listener: u16) -> u32 {
+        if self.free == NONE {
+            self.grow();
+        }
+        let slot = self.free;
+        let entry = &mut self[slot];
+        let generation = entry.generation;
+        let next = entry.fd;
+        *entry = Conn { generation, listener, ..Conn::VACANT };
+        entry.flags.set(Flags::USED.or(Flags::OPEN));
+        match target {
+            Target::Plain(fd) => entry.fd = fd as u32,
+            Target::Direct(index) => {
+                entry.fd = index;
+                entry.flags.set(Flags::DIRECT);
+            }
+        }
+        self.free = next;
+        self.live += 1;
+        slot
+    }
+
+    /// Frees a slot: nothing may be in flight and nothing borrowed.
+    pub(crate) fn remove(&mut self, slot: u32) {
+        let next = self.free;
+        let entry = &mut self[slot];
+        assert!(entry.flags.any(Flags::USED));
+        assert!(!entry.flags.any(Flags::BUSY.or(Flags::OPEN)));
+        assert!(entry.slice == NONE && entry.partial == NONE && entry.outgoing == NONE);
+        let generation = entry.generation.wrapping_add(1);
+        *entry = Conn { generation, fd: next, ..Conn::VACANT };
+        self.free = slot;
+        self.live -= 1;
+    }
+
+    /// The current id of a slot.
+    pub(crate) fn id(&self, slot: u32) -> ConnId {
+        ConnId { slot, generation: self[slot].generation }
+    }
+
+    /// The slot, if the id still means the connection it was given for, in whatever state.
+    pub(crate) fn current(&self, conn: ConnId) -> Option<u32> {
+        let known = (conn.slot as usize) < self.chunks.len() * CHUNK
+            && self[conn.slot].generation == conn.generation;
+        known.then_some(conn.slot)
+    }
+
+    /// The slot, if the caller may still use the connection.
+    pub(crate) fn open(&self, conn: ConnId) -> Option<u32> {
+        self.current(conn).filter(|&slot| self[slot].flags.any(Flags::OPEN))
+    }
+
+    fn grow(&mut self) {
+        let first = self.slots();
+        assert!(first < NONE - CHUNK as u32, "the table is full");
+        let chunk: Box<[Conn]> = (0..CHUNK as u32)
+            .map(|i| Conn {
+                fd: if i + 1 < CHUNK as u32 { first + i + 1 } else { NONE },
+                ..Conn::VACANT
+            })
+            .collect();
+        self.chunks.push(chunk);
+        self.free = first;
+    }
+}
+
+impl Index<u32> for Table {
+    type Output = Conn;
+
+    fn index(&self, slot: u32) -> &Conn {
+        &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+}
+
+impl IndexMut<u32> for Table {
+    fn index_mut(&mut self, slot: u32) -> &mut Conn {
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reused_slot_has_another_id() {
+        let mut table = Table::new();
+        let slot = table.insert(Target::Plain(7), 0);
+        let old = table.id(slot);
+        assert_eq!(table.open(old), Some(slot));
+        table[slot].flags.clear(Flags::OPEN);
+        assert_eq!(table.open(old), None);
+        table.remove(slot);
+        assert_eq!(table.current(old), None);
+
+        let again = table.insert(Target::Direct(9), 1);
+        assert_eq!(again, slot, "the free list is a stack");
+        assert_ne!(table.id(again), old);
+        assert!(matches!(table[again].target(), Target::Direct(9)));
+    }
+
+    #[test]
+    fn grows_by_chunks_and_forgets_nothing() {
+        let mut table = Table::new();
+        let slots: Vec<u32> = (0..3000).map(|i| table.insert(Target::Plain(i), 0)).collect();
+        assert_eq!(table.live(), 3000);
+        assert_eq!(table.bytes(), 3 * CHUNK * size_of::<Conn>());
+        for (i, &slot) in slots.iter().enumerate() {
+            assert!(matches!(table[slot].target(), Target::Plain(fd) if fd as usize == i));
+        }
+    }
+
+    #[test]
+    fn ids_from_nowhere_are_ignored() {
+        let table = Table::new();
+        let stray = ConnId { slot: 5, generation: 0 };
+        assert_eq!(table.current(stray), None);
+    }
+}

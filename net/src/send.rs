@@ -1,0 +1,138 @@
+//! Sending: everything released in a turn shares one send, one send in flight per connection.
+//!
+//! The kernel's send is most of what a message costs, so coalescing is where the speed is. What a
+//! connection may leave unsent is bounded twice: above `send_pause_bytes` it is not read any more,
+//! above `send_buffer_bytes_max` it is cut.
+
+use crate::close::CloseReason;
+use crate::conn::{ConnId, Flags, NONE};
+use crate::event::Event;
+use crate::hands::Hands;
+
+impl Hands {
+    /// Appends `bytes` to what the connection has to send; nothing goes out before
+    /// [`flush`](Hands::flush), [`wait`](Hands::wait) or [`park`](Hands::park).
+    ///
+    /// More than `send_buffer_bytes_max` unsent cuts the connection (`CloseReason::SlowReader`).
+    pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
+        let Some(slot) = self.table.open(conn) else {
+            return;
+        };
+        if bytes.is_empty() || self.table[slot].flags.any(Flags::DEAF) {
+            return;
+        }
+        let unsent = self.unsent_in(slot) + bytes.len();
+        if unsent > self.options.send_buffer_bytes_max {
+            return self.cut(slot, CloseReason::SlowReader);
+        }
+        let entry = &mut self.table[slot];
+        if entry.outgoing == NONE {
+            entry.outgoing = self.buffers.outgoing.take();
+        }
+        self.buffers.outgoing.append(entry.outgoing, bytes);
+        if unsent > self.options.send_pause_bytes {
+            entry.flags.set(Flags::CHOKED);
+        }
+        self.mark_dirty(slot);
+    }
+
+    /// Bytes that the kernel has not taken yet. 0 for a stale id.
+    pub fn unsent(&self, conn: ConnId) -> usize {
+        self.table.open(conn).map_or(0, |slot| self.unsent_in(slot))
+    }
+
+    pub(crate) fn unsent_in(&self, slot: u32) -> usize {
+        match self.table[slot].outgoing {
+            NONE => 0,
+            index => self.buffers.outgoing.unsent(index),
+        }
+    }
+
+    pub(crate) fn mark_dirty(&mut self, slot: u32) {
+        let flags = &mut self.table[slot].flags;
+        if !flags.any(Flags::DIRTY) {
+            flags.set(Flags::DIRTY);
+            self.dirty.push(self.table.id(slot));
+        }
+    }
+
+    /// Queues a send for every connection that has something new and none in flight.
+    pub(crate) fn launch_sends(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for conn in dirty.drain(..) {
+            if let Some(slot) = self.table.current(conn) {
+                self.table[slot].flags.clear(Flags::DIRTY);
+                self.launch_send(slot);
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    fn launch_send(&mut self, slot: u32) {
+        let entry = &mut self.table[slot];
+        if entry.outgoing == NONE || entry.flags.any(Flags::SEND) {
+            return;
+        }
+        if let Some(area) = self.buffers.outgoing.lend(entry.outgoing) {
+            entry.flags.set(Flags::SEND);
+            self.stats.sends += 1;
+            self.ring.send(entry.target(), &area, slot);
+        }
+    }
+
+    pub(crate) fn on_send(&mut self, slot: u32, result: i32) {
+        let entry = &mut self.table[slot];
+        entry.flags.clear(Flags::SEND);
+        let sent = usize::try_from(result).unwrap_or(0);
+        self.buffers.outgoing.returned(entry.outgoing, sent);
+        self.stats.bytes_out += sent as u64;
+        if !entry.flags.any(Flags::OPEN.or(Flags::FLUSHING)) {
+            return self.finish(slot);
+        }
+        match -result {
+            // A cancelled one is being settled by a move, which takes the rest along.
+            libc::ECANCELED => {}
+            n if n < 0 || n == libc::EINTR || n == libc::EAGAIN => self.on_sent(slot),
+            _ => self.on_send_failed(slot),
+        }
+    }
+
+    fn on_sent(&mut self, slot: u32) {
+        let unsent = self.unsent_in(slot);
+        let choked = self.table[slot].flags.any(Flags::CHOKED);
+        if choked && unsent <= self.options.send_pause_bytes / 2 {
+            self.table[slot].flags.clear(Flags::CHOKED);
+            self.queue_receive(slot);
+        }
+        if unsent > 0 {
+            return self.launch_send(slot);
+        }
+        self.release_outgoing(slot);
+        if self.table[slot].flags.any(Flags::OPEN) {
+            let conn = self.table.id(slot);
+            self.pending.push(Event::Drained { conn });
+        } else {
+            self.linger(slot);
+        }
+    }
+
+    /// The peer takes nothing more. What it sent before is still in the socket and is read first:
+    /// a client that fires messages and leaves without reading answers must not lose them.
+    fn on_send_failed(&mut self, slot: u32) {
+        self.release_outgoing(slot);
+        let flags = &mut self.table[slot].flags;
+        if !flags.any(Flags::OPEN) {
+            return self.tear_down(slot);
+        }
+        flags.set(Flags::DEAF.or(Flags::READABLE));
+        flags.clear(Flags::CHOKED);
+        self.queue_receive(slot);
+    }
+
+    pub(crate) fn release_outgoing(&mut self, slot: u32) {
+        let index = std::mem::replace(&mut self.table[slot].outgoing, NONE);
+        if index != NONE {
+            self.buffers.outgoing.release(index);
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! Connections over real sockets: bytes in, bytes out, and every way to end.
+#![allow(missing_docs)]
+
+mod world;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+
+use net::{After, CloseReason, ConnId, Event, Hands, HandsOptions};
+use world::{World, pattern, ways};
+
+/// Sends everything back that has come.
+fn echo(hands: &mut Hands, conn: ConnId) {
+    let bytes = hands.received(conn).to_vec();
+    hands.consume(conn, bytes.len());
+    hands.send(conn, &bytes);
+}
+
+fn closed(world: &mut World, which: ConnId) -> CloseReason {
+    world.until("the end", |_, event| match event {
+        Event::Closed { conn, reason } if conn == which => Some(reason),
+        _ => None,
+    })
+}
+
+fn small_window(addr: std::net::SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(&addr.into()).unwrap();
+    let stream: TcpStream = socket.into();
+    stream.set_read_timeout(Some(world::PATIENCE)).unwrap();
+    stream
+}
+
+fn connect_small_window(world: &mut World) -> (TcpStream, ConnId) {
+    let client = small_window(world.addr);
+    let conn = world.until("a connection", |_, event| match event {
+        Event::Opened { conn, .. } => Some(conn),
+        _ => None,
+    });
+    (client, conn)
+}
+
+/// Sends until the kernel takes no more and `unsent` bytes wait here.
+fn fill(world: &mut World, conn: ConnId, unsent: usize) -> usize {
+    let mut total = 0;
+    while world.hands.unsent(conn) <= unsent {
+        let chunk = pattern(16 << 10);
+        world.hands.send(conn, &chunk);
+        total += chunk.len();
+        world.turn();
+    }
+    total
+}
+
+#[test]
+fn echo_to_many() {
+    const CLIENTS: usize = 20;
+    const ROUNDS: usize = 50;
+    for options in ways() {
+        let mut world = World::new(options);
+        let addr = world.addr;
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|i| {
+                thread::spawn(move || {
+                    let mut stream = TcpStream::connect(addr).unwrap();
+                    stream.set_read_timeout(Some(world::PATIENCE)).unwrap();
+                    for round in 0..ROUNDS {
+                        // From one byte to several slices.
+                        let sent = pattern(1 + (i * 37 + round * 613) % 20_000);
+                        stream.write_all(&sent).unwrap();
+                        let mut back = vec![0; sent.len()];
+                        stream.read_exact(&mut back).unwrap();
+                        assert_eq!(back, sent);
+                    }
+                })
+            })
+            .collect();
+        let mut left = CLIENTS;
+        world.until("all clients to leave", |hands, event| {
+            match event {
+                Event::Received { conn } => echo(hands, conn),
+                Event::Closed { reason, .. } => {
+                    assert_eq!(reason, CloseReason::Peer);
+                    left -= 1;
+                }
+                _ => {}
+            }
+            (left == 0).then_some(())
+        });
+        clients.into_iter().for_each(|c| c.join().unwrap());
+        let stats = world.hands.stats();
+        assert_eq!(stats.accepted, CLIENTS as u64);
+        assert_eq!(stats.bytes_in, stats.bytes_out);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn what_is_not_consumed_comes_back_in_front() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        client.write_all(b"abc").unwrap();
+        let expect = |world: &mut World, bytes: &[u8], consume: usize| {
+            world.until("bytes", |hands, event| match event {
+                Event::Received { conn } if hands.received(conn) == bytes => {
+                    hands.consume(conn, consume);
+                    Some(())
+                }
+                // Split differently than expected: wait for the rest.
+                Event::Received { conn } => {
+                    hands.consume(conn, 0);
+                    None
+                }
+                _ => None,
+            });
+        };
+        expect(&mut world, b"abc", 1);
+        assert_eq!(world.hands.received(conn), b"bc");
+        assert!(world.hands.stats().partial_bytes > 0);
+        client.write_all(b"de").unwrap();
+        expect(&mut world, b"bcde", 4);
+        assert_eq!(world.hands.received(conn), b"");
+        assert_eq!(world.hands.stats().partial_bytes, 0, "idle means no heap");
+        // Not consuming at all keeps everything, too.
+        client.write_all(b"x").unwrap();
+        world.until("x", |_, event| matches!(event, Event::Received { .. }).then_some(()));
+        world.turn();
+        assert_eq!(world.hands.received(conn), b"x");
+        client.write_all(b"y").unwrap();
+        expect(&mut world, b"xy", 2);
+        drop(client);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_large_frame_in_many_pieces() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let frame = pattern(1 << 20);
+        let sent = frame.clone();
+        let writer = thread::spawn(move || {
+            for piece in sent.chunks(10_007) {
+                client.write_all(piece).unwrap();
+            }
+            client
+        });
+        world.until("the whole frame", |hands, event| match event {
+            Event::Received { conn } => {
+                let whole = hands.received(conn).len() == frame.len();
+                if whole {
+                    assert!(hands.received(conn) == frame);
+                }
+                hands.consume(conn, if whole { frame.len() } else { 0 });
+                whole.then_some(())
+            }
+            _ => None,
+        });
+        assert!(world.hands.received(conn).is_empty());
+        assert_eq!(world.hands.stats().partial_bytes, 0);
+        drop(writer.join().unwrap());
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn incomplete_frames_are_bounded_together() {
+    let mut world =
+        World::new(HandsOptions { partial_bytes_max_total: 64 << 10, ..HandsOptions::default() });
+    let (mut greedy, conn) = world.connect();
+    greedy.write_all(&pattern(100 << 10)).unwrap();
+    let reason = world.until("the cut", |hands, event| match event {
+        Event::Received { conn } => {
+            hands.consume(conn, 0);
+            None
+        }
+        Event::Closed { conn: c, reason } if c == conn => Some(reason),
+        _ => None,
+    });
+    assert_eq!(reason, CloseReason::Overload);
+    world.assert_clean();
+}
+
+#[test]
+fn paused_means_not_read_and_resumed_means_all_of_it() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        client.write_all(b"one").unwrap();
+        world.until("the first", |hands, event| match event {
+            Event::Received { conn } => {
+                hands.pause(conn);
+                hands.consume(conn, 1);
+                Some(())
+            }
+            _ => None,
+        });
+        client.write_all(b" two").unwrap();
+        // Another connection proves that the hands have gone around with the bytes there.
+        let (other, _) = world.connect();
+        world.turn();
+        assert_eq!(world.hands.received(conn), b"ne");
+        world.hands.resume(conn);
+        let mut all = Vec::new();
+        world.until("the rest", |hands, event| match event {
+            Event::Received { conn: c } if c == conn => {
+                all.extend_from_slice(hands.received(conn));
+                let n = hands.received(conn).len();
+                hands.consume(conn, n);
+                (all == b"ne two").then_some(())
+            }
+            _ => None,
+        });
+        drop((client, other));
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn a_slow_reader_is_not_read_until_it_reads() {
+    for options in ways() {
+        let pause = options.send_pause_bytes;
+        let mut world = World::new(options);
+        let (mut client, conn) = connect_small_window(&mut world);
+        let total = fill(&mut world, conn, pause);
+        client.write_all(b"more work").unwrap();
+        let (other, _) = world.connect();
+        world.turn();
+        assert_eq!(world.hands.received(conn), b"", "read although it reads nothing");
+
+        let reader = thread::spawn(move || {
+            let mut got = vec![0; total];
+            client.read_exact(&mut got).unwrap();
+            (client, got)
+        });
+        let mut drained = false;
+        let bytes = world.until("the work", |hands, event| match event {
+            Event::Drained { conn: c } if c == conn => {
+                drained = true;
+                None
+            }
+            Event::Received { conn: c } if c == conn => {
+                let bytes = hands.received(conn).to_vec();
+                hands.consume(conn, bytes.len());
+                Some(bytes)
+            }
+            _ => None,
+        });
+        assert_eq!(bytes, b"more work");
+        world.until_state("the rest to be sent", |hands| hands.unsent(conn) == 0);
+        let (client, got) = reader.join().unwrap();
+        let chunk = pattern(16 << 10);
+        assert!(got.chunks(chunk.len()).all(|c| c == chunk), "damaged");
+        drop((client, other));
+        world.assert_clean();
+        let _ = drained;
+    }
+}
+
+#[test]
+fn a_reader_that_never_reads_is_cut() {
+    for mut options in ways() {
+        options.send_buffer_bytes_max = 256 << 10;
+        let mut world = World::new(options);
+        let (client, conn) = connect_small_window(&mut world);
+        let chunk = pattern(64 << 10);
+        let reason = loop {
+            world.hands.send(conn, &chunk);
+            assert!(world.hands.unsent(conn) <= 256 << 10);
+            world.turn();
+            if world.hands.stats().closed[CloseReason::SlowReader as usize] > 0 {
+                break closed(&mut world, conn);
+            }
+        };
+        assert_eq!(reason, CloseReason::SlowReader);
+        world.hands.send(conn, &chunk); // stale by now: ignored
+        assert_eq!(world.hands.unsent(conn), 0);
+        world.assert_clean();
+        drop(client);
+    }
+}
+
+#[test]
+fn peers_leave() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (client, conn) = world.connect();
+        drop(client);
+        assert_eq!(closed(&mut world, conn), CloseReason::Peer);
+
+        // A reset: linger 0 drops everything.
+        let (client, conn) = world.connect();
+        socket2::SockRef::from(&client).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        drop(client);
+        assert_eq!(closed(&mut world, conn), CloseReason::Reset);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn half_closed_peers_still_get_their_answers() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = connect_small_window(&mut world);
+        let total = fill(&mut world, conn, 0);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(closed(&mut world, conn), CloseReason::Peer);
+        let reader = thread::spawn(move || {
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).unwrap();
+            got.len()
+        });
+        world.assert_clean();
+        assert_eq!(reader.join().unwrap(), total);
+    }
+}
+
+#[test]
+fn what_a_leaving_client_sent_is_not_lost() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        // Unread answers make the client's close a reset.
+        world.hands.send(conn, b"an answer that nobody reads");
+        world.hands.flush();
+        let mut byte = [0];
+        client.peek(&mut byte).unwrap();
+        client.write_all(b"last words").unwrap();
+        drop(client);
+        world.hands.send(conn, b"into the void");
+        assert_eq!(world.receive(conn, 10), b"last words");
+        closed(&mut world, conn);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn close_after_flush_delivers_everything_and_then_the_end() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = connect_small_window(&mut world);
+        let total = fill(&mut world, conn, 0);
+        // Input that nobody will read must not turn the end into a reset.
+        client.write_all(&pattern(10_000)).unwrap();
+        world.hands.close(conn, After::Flush);
+        world.hands.close(conn, After::Now); // stale: ignored
+        assert_eq!(closed(&mut world, conn), CloseReason::Local);
+        let reader = thread::spawn(move || {
+            let mut got = Vec::new();
+            client.read_to_end(&mut got).unwrap();
+            got.len()
+        });
+        world.assert_clean();
+        assert_eq!(reader.join().unwrap(), total);
+    }
+}
+
+#[test]
+fn close_now_drops_what_is_unsent() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = connect_small_window(&mut world);
+        fill(&mut world, conn, 0);
+        world.hands.close(conn, After::Now);
+        assert_eq!(closed(&mut world, conn), CloseReason::Local);
+        world.assert_clean();
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest); // an end or a reset, but not for ever
+    }
+}
+
+#[test]
+fn nobody_lingers_for_ever() {
+    for options in ways() {
+        let mut world = World::new(options);
+        // One takes nothing, one never closes.
+        let (_deaf, first) = connect_small_window(&mut world);
+        fill(&mut world, first, 0);
+        let (_stubborn, second) = world.connect();
+        world.hands.send(second, b"bye");
+        for conn in [first, second] {
+            world.hands.close(conn, After::Flush);
+            assert_eq!(closed(&mut world, conn), CloseReason::Local);
+        }
+        world.pass(2_000);
+        world.turn();
+        assert_eq!(world.hands.stats().conns, 2, "too early");
+        world.pass(2_000);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn stale_ids_are_ignored_everywhere() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (client, old) = world.connect();
+        drop(client);
+        closed(&mut world, old);
+        world.assert_clean();
+        let (mut client, new) = world.connect();
+        assert_eq!(new.slot, old.slot, "the slot is used again");
+        assert_ne!(new.generation, old.generation);
+        client.write_all(b"mine").unwrap();
+
+        let hands = &mut world.hands;
+        hands.send(old, b"stray");
+        hands.pause(old);
+        hands.consume(old, 1_000);
+        hands.close(old, After::Now);
+        assert!(hands.detach(old).is_none());
+        let peer = hands.peer();
+        assert!(!hands.detach_to(old, &peer));
+        assert_eq!((hands.received(old), hands.unsent(old)), (&[][..], 0));
+        hands.resume(old);
+
+        assert_eq!(world.receive(new, 4), b"mine");
+        world.hands.send(new, b"yours");
+        world.hands.flush();
+        let mut got = [0; 5];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"yours");
+    }
+}
+
+#[test]
+fn too_many_connections_are_turned_away() {
+    for mut options in ways() {
+        options.conns_max = 2;
+        let mut world = World::new(options);
+        let (first, _) = world.connect();
+        let (_second, _) = world.connect();
+        let mut third = TcpStream::connect(world.addr).unwrap();
+        world.until_state("the refusal", |hands| hands.stats().refused == 1);
+        world.hands.flush();
+        assert_eq!(third.read(&mut [0]).unwrap_or(0), 0);
+        drop(first);
+        world.until_state("room", |hands| hands.stats().conns == 1);
+        world.connect();
+    }
+}
+
+#[test]
+fn accepting_stops_when_told() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        world.hands.stop_accepting();
+        world.turn();
+        let _waiting = TcpStream::connect(world.addr).unwrap(); // in the backlog
+        client.write_all(b"still here").unwrap();
+        assert_eq!(world.receive(conn, 10), b"still here");
+        assert_eq!(world.hands.stats().accepted, 1);
+    }
+}
+
+#[test]
+fn more_readable_connections_than_slices() {
+    for mut options in ways() {
+        options.arena_slices = 2;
+        let mut world = World::new(options);
+        let mut pairs: Vec<_> = (0..30).map(|_| world.connect()).collect();
+        for (i, (client, _)) in pairs.iter_mut().enumerate() {
+            client.write_all(&[i as u8; 6000]).unwrap();
+        }
+        let mut got = vec![0; pairs.len()];
+        world.until("everyone's bytes", |hands, event| {
+            if let Event::Received { conn } = event {
+                let i = pairs.iter().position(|p| p.1 == conn).unwrap();
+                let bytes = hands.received(conn);
+                assert!(bytes.iter().all(|&b| b == i as u8), "somebody else's bytes");
+                got[i] += bytes.len();
+                let n = bytes.len();
+                hands.consume(conn, n);
+            }
+            got.iter().all(|&n| n == 6000).then_some(())
+        });
+        assert!(world.hands.stats().arena_empty > 0);
+        drop(pairs);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn hands_can_be_dropped_in_the_middle_of_everything() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut reading, conn) = connect_small_window(&mut world);
+        fill(&mut world, conn, 0);
+        let (mut closing, conn) = connect_small_window(&mut world);
+        fill(&mut world, conn, 0);
+        world.hands.close(conn, After::Flush);
+        let (_idle, _) = world.connect();
+        drop(world);
+        let mut rest = Vec::new();
+        let _ = reading.read_to_end(&mut rest);
+        let _ = closing.read_to_end(&mut rest);
+    }
+}
