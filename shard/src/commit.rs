@@ -99,6 +99,7 @@ impl Shard {
     fn release(&mut self, now: Now, durable: Lsn, out: &mut Effects) {
         while let Some(waiting) = self.gate.pop(durable) {
             self.metrics.record(Stage::AppendToDurable, waiting.appended_ns, now.mono_ns);
+            self.users[waiting.user].inbox_mut().end_waiting();
             if waiting.inbox_seq > 0 {
                 self.make_visible(now, waiting.user, waiting.inbox_seq, waiting.received_ns, out);
             }

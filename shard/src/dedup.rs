@@ -14,8 +14,7 @@ pub enum Numbering {
     None,
     /// v2: only the next one is new.
     Next,
-    /// v2, after the sender gave up what lies between, or for a class whose
-    /// loss is allowed: any higher one is new.
+    /// v2, after the sender gave up what lies between: any higher one is new.
     Higher,
     /// v1 SEND_SEQ: every number is new once.
     Window,

@@ -40,25 +40,31 @@ impl Shard {
         if !session.is_logged_in() || session.reading {
             return;
         }
-        let user = &mut self.users[session.user];
-        let cursor = user.devices[usize::from(session.device)].cursor;
-        let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        let (at, device) = (session.user, usize::from(session.device));
         let conn = Conn { slot, generation: session.generation };
+        let user = &mut self.users[at];
+        let cursor = user.devices[device].cursor;
+        let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        let mut expired = Expired::default();
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = self.log.get(entry.lsn, entry.len) else {
                 session.reading = true;
                 self.metrics.counters.reads += 1;
                 out.push(read_ahead(conn, inbox, seq, &entry));
-                return;
+                break;
             };
             let message = expect_message(&record);
-            hand_out(now, conn, session, inbox, seq, message, out);
+            if expired.takes(now, session, inbox, seq, message) {
+                continue;
+            }
+            hand_out(conn, session, inbox, seq, message, out);
             self.metrics.counters.delivered += 1;
             let durable_ns = self.durables.when(entry.lsn + u64::from(entry.len));
             if let Some(durable_ns) = durable_ns {
                 self.metrics.record(Stage::DurableToDelivered, durable_ns, now.mono_ns);
             }
         }
+        self.bury(at, device, &expired);
     }
 
     /// Bytes of the log arrived for a connection that catches up.
@@ -76,19 +82,37 @@ impl Shard {
             return;
         }
         let Some(bytes) = bytes else { return self.damaged(conn, lsn, out) };
-        let user = &mut self.users[session.user];
-        let cursor = user.devices[usize::from(session.device)].cursor;
+        let (at, device) = (session.user, usize::from(session.device));
+        let user = &mut self.users[at];
+        let cursor = user.devices[device].cursor;
         let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        let mut expired = Expired::default();
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = record_at(bytes, lsn, &entry) else { break };
             let Ok(Record::Message(message)) = wal::record::verify(record, self.salt, entry.lsn)
             else {
                 return self.damaged(conn, entry.lsn, out);
             };
-            hand_out(now, conn, session, inbox, seq, &message, out);
+            if expired.takes(now, session, inbox, seq, &message) {
+                continue;
+            }
+            hand_out(conn, session, inbox, seq, &message, out);
             self.metrics.counters.delivered += 1;
         }
+        self.bury(at, device, &expired);
         self.pump(now, conn.slot, out);
+    }
+
+    /// Counts what expired out of the inbox and moves the cursor over it.
+    fn bury(&mut self, user: UserIndex, device: usize, expired: &Expired) {
+        if expired.entries == 0 {
+            return;
+        }
+        self.metrics.counters.expired += expired.entries;
+        self.metrics.counters.waiting_messages -= expired.entries;
+        self.metrics.counters.waiting_bytes -= expired.bytes;
+        self.users[user].advance(device);
+        self.burn(user);
     }
 
     /// What cannot be read is neither skipped nor called delivered: the
@@ -118,20 +142,18 @@ fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64,
         if session.sent >= inbox.visible() || session.burst >= BURST_BYTES_MAX {
             return None;
         }
-        let unacknowledged = match session.kind {
-            Kind::V1 => session.outstanding.as_ref().map_or(0, |list| list.len() as u64),
-            _ => session.sent - cursor,
-        };
-        if unacknowledged >= u64::from(session.window) {
-            return None;
-        }
         let seq = session.sent + 1;
         let entry = *inbox.entry(seq).expect("visible entries are there");
         if entry.is_hole() || session.kind == Kind::V1 && entry.acked_by_v1 {
             session.sent = seq;
             continue;
         }
-        return Some((seq, entry));
+        let unacknowledged = match session.kind {
+            Kind::V1 => session.outstanding.as_ref().map_or(0, |list| list.len() as u64),
+            _ => session.sent.saturating_sub(cursor),
+        };
+        let has_window = unacknowledged < u64::from(session.window);
+        return has_window.then_some((seq, entry));
     }
 }
 
@@ -167,8 +189,34 @@ fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry) -> Effect {
     Effect::Read { conn, lsn: first.lsn, len_min: first.len, len }
 }
 
+/// What a pump found to be expired.
+#[derive(Default)]
+struct Expired {
+    entries: u64,
+    bytes: u64,
+}
+
+impl Expired {
+    /// Whether this message is past its time; then nobody gets it any more.
+    fn takes(
+        &mut self,
+        now: Now,
+        session: &mut Session,
+        inbox: &mut Inbox,
+        seq: u64,
+        message: &Message<'_>,
+    ) -> bool {
+        let is_expired = message.expires_ms != 0 && message.expires_ms <= now.wall_ms;
+        if is_expired {
+            session.sent = seq;
+            self.entries += 1;
+            self.bytes += inbox.make_hole(seq);
+        }
+        is_expired
+    }
+}
+
 fn hand_out(
-    now: Now,
     conn: Conn,
     session: &mut Session,
     inbox: &mut Inbox,
@@ -177,11 +225,6 @@ fn hand_out(
     out: &mut Effects,
 ) {
     session.sent = seq;
-    if message.expires_ms != 0 && message.expires_ms <= now.wall_ms {
-        // Expired: a cumulative cursor passes over it, a v1 device never
-        // hears of it.
-        return;
-    }
     let bytes = if session.kind == Kind::V1 {
         let outstanding = session.outstanding.get_or_insert_default();
         debug_assert!(outstanding.len() < V1_WINDOW as usize);

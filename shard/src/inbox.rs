@@ -55,6 +55,8 @@ pub(crate) struct Inbox {
     /// Highest seq that may be handed out: everything up to it is as durable
     /// as its class asks for.
     visible: u64,
+    /// Answers about this inbox that wait for an fsync.
+    pending: u32,
     pairs: HashTable<Pair>,
     receipts: VecDeque<Receipt>,
 }
@@ -66,6 +68,7 @@ impl Default for Inbox {
             entries: VecDeque::new(),
             bytes: 0,
             visible: 0,
+            pending: 0,
             pairs: HashTable::new(),
             receipts: VecDeque::new(),
         }
@@ -110,6 +113,32 @@ impl Inbox {
     pub(crate) fn make_visible(&mut self, seq: u64) {
         assert!(seq <= self.last_seq(), "only what is there becomes visible");
         self.visible = self.visible.max(seq);
+    }
+
+    /// One more answer about this inbox waits for an fsync.
+    pub(crate) fn start_waiting(&mut self) {
+        self.pending += 1;
+    }
+
+    /// The oldest of the waiting answers may go out.
+    pub(crate) fn end_waiting(&mut self) {
+        self.pending -= 1;
+    }
+
+    /// Whether an answer now would overtake one that waits. Answers are
+    /// cumulative, so it would tell that what waits is stored.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.pending > 0
+    }
+
+    /// Gives an entry up, its number stays taken. Returns its log bytes.
+    pub(crate) fn make_hole(&mut self, seq: u64) -> u64 {
+        let at = seq.checked_sub(self.first).expect("only what waits is given up");
+        let entry = &mut self.entries[at as usize];
+        let bytes = u64::from(entry.len);
+        *entry = Entry::HOLE;
+        self.bytes -= bytes;
+        bytes
     }
 
     /// Continues the numbering after `seq`. What waits stays; the numbers in

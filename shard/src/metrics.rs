@@ -59,6 +59,8 @@ pub struct Counters {
     pub delivered: u64,
     /// Entries that left inboxes because every device had them.
     pub burned: u64,
+    /// Messages that expired before every device had them.
+    pub expired: u64,
     /// Acknowledgements taken.
     pub acks: u64,
     /// Packets and frames that were none.

@@ -54,7 +54,7 @@ impl Shard {
         }
         self.metrics.counters.acks += 1;
         self.append(now, &Record::Ack { key, device: record_device, seq, exact: true });
-        let cursor = self.users[user].advance_v1(device);
+        let cursor = self.users[user].advance(device);
         self.burn(user);
         self.send_receipts(user, cursor, out);
         self.pump(now, conn.slot, out);
@@ -73,6 +73,7 @@ impl Shard {
         let id = self.users[user].devices[device].id;
         self.append(now, &Record::Ack { key, device: id, seq, exact: false });
         self.users[user].devices[device].cursor = seq;
+        self.users[user].advance(device);
         self.burn(user);
     }
 

@@ -128,7 +128,7 @@ impl Replay {
         };
         if exact {
             user.inbox_mut().mark_acked_by_v1(seq);
-            user.advance_v1(position);
+            user.advance(position);
         } else {
             let cursor = &mut user.devices[position].cursor;
             *cursor = (*cursor).max(seq);

@@ -73,8 +73,8 @@ impl Shard {
         Outcome::Taken
     }
 
-    /// It was taken before. That one may still be on its way to the disk, so
-    /// the answer waits for everything appended so far.
+    /// It was taken before. That one may still be on its way to the disk; then
+    /// this answer waits, too.
     fn accept_known(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
         self.metrics.counters.duplicates += 1;
         let posted = match post.reply_kind() {
@@ -171,9 +171,9 @@ impl Shard {
         inbox.put_pair(pair);
     }
 
-    /// Shows and answers a post once everything appended so far is durable;
-    /// at once when its class does not ask for that and nothing before it in
-    /// the inbox waits.
+    /// Shows and answers a post once everything appended so far is durable; at
+    /// once when it does not ask for that (or was stored before) and no earlier
+    /// answer about this inbox waits.
     fn when_durable(
         &mut self,
         now: Now,
@@ -183,14 +183,16 @@ impl Shard {
         inbox_seq: u64,
         out: &mut Effects,
     ) {
-        let is_next = self.users[user].inbox_mut().visible() + 1 == inbox_seq;
-        if post.class == Class::BestEffort && (inbox_seq == 0 || is_next) {
+        let is_known = inbox_seq == 0 && !matches!(posted, Posted::Refused { .. });
+        let asks_for_it = post.class == Class::Guaranteed && !is_known;
+        if !asks_for_it && !self.users[user].inbox_mut().has_waiting() {
             if inbox_seq > 0 {
                 self.make_visible(now, user, inbox_seq, post.received_ns, out);
             }
             self.reply(post.reply, post.to, post.send_seq, posted, out);
             return;
         }
+        self.users[user].inbox_mut().start_waiting();
         self.gate.push(Waiting {
             until: self.log.end(),
             reply: post.reply,

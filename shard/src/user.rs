@@ -14,6 +14,9 @@ use crate::inbox::Inbox;
 /// Place of a user in the table.
 pub(crate) type UserIndex = u32;
 
+/// The device of protocol v1, which has no name for its devices.
+pub(crate) const V1_DEVICE: u64 = 0;
+
 /// No connection slot.
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 
@@ -90,13 +93,15 @@ impl User {
         self.devices.iter().map(|device| device.cursor).min().unwrap_or(0)
     }
 
-    /// Moves the v1 device's cursor over what it acknowledged one by one;
-    /// returns where it is now.
-    pub(crate) fn advance_v1(&mut self, position: usize) -> u64 {
-        let cursor = &mut self.devices[position].cursor;
+    /// Moves a device's cursor over what it will never acknowledge (holes) or,
+    /// with protocol v1, has acknowledged one by one; returns where it is now.
+    pub(crate) fn advance(&mut self, position: usize) -> u64 {
+        let Device { id, cursor, .. } = &mut self.devices[position];
         if let Some(inbox) = self.inbox.as_deref() {
             *cursor = (*cursor).max(inbox.first_seq() - 1);
-            while inbox.entry(*cursor + 1).is_some_and(|entry| entry.acked_by_v1) {
+            while let Some(entry) = inbox.entry(*cursor + 1)
+                && (entry.is_hole() || *id == V1_DEVICE && entry.acked_by_v1)
+            {
                 *cursor += 1;
             }
         }
