@@ -1,0 +1,94 @@
+//! The real binary's command line: what it prints, and the exit codes that
+//! scripts rely on.
+
+use std::process::{Command, Output};
+
+/// Runs the binary in an empty directory with none of our variables set.
+fn iris_shard(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IRIS_") {
+            command.env_remove(name);
+        }
+    }
+    let output = command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .current_dir(dir.path())
+        .output()
+        .expect("the binary runs");
+    let left = std::fs::read_dir(dir.path()).expect("still there").count();
+    assert_eq!(left, 0, "{arguments:?} leaves nothing behind");
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// The arguments are refused with `code` and a message that holds `told`.
+fn check_refused(arguments: &[&str], variables: &[(&str, &str)], code: i32, told: &str) {
+    let output = iris_shard(arguments, variables);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+    assert!(stderr.contains(told), "{arguments:?}: {stderr} lacks {told}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: complaints go to stderr");
+}
+
+#[test]
+fn nonsense_is_refused_with_code_2() {
+    check_refused(&["--bogus"], &[], 2, "--bogus");
+    check_refused(&["frobnicate"], &[], 2, "frobnicate");
+    check_refused(&["--shards", "0"], &[], 2, "from 1 to 256");
+    check_refused(&["--shards", "many"], &[], 2, "whole number");
+    check_refused(&["--listen", "0.0.0.0:8085"], &[], 2, "TLS and authentication");
+    check_refused(&["--config", "missing.toml"], &[], 2, "missing.toml");
+    check_refused(&["--set", "limits.conn_max=3"], &[], 2, "did you mean limits.conns_max?");
+    check_refused(&[], &[("IRIS_ADMIN", "everywhere")], 2, "IRIS_ADMIN");
+    check_refused(&[], &[("IRIS_CONFIG", "missing.toml")], 2, "missing.toml");
+    check_refused(&["doctor", "--data-dir", "/dev/null/x", "--admin", "x"], &[], 2, "admin");
+}
+
+#[test]
+fn a_machine_that_is_too_small_is_refused_with_code_5() {
+    let asked = "limits.conns_max=16000000";
+    check_refused(&["--set", asked, "--set", "memory_bytes=64MiB"], &[], 5, "16,000,000");
+}
+
+#[test]
+fn the_effective_configuration_is_shown() {
+    let output = iris_shard(&["--check-config", "--shards", "3"], &[("IRIS_LOG_LEVEL", "debug")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert!(shown.contains("shards = 3  # from --shards\n"), "{shown}");
+    assert!(shown.contains("level = \"debug\"  # from IRIS_LOG_LEVEL\n"), "{shown}");
+    shown.parse::<toml::Table>().expect("what is shown is TOML");
+}
+
+#[test]
+fn the_doctor_speaks_to_people_and_programs() {
+    let output = iris_shard(&["doctor"], &[]);
+    let shown = text(&output.stdout);
+    for heading in ["Machine\n", "Plan\n", "What stops it from more\n"] {
+        assert!(shown.contains(heading), "{shown}");
+    }
+    let json = iris_shard(&["doctor", "--json"], &[]);
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let ready = report["ready"].as_bool().expect("a verdict");
+    assert_eq!(json.status.code(), Some(if ready { 0 } else { 5 }));
+    assert_eq!(output.status.code(), json.status.code());
+    assert!(report["plan"]["shards"].as_u64().expect("a number") >= 1);
+    assert!(!report["machine"]["cores"].as_array().expect("a list").is_empty());
+}
+
+#[test]
+fn help_and_version_end_well() {
+    let help = iris_shard(&["--help"], &[]);
+    assert_eq!(help.status.code(), Some(0));
+    for word in ["Examples:", "IRIS_LIMITS_CONNS_MAX", "Exit codes:"] {
+        assert!(text(&help.stdout).contains(word), "help lacks {word}");
+    }
+    let version = iris_shard(&["--version"], &[]);
+    assert_eq!(text(&version.stdout), concat!("iris-shard ", env!("CARGO_PKG_VERSION"), "\n"));
+}
