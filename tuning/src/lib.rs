@@ -1,6 +1,6 @@
 //! What this machine is, what to choose for it, and how to apply it.
 //!
-//! In the order in which a boot meets them: [`probe`] looks, [`plan`] chooses
+//! In the order in which a boot meets them: [`probe`] looks, [`mod@plan`] chooses
 //! (a pure function, so that a table of machines tests it), [`apply`] raises
 //! what the process may raise, [`doctor`] tells a person all of it together
 //! with the commands that lift each limit. Nothing here opens a socket that
