@@ -69,6 +69,10 @@ const IMPURE: [&str; 8] = [
 const EMPTY_NAMES: [&str; 8] =
     ["common", "helper", "helpers", "manager", "misc", "shared", "util", "utils"];
 
+/// The server's own code, which is held to a length.
+const SERVER: [&str; 6] =
+    ["net/src/", "shard/src/", "src/", "tuning/src/", "wal/src/", "wire/src/"];
+
 /// A file longer than this usually holds two nouns.
 const CODE_LINES_MAX: usize = 500;
 
@@ -224,7 +228,7 @@ fn names_say_what_is_inside() {
 fn a_file_holds_one_noun() {
     let mut offenders = Vec::new();
     for (path, text) in sources() {
-        if !path.starts_with("src/") && !path.contains("/src/") {
+        if !SERVER.iter().any(|dir| path.starts_with(dir)) {
             continue;
         }
         let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
