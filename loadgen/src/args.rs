@@ -1,0 +1,270 @@
+//! The command line, checked.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::body::BODY_BYTES_MIN;
+use crate::plan::Arrivals;
+use crate::scenario::Scenario;
+use crate::spec::{ClassChoice, Protocol};
+
+/// Loads an iris-shard server and verifies every confirmed message.
+///
+/// Open loop by default: messages leave at their intended times whatever the
+/// server does, and latencies count from those times.
+///
+/// Exit code: 0 verified, 1 verification failed, 2 wrong usage, 4 cannot
+/// connect.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "iris-loadgen", version)]
+pub(crate) struct Args {
+    /// What the users do.
+    #[arg(value_enum)]
+    pub(crate) scenario: Scenario,
+
+    /// Server addresses, used in turn.
+    #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:8085")]
+    pub(crate) target: Vec<SocketAddr>,
+
+    /// Source addresses, used in turn: one, several, or ranges such as
+    /// 127.0.0.1-127.0.0.20. Each has about 28,000 ports per target.
+    #[arg(long, value_delimiter = ',', value_parser = addresses)]
+    pub(crate) from: Vec<Addresses>,
+
+    /// Connections from the start.
+    #[arg(long, short = 'c', default_value_t = 1000)]
+    pub(crate) connections: u32,
+
+    /// Messages per second, all together.
+    #[arg(long, short = 'r', default_value_t = 1000.0)]
+    pub(crate) rate: f64,
+
+    /// How messages are spread over time.
+    #[arg(long, value_enum, default_value = "constant")]
+    pub(crate) arrivals: Arrivals,
+
+    /// Closed loop instead: each pair keeps this many messages under way. For
+    /// rates, not for latencies.
+    #[arg(long)]
+    pub(crate) in_flight: Option<u32>,
+
+    /// Seconds of sending (or, idle, of holding).
+    #[arg(long, short = 'd', default_value_t = 10.0)]
+    pub(crate) duration: f64,
+
+    /// Seconds at the beginning that are not measured.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) warmup: f64,
+
+    /// What the users speak.
+    #[arg(long, value_enum, default_value = "v2")]
+    pub(crate) protocol: Protocol,
+
+    /// The class of the messages.
+    #[arg(long, value_enum, default_value = "guaranteed")]
+    pub(crate) class: ClassChoice,
+
+    /// Bytes of each message.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) size: usize,
+
+    /// Users that log in only at the end (offline: one per connection; mixed:
+    /// one per ten).
+    #[arg(long)]
+    pub(crate) absent: Option<u32>,
+
+    /// Part of the messages of `mixed` that goes to absent users.
+    #[arg(long, default_value_t = 0.2)]
+    pub(crate) absent_share: f64,
+
+    /// Seed of the schedule.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Worker processes; more are started where the limit of open files asks
+    /// for it.
+    #[arg(long, short = 'w', default_value_t = 1)]
+    pub(crate) workers: u32,
+
+    /// Cores to keep the workers on, in turn.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) cores: Vec<usize>,
+
+    /// Connections started per second, all together.
+    #[arg(long, default_value_t = 5000.0)]
+    pub(crate) connect_rate: f64,
+
+    /// Take lost connections up again, with the same sessions.
+    #[arg(long)]
+    pub(crate) reconnect: bool,
+
+    /// Messages of one sender to one recipient on the wire without their
+    /// confirmation.
+    #[arg(long, default_value_t = client::session::WINDOW)]
+    pub(crate) window: usize,
+
+    /// Seconds in which nothing arrives before the end is given up.
+    #[arg(long, default_value_t = 30.0)]
+    pub(crate) drain_timeout: f64,
+
+    /// Seconds to listen for duplicates when everything has arrived.
+    #[arg(long, default_value_t = 0.5)]
+    pub(crate) linger: f64,
+
+    /// Idle: hold these numbers of connections one after the other and give
+    /// the memory per connection between the first and the last.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) steps: Vec<u32>,
+
+    /// The server's process: its memory and CPU are reported.
+    #[arg(long)]
+    pub(crate) server_pid: Option<u32>,
+
+    /// Write the results as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write histograms in HDR percentile text: PREFIX.sent.hgrm,
+    /// PREFIX.delivered.hgrm and so on, in milliseconds.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) hgrm: Option<PathBuf>,
+
+    /// Append a line for each phase: connected, steady, quiet, done. May be a
+    /// named pipe.
+    #[arg(long)]
+    pub(crate) control: Option<PathBuf>,
+
+    /// No progress lines.
+    #[arg(long, short = 'q')]
+    pub(crate) quiet: bool,
+}
+
+/// One address or a range of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Addresses(pub(crate) Vec<IpAddr>);
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    let parse = |text: &str| text.parse::<IpAddr>().map_err(|error| format!("{text}: {error}"));
+    let Some((first, last)) = text.split_once('-') else {
+        return Ok(Addresses(vec![parse(text)?]));
+    };
+    match (parse(first)?, parse(last)?) {
+        (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => {
+            let (first, last) = (first.to_bits(), last.to_bits());
+            if last - first >= 65_536 {
+                return Err("a range holds at most 65,536 addresses".to_owned());
+            }
+            Ok(Addresses((first..=last).map(|bits| Ipv4Addr::from_bits(bits).into()).collect()))
+        }
+        _ => Err("a range goes from a lower to a higher IPv4 address".to_owned()),
+    }
+}
+
+impl Args {
+    /// Every source address.
+    pub(crate) fn sources(&self) -> Vec<IpAddr> {
+        self.from.iter().flat_map(|addresses| addresses.0.iter().copied()).collect()
+    }
+
+    /// What does not fit together, as a sentence.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let size_max = match self.scenario {
+            // v1 lengths have 16 bits.
+            _ if self.protocol == Protocol::V1 => 65_535,
+            _ => wire::limits::BODY_BYTES_MAX,
+        };
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let rules = [
+            (
+                (BODY_BYTES_MIN..=size_max).contains(&self.size),
+                format!(
+                    "--size is {BODY_BYTES_MIN} to {size_max} bytes: a message carries what verifies it"
+                ),
+            ),
+            (self.connections > 0, "--connections is at least 1".to_owned()),
+            (
+                self.connections <= 10_000_000 && self.absent.unwrap_or(0) <= 10_000_000,
+                "--connections and --absent are at most 10,000,000".to_owned(),
+            ),
+            (
+                !self.talks_in_pairs() || self.connections.is_multiple_of(2),
+                "--connections must be even: users talk in pairs".to_owned(),
+            ),
+            (positive(self.rate), "--rate is above 0".to_owned()),
+            (positive(self.connect_rate), "--connect-rate is above 0".to_owned()),
+            (positive(self.duration) && self.duration < 1e7, "--duration is above 0".to_owned()),
+            (
+                (0.0..self.duration).contains(&self.warmup),
+                "--warmup is shorter than --duration".to_owned(),
+            ),
+            ((0.0..=1.0).contains(&self.absent_share), "--absent-share is 0 to 1".to_owned()),
+            (
+                (0.0..1e7).contains(&self.drain_timeout) && (0.0..1e7).contains(&self.linger),
+                "--drain-timeout and --linger are not negative".to_owned(),
+            ),
+            ((1..=1024).contains(&self.workers), "--workers is 1 to 1024".to_owned()),
+            (self.window > 0, "--window is at least 1".to_owned()),
+            (self.in_flight != Some(0), "--in-flight is at least 1".to_owned()),
+            (self.absent != Some(0), "--absent is at least 1".to_owned()),
+            (
+                self.in_flight.is_none()
+                    || self.talks_in_pairs() && self.scenario != Scenario::Mixed,
+                "--in-flight goes with pairs and relay".to_owned(),
+            ),
+            (
+                self.scenario != Scenario::Relay || self.in_flight.is_some(),
+                "relay needs --in-flight: it is a closed loop".to_owned(),
+            ),
+            (
+                self.steps.is_empty() || self.scenario == Scenario::Idle,
+                "--steps goes with idle".to_owned(),
+            ),
+            (
+                self.steps.is_sorted_by(|a, b| a < b) && self.steps.first() != Some(&0),
+                "--steps rise, from 1 on".to_owned(),
+            ),
+        ];
+        match rules.into_iter().find(|(holds, _)| !holds) {
+            Some((_, sentence)) => Err(sentence),
+            None => Ok(()),
+        }
+    }
+
+    fn talks_in_pairs(&self) -> bool {
+        matches!(self.scenario, Scenario::Pairs | Scenario::Mixed | Scenario::Relay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_addresses() {
+        let range = addresses("127.0.0.254-127.0.1.1").expect("a range");
+        let texts: Vec<String> = range.0.iter().map(IpAddr::to_string).collect();
+        assert_eq!(texts, ["127.0.0.254", "127.0.0.255", "127.0.1.0", "127.0.1.1"]);
+        assert!(addresses("127.0.0.2-127.0.0.1").is_err());
+        assert!(addresses("::1-::2").is_err());
+        assert!(addresses("here").is_err());
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        let sentence = |line: &str| {
+            let words = std::iter::once("iris-loadgen").chain(line.split(' '));
+            Args::try_parse_from(words).expect("it parses").check().err().unwrap_or_default()
+        };
+        assert_eq!(sentence("pairs"), "");
+        assert_eq!(sentence("idle --steps 10,20"), "");
+        assert!(sentence("pairs -c 3").contains("even"));
+        assert!(sentence("pairs --size 8").contains("--size"));
+        assert!(sentence("relay").contains("--in-flight"));
+        assert!(sentence("idle --steps 20,10").contains("rise"));
+        assert!(sentence("pairs --rate 0").contains("--rate"));
+        assert!(sentence("pairs --rate NaN").contains("--rate"));
+        assert!(sentence("pairs --warmup 10").contains("--warmup"));
+    }
+}

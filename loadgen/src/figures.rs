@@ -1,0 +1,240 @@
+//! The measurements of a run: histograms and counters that can be added up
+//! over workers and sent through a pipe.
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::verify::Findings;
+
+/// Longest time a histogram tells apart, nanoseconds: ten minutes.
+const VALUE_NS_MAX: u64 = 600_000_000_000;
+
+/// A latency histogram in nanoseconds, three significant digits.
+#[derive(Clone, Debug)]
+pub(crate) struct Latency(Histogram<u64>);
+
+impl Latency {
+    /// An empty histogram.
+    pub(crate) fn new() -> Latency {
+        Latency(Histogram::new_with_bounds(1_000, VALUE_NS_MAX, 3).expect("constant bounds"))
+    }
+
+    /// Counts one value; above ten minutes it counts as ten minutes.
+    pub(crate) fn record(&mut self, ns: u64) {
+        self.0.saturating_record(ns);
+    }
+
+    /// Adds another histogram.
+    pub(crate) fn add(&mut self, other: &Latency) {
+        self.0.add(&other.0).expect("all have the same bounds");
+    }
+
+    /// How many values there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The value that `percent` of all do not exceed, milliseconds.
+    pub(crate) fn percentile_ms(&self, percent: f64) -> f64 {
+        self.0.value_at_percentile(percent) as f64 / 1e6
+    }
+
+    /// The largest value, milliseconds.
+    pub(crate) fn max_ms(&self) -> f64 {
+        if self.0.is_empty() { 0.0 } else { self.0.max() as f64 / 1e6 }
+    }
+
+    /// The mean, milliseconds.
+    pub(crate) fn mean_ms(&self) -> f64 {
+        self.0.mean() / 1e6
+    }
+
+    /// The histogram behind it.
+    pub(crate) fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Latency {
+        Latency::new()
+    }
+}
+
+/// As a list of (value, count).
+impl Serialize for Latency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(
+            self.0.iter_recorded().map(|step| (step.value_iterated_to(), step.count_at_value())),
+        )
+    }
+}
+
+impl<'de> Deserialize<'de> for Latency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Latency, D::Error> {
+        let mut latency = Latency::new();
+        for (value, count) in Vec::<(u64, u64)>::deserialize(deserializer)? {
+            latency.0.saturating_record_n(value, count);
+        }
+        Ok(latency)
+    }
+}
+
+/// Counters that a worker tells once a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Connections that are logged in now.
+    pub(crate) online: u32,
+    /// Messages handed to the sessions.
+    pub(crate) given: u64,
+    /// Messages the server confirmed.
+    pub(crate) sent: u64,
+    /// Different messages that arrived.
+    pub(crate) received: u64,
+    /// How far behind its schedule the worker sends now, nanoseconds.
+    pub(crate) lag_ns: u64,
+    /// Things found wrong so far.
+    pub(crate) wrong: u64,
+}
+
+impl Progress {
+    /// Adds another worker's counters.
+    pub(crate) fn add(&mut self, other: &Progress) {
+        self.online += other.online;
+        self.given += other.given;
+        self.sent += other.sent;
+        self.received += other.received;
+        self.lag_ns = self.lag_ns.max(other.lag_ns);
+        self.wrong += other.wrong;
+    }
+}
+
+/// When connections were lost and came back, unix milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Outage {
+    /// The first connection was lost.
+    pub(crate) began_ms: u64,
+    /// The first connection was back.
+    pub(crate) first_back_ms: Option<u64>,
+    /// All connections were back.
+    pub(crate) all_back_ms: Option<u64>,
+}
+
+/// Everything one worker measured; summed, everything a run measured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Figures {
+    /// What the verification found.
+    pub(crate) findings: Findings,
+    /// From the intended time to the server's confirmation.
+    pub(crate) sent: Latency,
+    /// From handing it to the session to the confirmation.
+    pub(crate) sent_service: Latency,
+    /// From the intended time to the arrival at an online recipient.
+    pub(crate) delivered: Latency,
+    /// From handing it to the session to that arrival.
+    pub(crate) delivered_service: Latency,
+    /// From an absent user's login to each arrival of what waited.
+    pub(crate) collected: Latency,
+    /// From starting a connection to being logged in.
+    pub(crate) login: Latency,
+    /// From the intended time to handing it to the session: the load
+    /// generator's own lateness.
+    pub(crate) lag: Latency,
+    /// Given, confirmed and arrived inside the measured window.
+    pub(crate) window_given: u64,
+    /// See `window_given`.
+    pub(crate) window_sent: u64,
+    /// See `window_given`.
+    pub(crate) window_received: u64,
+    /// Length of the measured window, nanoseconds.
+    pub(crate) window_ns: u64,
+    /// CPU time of the busiest worker inside the window, as a part of it.
+    pub(crate) cpu_share_max: f64,
+    /// CPU time of all workers inside the window, nanoseconds.
+    pub(crate) cpu_ns: u64,
+    /// Messages that were due and could not even be queued.
+    pub(crate) skipped: u64,
+    /// Logins that succeeded.
+    pub(crate) logins: u64,
+    /// Connections that ended without being asked to.
+    pub(crate) lost_connections: u64,
+    /// Attempts to connect that failed.
+    pub(crate) failed_connects: u64,
+    /// Answers GAP.
+    pub(crate) gaps: u64,
+    /// Temporary refusals.
+    pub(crate) held: u64,
+    /// ERROR frames, and bytes that are none of a server's.
+    pub(crate) errors: u64,
+    /// Logged-in connections when everyone was there.
+    pub(crate) connections: u32,
+    /// When connections were lost and came back.
+    pub(crate) outage: Option<Outage>,
+    /// The run came to rest before its time for that was over.
+    pub(crate) settled: bool,
+    /// The run was cut short by a signal.
+    pub(crate) interrupted: bool,
+}
+
+impl Figures {
+    /// Adds another worker's measurements.
+    pub(crate) fn add(&mut self, other: Figures) {
+        self.findings.add(other.findings);
+        self.sent.add(&other.sent);
+        self.sent_service.add(&other.sent_service);
+        self.delivered.add(&other.delivered);
+        self.delivered_service.add(&other.delivered_service);
+        self.collected.add(&other.collected);
+        self.login.add(&other.login);
+        self.lag.add(&other.lag);
+        self.window_given += other.window_given;
+        self.window_sent += other.window_sent;
+        self.window_received += other.window_received;
+        self.window_ns = self.window_ns.max(other.window_ns);
+        self.cpu_share_max = self.cpu_share_max.max(other.cpu_share_max);
+        self.cpu_ns += other.cpu_ns;
+        self.skipped += other.skipped;
+        self.logins += other.logins;
+        self.lost_connections += other.lost_connections;
+        self.failed_connects += other.failed_connects;
+        self.gaps += other.gaps;
+        self.held += other.held;
+        self.errors += other.errors;
+        self.connections += other.connections;
+        self.outage = match (self.outage, other.outage) {
+            (Some(a), Some(b)) => Some(Outage {
+                began_ms: a.began_ms.min(b.began_ms),
+                first_back_ms: a.first_back_ms.min(b.first_back_ms),
+                all_back_ms: a.all_back_ms.max(b.all_back_ms),
+            }),
+            (a, b) => a.or(b),
+        };
+        self.settled &= other.settled;
+        self.interrupted |= other.interrupted;
+    }
+
+    /// Events per second of the measured window.
+    pub(crate) fn per_second(&self, count: u64) -> f64 {
+        if self.window_ns == 0 { 0.0 } else { count as f64 * 1e9 / self.window_ns as f64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_survive_the_pipe() {
+        let mut figures = Figures::default();
+        for ns in [1_000, 50_000, 50_001, 7_000_000, 9_999_999_999_999] {
+            figures.sent.record(ns);
+        }
+        let text = serde_json::to_string(&figures).expect("figures are plain data");
+        let back: Figures = serde_json::from_str(&text).expect("it was written by us");
+        assert_eq!(back.sent.0, figures.sent.0);
+        let mut sum = back;
+        sum.add(figures);
+        assert_eq!(sum.sent.count(), 10);
+        assert!((sum.sent.max_ms() - 600_000.0).abs() / 600_000.0 < 0.001);
+    }
+}

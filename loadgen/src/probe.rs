@@ -1,0 +1,108 @@
+//! The server's process and the kernel's memory, as `/proc` tells them.
+
+use std::fs;
+
+use serde::Serialize;
+
+/// What `/proc` counts CPU time in, nanoseconds: 100 a second on every Linux.
+const TICK_NS: u64 = 10_000_000;
+
+/// One look at the server and the kernel.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Sample {
+    /// Logged-in connections at that time.
+    pub(crate) connections: u32,
+    /// The server's resident memory, bytes.
+    pub(crate) rss_bytes: u64,
+    /// The part of it that is not backed by files, bytes.
+    pub(crate) anon_bytes: u64,
+    /// CPU time the server has used, nanoseconds.
+    pub(crate) cpu_ns: u64,
+    /// The kernel's slab of the whole machine, bytes.
+    pub(crate) slab_bytes: u64,
+}
+
+/// Looks at a process now; `None` when it is gone.
+pub(crate) fn sample(pid: u32, connections: u32) -> Option<Sample> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    Some(Sample {
+        connections,
+        rss_bytes: kib(&status, "VmRSS:")? * 1024,
+        anon_bytes: kib(&status, "RssAnon:")? * 1024,
+        cpu_ns: cpu_ticks(&stat)? * TICK_NS,
+        slab_bytes: kib(&meminfo, "Slab:")? * 1024,
+    })
+}
+
+fn kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// User and system time of `/proc/PID/stat`; the name before them may contain
+/// anything, its closing parenthesis is the last one.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+/// Bytes that one more connection costs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Slope {
+    /// The server's resident memory.
+    pub(crate) rss_bytes: f64,
+    /// Its part that is not backed by files.
+    pub(crate) anon_bytes: f64,
+    /// The kernel's slab: both ends of the connection where the load generator
+    /// runs on the same machine.
+    pub(crate) slab_bytes: f64,
+}
+
+/// The cost per connection between two samples, if there are more at the
+/// second one.
+pub(crate) fn slope(first: &Sample, last: &Sample) -> Option<Slope> {
+    let more = f64::from(last.connections.checked_sub(first.connections).filter(|n| *n > 0)?);
+    let per = |first: u64, last: u64| (last as f64 - first as f64) / more;
+    Some(Slope {
+        rss_bytes: per(first.rss_bytes, last.rss_bytes),
+        anon_bytes: per(first.anon_bytes, last.anon_bytes),
+        slab_bytes: per(first.slab_bytes, last.slab_bytes),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_can_be_looked_at() {
+        let sample = sample(std::process::id(), 1).expect("it runs");
+        assert!(sample.rss_bytes > 0 && sample.anon_bytes <= sample.rss_bytes);
+        assert!(sample.slab_bytes > 0);
+    }
+
+    #[test]
+    fn a_name_with_parentheses_is_no_obstacle() {
+        let stat = "1 (a) b) (c)) S 2 3 4 5 6 7 8 9 10 11 120 34 0 0";
+        assert_eq!(cpu_ticks(stat), Some(154));
+    }
+
+    #[test]
+    fn slope_is_per_added_connection() {
+        let at = |connections, rss_bytes| Sample {
+            connections,
+            rss_bytes,
+            anon_bytes: 0,
+            cpu_ns: 0,
+            slab_bytes: 0,
+        };
+        let slope = slope(&at(100, 1_000), &at(200, 41_000)).expect("there are more");
+        assert_eq!(slope.rss_bytes, 400.0);
+        assert!(super::slope(&at(100, 0), &at(100, 0)).is_none());
+    }
+}

@@ -1,0 +1,156 @@
+//! What the parent and its workers say to each other: one JSON value a line,
+//! the worker's orders on its standard input, its reports on its output.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use wire::id::Class;
+
+use crate::figures::{Figures, Progress};
+use crate::plan::Arrivals;
+use crate::scenario::Cast;
+
+/// Which protocol the users speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Protocol {
+    /// The original server's, which confirms nothing.
+    V1,
+    /// With numbers, confirmations and cursors.
+    V2,
+}
+
+/// The class of every message of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum ClassChoice {
+    /// Confirmed after the fsync.
+    Guaranteed,
+    /// Confirmed from memory.
+    BestEffort,
+}
+
+impl ClassChoice {
+    /// The class on the wire.
+    pub(crate) fn class(self) -> Class {
+        match self {
+            ClassChoice::Guaranteed => Class::Guaranteed,
+            ClassChoice::BestEffort => Class::BestEffort,
+        }
+    }
+}
+
+/// When messages are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Load {
+    /// At their intended times, whatever the server does.
+    Open {
+        /// Messages per second of this worker.
+        rate: f64,
+        /// How they are spread.
+        arrivals: Arrivals,
+        /// Part of them that goes to absent users.
+        absent_share: f64,
+        /// See [`crate::plan::Rhythm::offset`].
+        offset: f64,
+    },
+    /// Each pair keeps this many messages under way; an arrival is answered by
+    /// the next message.
+    Closed {
+        /// Messages under way per pair.
+        in_flight: u32,
+    },
+}
+
+/// Everything a worker must know.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    /// Number of the run: part of every user's name and every message.
+    pub(crate) run: u64,
+    /// This worker's users.
+    pub(crate) cast: Cast,
+    /// Index of its first user in the run.
+    pub(crate) base: u32,
+    /// Server addresses, used in turn.
+    pub(crate) targets: Vec<SocketAddr>,
+    /// Source addresses, used in turn; empty lets the kernel choose.
+    pub(crate) from: Vec<IpAddr>,
+    /// What the users speak.
+    pub(crate) protocol: Protocol,
+    /// The class of the messages.
+    pub(crate) class: ClassChoice,
+    /// Bytes of each message.
+    pub(crate) size: usize,
+    /// When they are sent.
+    pub(crate) load: Load,
+    /// How long messages are sent, nanoseconds.
+    pub(crate) duration_ns: u64,
+    /// How much of it is not measured, nanoseconds.
+    pub(crate) warmup_ns: u64,
+    /// Seed of the schedule.
+    pub(crate) seed: u64,
+    /// Connections this worker starts per second.
+    pub(crate) connect_rate: f64,
+    /// Whether lost connections are taken up again.
+    pub(crate) reconnect: bool,
+    /// How long nothing may happen at the end before the worker gives up.
+    pub(crate) drain_ns: u64,
+    /// How long it listens for duplicates when everything has arrived.
+    pub(crate) linger_ns: u64,
+    /// Messages of one flow on the wire without their confirmation.
+    pub(crate) window: usize,
+    /// The core it stays on.
+    pub(crate) core: Option<usize>,
+}
+
+impl Spec {
+    /// The name of a user of this worker.
+    pub(crate) fn name(&self, user: u32) -> String {
+        format!("lg{:x}-{}", self.run, self.base + user)
+    }
+
+    /// The user that a name belongs to, if it is one of this worker's.
+    pub(crate) fn user(&self, name: &[u8]) -> Option<u32> {
+        let name = std::str::from_utf8(name).ok()?;
+        let (_, index) = name.rsplit_once('-')?;
+        let user = index.parse::<u32>().ok()?.checked_sub(self.base)?;
+        (user < self.cast.users()).then_some(user)
+    }
+}
+
+/// From the parent to a worker; the first line is its [`Spec`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// Have this many of the users connected.
+    Connect {
+        /// From the worker's first user on.
+        users: u32,
+    },
+    /// Send from this time on.
+    Start {
+        /// Monotonic nanoseconds.
+        at_ns: u64,
+    },
+    /// Stop sending, collect, verify, report.
+    Finish,
+    /// Report at once.
+    Abort,
+}
+
+/// From a worker to the parent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Word {
+    /// As many users are connected as were ordered.
+    Connected {
+        /// How many.
+        users: u32,
+    },
+    /// The last message has been sent.
+    Quiet,
+    /// Once a second.
+    Progress(Progress),
+    /// It cannot go on, and why.
+    Fatal(String),
+    /// The end.
+    Done(Box<Figures>),
+}
