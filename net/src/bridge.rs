@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use glommio::GlommioError;
@@ -18,22 +19,22 @@ use crate::eventfd::Eventfd;
 
 /// The two eventfds, and their registrations with the executor once there is one.
 pub(crate) struct Bridge {
-    doorbell: Rc<Eventfd>,
+    doorbell: Arc<Eventfd>,
     door: Rc<Eventfd>,
     /// Made at the first await: hands may also live on a thread without an executor.
     watched: Option<Watched>,
 }
 
 struct Watched {
-    doorbell: PollableFd<Rc<Eventfd>>,
+    doorbell: PollableFd<Arc<Eventfd>>,
     door: PollableFd<Rc<Eventfd>>,
 }
 
 impl Bridge {
-    pub(crate) fn new() -> io::Result<Bridge> {
+    pub(crate) fn new(doorbell: Arc<Eventfd>) -> io::Result<Bridge> {
         let door = Eventfd::new(true)?;
         door.ring();
-        Ok(Bridge { doorbell: Rc::new(Eventfd::new(true)?), door: Rc::new(door), watched: None })
+        Ok(Bridge { doorbell, door: Rc::new(door), watched: None })
     }
 
     /// For the ring to be registered with.
@@ -56,10 +57,11 @@ impl Bridge {
 
     fn watched(&mut self) -> &Watched {
         self.watched.get_or_insert_with(|| {
-            let watch = |fd: &Rc<Eventfd>| {
-                PollableFd::new(Rc::clone(fd)).expect("park and breathe need an executor")
-            };
-            Watched { doorbell: watch(&self.doorbell), door: watch(&self.door) }
+            const WHY: &str = "park and breathe need an executor";
+            Watched {
+                doorbell: PollableFd::new(Arc::clone(&self.doorbell)).expect(WHY),
+                door: PollableFd::new(Rc::clone(&self.door)).expect(WHY),
+            }
         })
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// An owned eventfd.
 #[derive(Debug)]
@@ -50,19 +51,57 @@ impl AsRawFd for Eventfd {
 
 /// Wakes the core that owns a [`Hands`](crate::Hands), from any thread.
 ///
-/// The core sees one [`Event::Wake`](crate::Event::Wake) for any number of calls in between.
+/// The core sees one [`Event::Wake`](crate::Event::Wake) for any number of calls in between; a
+/// parked one may just return from its park.
 #[derive(Clone, Debug)]
 pub struct Waker {
-    eventfd: Arc<Eventfd>,
+    bells: Arc<Bells>,
+}
+
+/// The two ways to wake a core.
+///
+/// A ring that reads an eventfd does not reliably pass its ringing on to the eventfd the ring is
+/// registered with: the kernel defers a ringing out of a ringing, and Linux 6.18 was seen to do so
+/// once and then never again. So whoever wakes a parked core rings its doorbell himself.
+#[derive(Debug)]
+pub(crate) struct Bells {
+    /// Read by the hot ring.
+    pub(crate) ring: Eventfd,
+    /// Awaited in the executor, and rung by the ring for everything but `ring` above.
+    pub(crate) doorbell: Arc<Eventfd>,
+    /// The core is parked, or about to look whether it may be.
+    parked: AtomicBool,
+}
+
+impl Bells {
+    pub(crate) fn new() -> io::Result<Bells> {
+        Ok(Bells {
+            ring: Eventfd::new(false)?,
+            doorbell: Arc::new(Eventfd::new(true)?),
+            parked: AtomicBool::new(false),
+        })
+    }
+
+    /// To be announced before the core looks a last time for something to do.
+    pub(crate) fn set_parked(&self, parked: bool) {
+        self.parked.store(parked, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
 }
 
 impl Waker {
-    pub(crate) fn new(eventfd: Arc<Eventfd>) -> Waker {
-        Waker { eventfd }
+    pub(crate) fn new(bells: Arc<Bells>) -> Waker {
+        Waker { bells }
     }
 
-    /// Wakes the core (one system call, about 6 µs with the scheduler's part when it sleeps).
+    /// Wakes the core (one system call, about 6 µs with the scheduler's part when it sleeps; two
+    /// when it is parked).
     pub fn wake(&self) {
-        self.eventfd.ring();
+        self.bells.ring.ring();
+        // Either this sees the park, or the core sees what was just rung.
+        fence(Ordering::SeqCst);
+        if self.bells.parked.load(Ordering::SeqCst) {
+            self.bells.doorbell.ring();
+        }
     }
 }

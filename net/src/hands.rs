@@ -19,7 +19,7 @@ use crate::buf::Buffers;
 use crate::conn::{ConnId, Flags, Table};
 use crate::disk::DiskOps;
 use crate::event::Event;
-use crate::eventfd::{Eventfd, Waker};
+use crate::eventfd::{Bells, Waker};
 use crate::listen::Listener;
 use crate::options::{Features, HandsOptions};
 use crate::relocate::Moved;
@@ -51,7 +51,7 @@ pub struct Hands {
     /// As of the last tick.
     pub(crate) now_ms: u64,
     pub(crate) stats: HandsStats,
-    wake: Arc<Eventfd>,
+    bells: Arc<Bells>,
     bridge: Bridge,
     /// Reused, so that reaping allocates nothing.
     batch: Vec<Completion>,
@@ -67,7 +67,8 @@ impl Hands {
     /// If `arena_slices` is zero.
     pub fn new(options: HandsOptions, listeners: Vec<OwnedFd>) -> io::Result<Hands> {
         let mut ring = Ring::new(&options)?;
-        let bridge = Bridge::new()?;
+        let bells = Arc::new(Bells::new()?);
+        let bridge = Bridge::new(Arc::clone(&bells.doorbell))?;
         ring.register_doorbell(bridge.doorbell_fd())?;
         let mut hands = Hands {
             buffers: Box::new(Buffers::new(options.arena_slices, options.partial_bytes_max_total)),
@@ -84,7 +85,7 @@ impl Hands {
             closing: VecDeque::new(),
             now_ms: 0,
             stats: HandsStats::default(),
-            wake: Arc::new(Eventfd::new(false)?),
+            bells,
             bridge,
             batch: Vec::new(),
         };
@@ -101,7 +102,7 @@ impl Hands {
 
     /// Wakes this core from any other thread.
     pub fn waker(&self) -> Waker {
-        Waker::new(Arc::clone(&self.wake))
+        Waker::new(Arc::clone(&self.bells))
     }
 
     /// The counters.
@@ -135,7 +136,7 @@ impl Hands {
     }
 
     /// Is there something to reap at once? Then do not sleep.
-    pub fn has_pending(&mut self) -> bool {
+    pub fn has_pending(&self) -> bool {
         !self.pending.is_empty() || !self.ready.is_empty() || self.ring.has_completions()
     }
 
@@ -163,6 +164,7 @@ impl Hands {
     /// Outside a glommio executor.
     pub async fn park(&mut self, timeout: Duration) {
         self.flush();
+        self.bells.set_parked(true);
         self.ring.doorbell_on();
         // What completed before the bell was on must not be slept through.
         self.ring.poke();
@@ -170,6 +172,7 @@ impl Hands {
             self.bridge.doorbell(timeout).await;
         }
         self.ring.doorbell_off();
+        self.bells.set_parked(false);
     }
 
     /// Flushes, then lets the executor's reactor and its other tasks run once.
@@ -217,7 +220,7 @@ impl Hands {
 
     fn arm_wake(&mut self) {
         let area = self.buffers.wake.lend(0, 8);
-        self.ring.read_wake(self.wake.as_raw_fd(), &area);
+        self.ring.read_wake(self.bells.ring.as_raw_fd(), &area);
     }
 
     fn on_wake(&mut self, result: i32) {

@@ -248,11 +248,9 @@ impl Ring {
 
     /// Ends an operation early. It still completes, usually with ECANCELED.
     pub(crate) fn cancel(&mut self, token: Token) {
-        let entry = if token.op == Op::Poll {
-            opcode::PollRemove::new(token.pack()).build()
-        } else {
-            opcode::AsyncCancel::new(token.pack()).build()
-        };
+        // For polls, too: POLL_REMOVE gives up (EALREADY) on one that has just fired, and a
+        // multishot poll then goes on for ever.
+        let entry = opcode::AsyncCancel::new(token.pack()).build();
         self.push(entry, FORGET);
     }
 
@@ -391,8 +389,10 @@ impl Ring {
         }
     }
 
-    pub(crate) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+    pub(crate) fn has_completions(&self) -> bool {
+        // SAFETY: a second view of the queue is dangerous only if both take from it; this one
+        // only looks, and no other exists while `self` is borrowed (each is a temporary).
+        unsafe { !self.uring.completion_shared().is_empty() }
     }
 
     /// Takes everything that has completed.
