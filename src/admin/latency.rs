@@ -1,9 +1,7 @@
 //! `/latency`: every series as percentiles, in JSON.
 
-use std::collections::BTreeMap;
-
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::collected::{Collected, SERIES, Window, series_name};
 
@@ -35,7 +33,8 @@ struct OfWindow {
     seconds: f64,
     /// How long ago it ended.
     ended_ago_seconds: f64,
-    stages: BTreeMap<&'static str, Percentiles>,
+    #[serde(serialize_with = "in_order")]
+    stages: Vec<(&'static str, Percentiles)>,
 }
 
 #[derive(Serialize)]
@@ -78,6 +77,14 @@ fn windows(collected: &Collected, shard: Option<u16>, now_ns: u64) -> Windows {
         }
     };
     Windows { since_start: of_window(Window::Start), last_interval: of_window(Window::Interval) }
+}
+
+/// An object that keeps the order in which a message meets the stages.
+fn in_order<S: Serializer>(
+    stages: &[(&'static str, Percentiles)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(stages.iter().map(|(name, percentiles)| (name, percentiles)))
 }
 
 /// Milliseconds are exact enough for a window.
