@@ -1,9 +1,13 @@
 //! The iris-shard binary: arguments → configuration → tuning → boot.
 
+mod admin;
+mod boot;
 mod cli;
 mod config;
 mod exit;
 mod log;
+mod signal;
+mod turn;
 
 use std::env;
 use std::path::PathBuf;
@@ -16,6 +20,7 @@ use tuning::{Machine, Plan};
 use cli::{Cli, Command};
 use config::{Config, Loaded};
 use exit::Exit;
+use signal::Signals;
 
 fn main() -> ExitCode {
     match start(&Cli::parse()) {
@@ -65,10 +70,13 @@ fn doctor(config: &Config, json: bool) -> ExitCode {
 }
 
 fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
-    let (_machine, plan) = tune(&loaded.config);
+    let (machine, plan) = tune(&loaded.config);
     if !plan.stops.is_empty() {
         return Err(stopped(&plan));
     }
+    // Before the first thread: each inherits what is blocked.
+    let signals = Signals::block()
+        .map_err(|error| Exit::internal(format!("cannot set up signal handling: {error}")))?;
     let _log = log::start(&loaded.config);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -80,6 +88,7 @@ fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
         }
     }
     tell(&plan);
+    boot::run(&loaded.config, &machine, &plan, &signals)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
-pub(crate) use published::{Board, ServerInfo, Snapshot, histogram};
+pub(crate) use published::{Board, ServerInfo, histogram};
 
 use listen::{Bounded, CONN_TIME_MAX};
 

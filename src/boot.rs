@@ -1,0 +1,384 @@
+//! From a plan to a running node: data directory, listeners, admin, one pinned
+//! executor per shard, until a signal ends it.
+//!
+//! Everything that can be refused is refused before the first client is
+//! accepted, and each refusal says what to do.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+
+use glommio::{LocalExecutorBuilder, Placement};
+use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
+use shard::{KeyHasher, Replay};
+use tuning::{Machine, Plan};
+use wal::disk::{DataDir, DirectMode, OpenOptions, ShardDir};
+use wal::{Log, LogOptions};
+use wire::id::ShardId;
+
+use crate::admin::{self, Board, ServerInfo};
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::signal::Signals;
+use crate::turn::{Core, MeshCargo, Shared};
+
+/// What a core reports to the main thread.
+enum Report {
+    /// It accepts connections; ring it to make it look around.
+    Ready(Waker),
+    /// It could not start.
+    Failed(Exit),
+    /// It has ended as asked.
+    Ended,
+}
+
+/// What one core needs to start.
+struct Seat {
+    id: ShardId,
+    dir: ShardDir,
+    mode: DirectMode,
+    listeners: Vec<OwnedFd>,
+    hands: HandsOptions,
+    log: LogOptions,
+    shard: shard::Options,
+    hasher: KeyHasher,
+    port: Port<MeshCargo>,
+    shared: Arc<Shared>,
+}
+
+/// Runs the node until a signal ends it.
+///
+/// # Errors
+/// Why it could not start, or that a core ended by itself.
+pub(crate) fn run(
+    config: &Config,
+    machine: &Machine,
+    plan: &Plan,
+    signals: &Signals,
+) -> Result<(), Exit> {
+    let data = open_data(config, plan)?;
+    let shards = data.manifest().shards;
+    let (addresses, listeners) = bind_all(&config.listen, shards)?;
+    let info = ServerInfo {
+        version: env!("CARGO_PKG_VERSION"),
+        data_dir: config.data_dir.clone(),
+        listen: addresses.clone(),
+    };
+    let board = Board::new(shards, info);
+    let admin = admin::start(config.admin, Arc::clone(&board)).map_err(|error| {
+        Exit::network(format!(
+            "cannot listen on the admin address {}: {error}; choose another with --admin",
+            config.admin
+        ))
+    })?;
+    let shared = Arc::new(Shared {
+        stop: AtomicBool::new(false),
+        peers: (0..shards).map(|_| OnceLock::new()).collect(),
+        board,
+    });
+    let seats = seats(config, machine, plan, &data, listeners, &shared)?;
+    let (reports, from_cores) = channel();
+    let threads = start_cores(seats, plan, &reports)?;
+    let wakers = wait_until_ready(&from_cores, threads.len())?;
+    announce(config, &addresses, admin.addr(), shards);
+    let ended = wait_for_end(signals, &from_cores, &shared, &wakers, threads.len());
+    for thread in threads {
+        // A core that panicked has aborted the process already.
+        let _ = thread.join();
+    }
+    admin.stop();
+    ended
+}
+
+fn open_data(config: &Config, plan: &Plan) -> Result<DataDir, Exit> {
+    let options = OpenOptions {
+        shards: config.shards,
+        default_shards: plan.shards,
+        segment_bytes: plan.segment_bytes,
+    };
+    let data =
+        DataDir::open(&config.data_dir, options).map_err(|error| Exit::data(error.to_string()))?;
+    if config.shards.is_none() && data.manifest().shards != plan.shards {
+        tracing::info!(
+            "the data directory was written for {} shards and keeps them (the plan would be {})",
+            data.manifest().shards,
+            plan.shards
+        );
+    }
+    Ok(data)
+}
+
+/// Every shard's own listener on every address; ports chosen by the kernel are
+/// the same for all of them.
+fn bind_all(
+    listen: &[SocketAddr],
+    shards: u16,
+) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), Exit> {
+    let mut addresses = Vec::new();
+    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    for &wanted in listen {
+        refuse_taken(wanted)?;
+        let mut address = wanted;
+        for listeners in &mut by_shard {
+            let listener =
+                net::listen::bind(address).map_err(|error| cannot_bind(address, &error))?;
+            address =
+                net::listen::local_addr(&listener).map_err(|error| cannot_bind(address, &error))?;
+            listeners.push(listener);
+        }
+        addresses.push(address);
+    }
+    Ok((addresses, by_shard))
+}
+
+/// SO_REUSEPORT lets a second server of the same user share a port silently;
+/// clients would then land on either. Without it the kernel tells.
+fn refuse_taken(address: SocketAddr) -> Result<(), Exit> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    std::net::TcpListener::bind(address).map(drop).map_err(|error| cannot_bind(address, &error))
+}
+
+fn cannot_bind(address: SocketAddr, error: &std::io::Error) -> Exit {
+    let what = match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!(
+            "{address} is taken by another program; stop it or choose another port with --listen"
+        ),
+        std::io::ErrorKind::AddrNotAvailable => {
+            format!("{address} is not an address of this machine; see --listen")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            format!("{address} may not be used without privileges; choose a port above 1023")
+        }
+        _ => format!("cannot listen on {address}: {error}"),
+    };
+    Exit::network(what)
+}
+
+fn seats(
+    config: &Config,
+    machine: &Machine,
+    plan: &Plan,
+    data: &DataDir,
+    listeners: Vec<Vec<OwnedFd>>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<Seat>, Exit> {
+    let manifest = data.manifest();
+    let log = LogOptions {
+        tail_bytes: plan.tail_bytes,
+        segment_bytes: manifest.segment_bytes,
+        ..LogOptions::default()
+    };
+    log.check().map_err(|why| {
+        let segment = manifest.segment_bytes;
+        Exit::usage(format!("{why} (the data directory's segments have {segment} bytes)"))
+    })?;
+    let mode = wal::disk::probe(&config.data_dir);
+    tracing::debug!(?mode, "how commits become durable on this disk");
+    let mesh = Mesh::new(usize::from(manifest.shards), plan.mesh_capacity);
+    let seat = |(id, listeners): (usize, Vec<OwnedFd>)| Seat {
+        id: id as ShardId,
+        dir: data.shard(id as ShardId),
+        mode,
+        listeners,
+        hands: hands_options(machine, plan),
+        log,
+        shard: shard_options(config, plan, id as ShardId, manifest.shards),
+        hasher: KeyHasher::new(manifest.seed),
+        port: mesh.port(id),
+        shared: Arc::clone(shared),
+    };
+    Ok(listeners.into_iter().enumerate().map(seat).collect())
+}
+
+fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
+    let ring = &machine.ring;
+    HandsOptions {
+        ring_entries: plan.ring_entries,
+        arena_slices: plan.arena_slices,
+        send_buffer_bytes_max: plan.send_buffer_bytes_max,
+        send_pause_bytes: plan.send_pause_bytes,
+        partial_bytes_max_total: plan.partial_bytes_max_per_shard,
+        conns_max: plan.conns_max_per_shard,
+        direct_descriptors: plan.direct_descriptors,
+        features: Features {
+            multishot_poll: ring.multishot_poll,
+            multishot_accept: ring.multishot_accept,
+            wait_timeout: ring.ext_arg,
+            single_issuer: ring.single_issuer,
+            coop_taskrun: ring.coop_taskrun,
+            defer_taskrun: ring.defer_taskrun,
+            direct_descriptors: ring.sparse_files,
+            send_descriptor: ring.msg_ring_fd,
+        },
+    }
+}
+
+fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> shard::Options {
+    shard::Options {
+        shard,
+        shards,
+        node: 0,
+        users_max: plan.users_max_per_shard,
+        inbox_messages_max: usize::try_from(config.inbox_messages_max).unwrap_or(usize::MAX),
+        inbox_bytes_max: config.inbox_bytes_max,
+        handshake_ms: config.handshake_ms,
+    }
+}
+
+fn start_cores(
+    seats: Vec<Seat>,
+    plan: &Plan,
+    reports: &Sender<Report>,
+) -> Result<Vec<glommio::ExecutorJoinHandle<()>>, Exit> {
+    let mut threads = Vec::new();
+    for seat in seats {
+        let reports = reports.clone();
+        let core = plan.core_of_shard[usize::from(seat.id) % plan.core_of_shard.len()];
+        let placement = if plan.pin { Placement::Fixed(core) } else { Placement::Unbound };
+        let thread = LocalExecutorBuilder::new(placement)
+            .name(&format!("shard-{}", seat.id))
+            .io_memory(plan.executor_memory_bytes)
+            .spawn(move || turn_until_stopped(seat, reports))
+            .map_err(|error| {
+                Exit::machine(format!(
+                    "cannot start an executor on core {core}: {error}; `iris-shard doctor` shows \
+                     which limits hold here"
+                ))
+            })?;
+        threads.push(thread);
+    }
+    Ok(threads)
+}
+
+/// The life of one core's thread.
+async fn turn_until_stopped(seat: Seat, reports: Sender<Report>) {
+    let (last, waker) = match start_core(seat) {
+        Err(exit) => (Report::Failed(exit), None),
+        Ok((core, waker)) => {
+            // The main thread listens for as long as cores live.
+            let _ = reports.send(Report::Ready(waker.clone()));
+            core.run().await;
+            (Report::Ended, Some(waker))
+        }
+    };
+    drop(waker);
+    let _ = reports.send(last);
+}
+
+/// Reads the log back and joins the shard to its hands.
+fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
+    let mut replay = Replay::new(seat.shard, seat.hasher);
+    let recovered = seat
+        .dir
+        .recover(&mut |lsn, len, record| replay.record(lsn, len, &record))
+        .map_err(|error| Exit::data(error.to_string()))?;
+    tell_recovery(seat.id, &recovered);
+    if replay.contradictions() > 0 {
+        return Err(Exit::data(format!(
+            "the log of shard {} contradicts itself in {} records; nothing was changed, please \
+             report this with the data directory",
+            seat.id,
+            replay.contradictions()
+        )));
+    }
+    let segments = seat
+        .dir
+        .open_segments(recovered.start.lsn, seat.mode)
+        .map_err(|error| Exit::data(error.to_string()))?;
+    let shard = replay.finish(&recovered.start, Log::new(seat.log, recovered.start));
+    let hands = Hands::new(seat.hands, seat.listeners)
+        .map_err(|error| Exit::machine(format!("cannot set up io_uring: {error}; {DOCTOR}")))?;
+    let waker = hands.waker();
+    let core = Core::new(seat.id, seat.shared, hands, shard, segments, seat.port);
+    Ok((core, waker))
+}
+
+const DOCTOR: &str = "`iris-shard doctor` shows which limits hold here";
+
+fn tell_recovery(shard: ShardId, recovered: &wal::disk::Recovered) {
+    let ms = recovered.elapsed.as_millis();
+    tracing::info!("shard {shard}: read back {} of log in {ms} ms", bytes(recovered.bytes));
+    if let Some(torn) = &recovered.torn {
+        tracing::warn!(
+            "shard {shard}: the last write before the crash was incomplete; {} bytes at position \
+             {} were cut, none of them was acknowledged",
+            torn.bytes,
+            torn.lsn
+        );
+    }
+    for path in &recovered.foreign {
+        tracing::warn!("shard {shard}: {} is not part of the log; left alone", path.display());
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
+
+fn wait_until_ready(from_cores: &Receiver<Report>, cores: usize) -> Result<Vec<Waker>, Exit> {
+    let mut wakers = Vec::new();
+    while wakers.len() < cores {
+        match from_cores.recv() {
+            Ok(Report::Ready(waker)) => wakers.push(waker),
+            Ok(Report::Failed(exit)) => return Err(exit),
+            Ok(Report::Ended) | Err(_) => {
+                return Err(Exit::internal("a core ended before it had started"));
+            }
+        }
+    }
+    Ok(wakers)
+}
+
+/// The lines a person and a script want to see.
+fn announce(config: &Config, addresses: &[SocketAddr], admin: SocketAddr, shards: u16) {
+    let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    println!("ready listen={} admin={admin}", listen.join(","));
+    let first = &listen[0];
+    tracing::info!(
+        "{shards} shards serve {} (protocols v1 and v2); data in {}",
+        listen.join(", "),
+        absolute(&config.data_dir)
+    );
+    tracing::info!("latency http://{admin}/latency, metrics http://{admin}/metrics");
+    tracing::info!("try: iris-loadgen pairs --target {first} --connections 1000 --duration 10");
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+}
+
+/// Waits for a signal, then for every core to end.
+fn wait_for_end(
+    signals: &Signals,
+    from_cores: &Receiver<Report>,
+    shared: &Shared,
+    wakers: &[Waker],
+    cores: usize,
+) -> Result<(), Exit> {
+    let name = signals.wait();
+    tracing::info!("{name}: asking every connection to leave");
+    shared.stop.store(true, Ordering::Relaxed);
+    for waker in wakers {
+        waker.wake();
+    }
+    for _ in 0..cores {
+        match from_cores.recv() {
+            Ok(Report::Ended) => {}
+            Ok(Report::Failed(exit)) => return Err(exit),
+            Ok(Report::Ready(_)) | Err(_) => {
+                return Err(Exit::internal("a core ended without saying so"));
+            }
+        }
+    }
+    tracing::info!("stopped; everything acknowledged is on the disk");
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! One core's turn: reap → handle → commit → send → sleep.
+//!
+//! The order is the promise. Completions come first, so that what became
+//! durable is known; then everything that arrived is handled; then one write
+//! carries all appends of the turn to the disk; only then replies and
+//! deliveries leave, and the shard has released none of them that a finished
+//! fsync does not cover. Nothing here waits for anything but the end of a turn.
+
+mod deliver;
+mod inbound;
+mod log_io;
+mod mesh_io;
+mod rest;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use net::{Clock, Event, Hands, Peer, Port};
+use shard::{Effects, Input, Now, Shard};
+use std::sync::OnceLock;
+use wal::disk::Segments;
+use wire::id::ShardId;
+
+use crate::admin::{self, Board};
+use inbound::Inbound;
+use log_io::LogIo;
+use mesh_io::{Cargo, MeshIo};
+use rest::Rest;
+
+pub(crate) use mesh_io::Cargo as MeshCargo;
+
+/// A tick of the shard's and the hands' deadlines, nanoseconds.
+const TICK_NS: u64 = 100_000_000;
+/// How often counters and histograms are copied out, nanoseconds.
+const PUBLISH_NS: u64 = 1_000_000_000;
+/// How long a stopping core waits for its connections and its log.
+const DRAIN_NS_MAX: u64 = 5_000_000_000;
+
+/// What every core of the process shares.
+pub(crate) struct Shared {
+    /// Set once: the process stops.
+    pub(crate) stop: AtomicBool,
+    /// Where each core's connections can be sent, as soon as its ring exists.
+    pub(crate) peers: Vec<OnceLock<Peer>>,
+    pub(crate) board: Arc<Board>,
+}
+
+/// One core: its brain, its hands, and what joins them.
+pub(crate) struct Core {
+    id: ShardId,
+    shared: Arc<Shared>,
+    // Before the shard: dropping the hands waits for writes whose bytes are the
+    // shard's.
+    hands: Hands,
+    shard: Shard,
+    inbound: Inbound,
+    mesh: MeshIo,
+    log: LogIo,
+    rest: Rest,
+    /// Reused every turn.
+    events: Vec<Event>,
+    out: Effects,
+    doing: Effects,
+    now: Now,
+    turns: u64,
+    turn_ns: hdrhistogram::Histogram<u64>,
+    ticked_ns: u64,
+    published_ns: u64,
+    /// When the stop was seen.
+    draining_since: Option<u64>,
+}
+
+impl Core {
+    /// Joins a shard to its hands. Must run on the thread that will turn it.
+    pub(crate) fn new(
+        id: ShardId,
+        shared: Arc<Shared>,
+        hands: Hands,
+        shard: Shard,
+        segments: Segments,
+        port: Port<Cargo>,
+    ) -> Core {
+        port.set_waker(hands.waker());
+        let known = shared.peers[usize::from(id)].set(hands.peer());
+        assert!(known.is_ok(), "a core has one ring");
+        Core {
+            id,
+            inbound: Inbound::default(),
+            mesh: MeshIo::new(port),
+            log: LogIo::new(segments),
+            rest: Rest::default(),
+            events: Vec::new(),
+            out: Effects::default(),
+            doing: Effects::default(),
+            now: clock(),
+            turns: 0,
+            turn_ns: admin::histogram(),
+            ticked_ns: 0,
+            published_ns: 0,
+            draining_since: None,
+            shared,
+            hands,
+            shard,
+        }
+    }
+
+    /// Turns until the process stops and everything is on the disk.
+    pub(crate) async fn run(mut self) {
+        while !self.is_done() {
+            self.now = clock();
+            let began_ns = self.now.mono_ns;
+            self.reap();
+            self.take_from_mesh();
+            self.commit();
+            self.send();
+            self.tick();
+            self.turns += 1;
+            self.turn_ns.saturating_record(clock().mono_ns - began_ns);
+            self.sleep().await;
+        }
+        self.publish();
+    }
+
+    /// What the kernel has done since the last turn, and what clients sent.
+    fn reap(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.retry_blocked();
+        self.hands.reap(&mut events);
+        for event in events.drain(..) {
+            self.event(event);
+        }
+        self.events = events;
+        self.apply();
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Received { conn } => self.received(conn),
+            Event::Opened { conn, listener: _ } => self.opened(conn),
+            Event::Drained { conn } => self.tell(Input::Drained { conn: inbound::name(conn) }),
+            Event::Closed { conn, reason: _ } => self.closed(conn),
+            Event::Moved { conn, moved } => self.departed(conn, moved),
+            Event::Wake => {}
+            Event::Written { tag, result } => self.written(tag, result),
+            Event::Read { tag, result } => self.read_done(tag, result),
+        }
+    }
+
+    /// Hands the shard an input that is always taken.
+    fn tell(&mut self, input: Input<'_>) {
+        let outcome = self.shard.handle(self.now, input, &mut self.out);
+        debug_assert_eq!(outcome, shard::Outcome::Taken);
+    }
+
+    /// Everything that is due by time.
+    fn tick(&mut self) {
+        if self.now.mono_ns - self.ticked_ns >= TICK_NS {
+            self.ticked_ns = self.now.mono_ns;
+            self.hands.tick(self.now.mono_ns / 1_000_000);
+            self.tell(Input::Tick);
+            self.prepare_segment();
+            self.drain_if_asked();
+            self.apply();
+        }
+        if self.now.mono_ns - self.published_ns >= PUBLISH_NS {
+            self.published_ns = self.now.mono_ns;
+            self.publish();
+        }
+    }
+
+    fn drain_if_asked(&mut self) {
+        if self.draining_since.is_none() && self.shared.stop.load(Ordering::Relaxed) {
+            self.draining_since = Some(self.now.mono_ns);
+            self.hands.stop_accepting();
+            self.tell(Input::Drain);
+        }
+    }
+
+    /// Whether the core may end: everybody has left and the log is on the disk,
+    /// or that took too long.
+    fn is_done(&self) -> bool {
+        let Some(since) = self.draining_since else { return false };
+        let log = self.shard.log();
+        let is_idle = self.hands.stats().conns == 0
+            && self.out.list.is_empty()
+            && (log.durable() >= log.end() || log.is_poisoned());
+        is_idle || self.now.mono_ns - since > DRAIN_NS_MAX
+    }
+
+    fn publish(&mut self) {
+        let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
+        let (turns, turn_ns) = (self.turns, &self.turn_ns);
+        self.shared.board.publish(self.id, |snapshot| {
+            snapshot.at_mono_ns = now.mono_ns;
+            snapshot.log_end = shard.log().end();
+            snapshot.log_durable = shard.log().durable();
+            snapshot.hands = hands.stats();
+            snapshot.turns = turns;
+            snapshot.copy(shard.metrics(), turn_ns);
+        });
+    }
+}
+
+fn clock() -> Now {
+    let now = Clock::now();
+    Now { mono_ns: now.mono_ns, wall_ms: now.wall_ms }
+}

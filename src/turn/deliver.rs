@@ -1,0 +1,47 @@
+//! From the shard's effects to the hands.
+
+use net::After;
+use shard::Effect;
+
+use super::Core;
+use super::inbound::id;
+
+impl Core {
+    /// Carries out what the shard wants done. Bytes go to the connections'
+    /// send buffers; the kernel gets them at the end of the turn, one send for
+    /// each connection.
+    pub(super) fn apply(&mut self) {
+        // Carrying out may tell the shard something that leads to more, so the
+        // two sets of effects take turns; both keep their memory.
+        while !self.out.list.is_empty() {
+            std::mem::swap(&mut self.out, &mut self.doing);
+            let mut doing = std::mem::take(&mut self.doing);
+            for effect in doing.list.drain(..) {
+                self.carry_out(effect, &doing.bytes);
+            }
+            doing.clear();
+            self.doing = doing;
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, bytes: &[u8]) {
+        match effect {
+            Effect::Send { conn, start, end } => self.hands.send(id(conn), &bytes[start..end]),
+            Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
+            Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),
+            Effect::Damaged { lsn } => tracing::error!(
+                shard = self.id,
+                lsn,
+                "a stored message does not match its checksum; it is kept and not delivered, \
+                 and docs/DURABILITY.md says what can be done"
+            ),
+        }
+    }
+
+    /// Everything released in this turn leaves: to clients and to other cores.
+    pub(super) fn send(&mut self) {
+        self.apply();
+        self.send_to_mesh();
+        self.hands.flush();
+    }
+}

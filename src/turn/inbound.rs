@@ -1,0 +1,214 @@
+//! From received bytes to inputs of the shard.
+
+use net::{After, ConnId};
+use shard::{Conn, Input, Outcome};
+use wire::id::ShardId;
+use wire::sniff::{Protocol, V2_PREFACE, sniff};
+use wire::{v1, v2};
+
+use super::Core;
+
+/// What a browser or a health check hears on the messaging port.
+const HTTP_REFUSAL: &[u8] = b"HTTP/1.1 501 Not Implemented\r\nConnection: close\r\n\
+    Content-Type: text/plain\r\nContent-Length: 61\r\n\r\n\
+    This port speaks the messaging protocol; see docs/WIRE.md.\r\n\n";
+
+/// What a connection has turned out to speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Speaks {
+    /// Too few bytes to tell.
+    #[default]
+    Unknown,
+    V1,
+    V2,
+}
+
+/// What is known of incoming bytes beyond the hands' buffers.
+#[derive(Default)]
+pub(super) struct Inbound {
+    /// By connection slot.
+    speaks: Vec<Speaks>,
+    /// Paused because the shard had no room for what they sent.
+    blocked: Vec<ConnId>,
+    /// The shard's room when they were last tried.
+    tried_epoch: u64,
+}
+
+/// Why decoding a connection's bytes stopped.
+enum Stop {
+    /// Nothing whole is left.
+    Dry,
+    /// The shard has no room.
+    Blocked,
+    /// The login belongs to another core.
+    Move(ShardId),
+    /// A protocol that is not served here; say so and close.
+    Foreign(&'static [u8]),
+}
+
+/// The shard's name of a connection.
+pub(super) fn name(conn: ConnId) -> Conn {
+    Conn { slot: conn.slot, generation: conn.generation }
+}
+
+/// The hands' name of a connection.
+pub(super) fn id(conn: Conn) -> ConnId {
+    ConnId { slot: conn.slot, generation: conn.generation }
+}
+
+impl Core {
+    pub(super) fn opened(&mut self, conn: ConnId) {
+        self.speak(conn, Speaks::Unknown);
+        self.tell(Input::Opened { conn: name(conn) });
+    }
+
+    /// A connection arrived from another core, with its login still unread.
+    pub(super) fn arrived(&mut self, moved: net::Moved, speaks: Speaks) {
+        let conn = self.hands.attach(moved);
+        self.speak(conn, speaks);
+        self.tell(Input::Opened { conn: name(conn) });
+    }
+
+    pub(super) fn closed(&mut self, conn: ConnId) {
+        // The other core may have had no room for it.
+        self.mesh.forget_departure(conn);
+        self.tell(Input::Closed { conn: name(conn) });
+    }
+
+    fn speak(&mut self, conn: ConnId, speaks: Speaks) {
+        let slot = conn.slot as usize;
+        if self.inbound.speaks.len() <= slot {
+            self.inbound.speaks.resize(slot + 1, Speaks::Unknown);
+        }
+        self.inbound.speaks[slot] = speaks;
+    }
+
+    pub(super) fn received(&mut self, conn: ConnId) {
+        let mut used = 0;
+        let stop = loop {
+            if let Some(stop) = self.decode_one(conn, &mut used) {
+                break stop;
+            }
+        };
+        self.hands.consume(conn, used);
+        match stop {
+            Stop::Dry => {}
+            Stop::Blocked => {
+                self.hands.pause(conn);
+                self.inbound.blocked.push(conn);
+            }
+            Stop::Move(to) => self.depart(conn, to),
+            Stop::Foreign(answer) => {
+                self.hands.send(conn, answer);
+                self.hands.close(conn, After::Flush);
+            }
+        }
+    }
+
+    /// Decodes and handles what is at the front; `None` to go on.
+    fn decode_one(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
+        let bytes = &self.hands.received(conn)[*used..];
+        if bytes.is_empty() {
+            return Some(Stop::Dry);
+        }
+        match self.inbound.speaks[conn.slot as usize] {
+            Speaks::V1 => self.decode_v1(conn, used),
+            Speaks::V2 => self.decode_v2(conn, used),
+            Speaks::Unknown => match sniff(bytes) {
+                None => Some(Stop::Dry),
+                Some(Protocol::V1) => {
+                    self.speak(conn, Speaks::V1);
+                    None
+                }
+                Some(Protocol::V2) => {
+                    *used += V2_PREFACE.len();
+                    self.speak(conn, Speaks::V2);
+                    None
+                }
+                Some(Protocol::Http) => Some(Stop::Foreign(HTTP_REFUSAL)),
+                Some(Protocol::Tls) => Some(Stop::Foreign(b"")),
+            },
+        }
+    }
+
+    fn decode_v1(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
+        let bytes = &self.hands.received(conn)[*used..];
+        match v1::decode(bytes) {
+            v1::Decoded::Incomplete => Some(Stop::Dry),
+            v1::Decoded::Packet(packet, len) => {
+                let input = Input::V1 { conn: name(conn), packet };
+                let outcome = self.shard.handle(self.now, input, &mut self.out);
+                taken(outcome, used, len)
+            }
+            v1::Decoded::Bad => {
+                // As the original: what was read is dropped, the connection
+                // stays.
+                *used += bytes.len();
+                self.tell(Input::V1Bad { conn: name(conn) });
+                Some(Stop::Dry)
+            }
+        }
+    }
+
+    fn decode_v2(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
+        let bytes = &self.hands.received(conn)[*used..];
+        match v2::decode_request(bytes) {
+            Ok(None) => Some(Stop::Dry),
+            Ok(Some((request, len))) => {
+                let input = Input::V2 { conn: name(conn), request };
+                let outcome = self.shard.handle(self.now, input, &mut self.out);
+                taken(outcome, used, len)
+            }
+            Err(wrong) => {
+                *used += match wrong {
+                    v2::Wrong::Length => bytes.len(),
+                    v2::Wrong::Fields(len) | v2::Wrong::UnknownType(_, len) => len,
+                };
+                self.tell(Input::V2Bad { conn: name(conn), wrong });
+                None
+            }
+        }
+    }
+
+    /// Lets everybody try again who found no room, if there may be some now.
+    pub(super) fn retry_blocked(&mut self) {
+        let epoch = self.shard.room_epoch();
+        if self.inbound.blocked.is_empty() || self.inbound.tried_epoch == epoch {
+            return;
+        }
+        self.inbound.tried_epoch = epoch;
+        for conn in self.inbound.blocked.drain(..) {
+            self.hands.resume(conn);
+        }
+    }
+
+    /// Whether somebody who was blocked can be tried again now.
+    pub(super) fn has_retries(&self) -> bool {
+        !self.inbound.blocked.is_empty() && self.inbound.tried_epoch != self.shard.room_epoch()
+    }
+
+    /// Sends a connection to the core that owns its user.
+    fn depart(&mut self, conn: ConnId, to: ShardId) {
+        let speaks = self.inbound.speaks[conn.slot as usize];
+        // What the connection was told before its login goes first.
+        self.apply();
+        let peer = self.shared.peers[usize::from(to)].get().copied();
+        if peer.is_some_and(|peer| self.hands.detach_to(conn, &peer)) {
+            self.tell(Input::Closed { conn: name(conn) });
+            self.mesh.expect_departure(conn, to, speaks);
+        } else {
+            self.hands.close(conn, After::Now);
+        }
+    }
+}
+
+fn taken(outcome: Outcome, used: &mut usize, len: usize) -> Option<Stop> {
+    match outcome {
+        Outcome::Taken => {
+            *used += len;
+            None
+        }
+        Outcome::Blocked => Some(Stop::Blocked),
+        Outcome::Move(to) => Some(Stop::Move(to)),
+    }
+}

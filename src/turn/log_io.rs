@@ -1,0 +1,229 @@
+//! The log's bytes to the disk and back: commits, reads, segments ahead of need.
+#![allow(unsafe_code)] // one block: the kernel reads a commit out of the log's tail
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use net::{ReadBuf, WriteMode};
+use shard::{Conn, Input};
+use wal::disk::{DirectMode, Prepared, Segments};
+use wal::{BLOCK, Lsn, Write};
+
+use super::Core;
+
+/// A failed attempt to make a segment is repeated after this long.
+const RETRY_NS: u64 = 1_000_000_000;
+
+/// A read of the log for a device that catches up.
+struct Read {
+    conn: Conn,
+    lsn: Lsn,
+    len_min: u32,
+    len: u32,
+}
+
+/// One core's side of the disk.
+pub(super) struct LogIo {
+    segments: Segments,
+    mode: WriteMode,
+    /// Commits whose segment is not ready yet.
+    held: VecDeque<Write>,
+    /// Lengths of the commits in flight, by their position.
+    writing: Vec<Write>,
+    /// Reads that wait for a buffer.
+    waiting: VecDeque<Read>,
+    /// Reads in flight; the tag is the index.
+    reading: Vec<Option<Read>>,
+    /// A segment being made, or how that ended.
+    preparing: Option<Rc<RefCell<Option<io::Result<Prepared>>>>>,
+    retry_ns: u64,
+    is_full: bool,
+}
+
+impl LogIo {
+    pub(super) fn new(segments: Segments) -> LogIo {
+        let mode = match segments.mode() {
+            DirectMode::DirectDsync => WriteMode::Dsync,
+            DirectMode::DirectFdatasync | DirectMode::BufferedFdatasync => WriteMode::ThenFdatasync,
+        };
+        LogIo {
+            segments,
+            mode,
+            held: VecDeque::new(),
+            writing: Vec::new(),
+            waiting: VecDeque::new(),
+            reading: Vec::new(),
+            preparing: None,
+            retry_ns: 0,
+            is_full: false,
+        }
+    }
+}
+
+impl Core {
+    /// One write for everything appended since the last one, if none is under
+    /// way or enough has gathered for another.
+    pub(super) fn commit(&mut self) {
+        while let Some(write) = self.shard.next_write() {
+            self.log.held.push_back(write);
+        }
+        while let Some(&write) = self.log.held.front() {
+            if !self.log.segments.has_space_for(write.lsn + u64::from(write.len)) {
+                break;
+            }
+            self.log.held.pop_front();
+            self.write(write);
+        }
+    }
+
+    fn write(&mut self, write: Write) {
+        let (fd, offset) =
+            self.log.segments.locate(write.lsn).expect("a segment with space is there");
+        let bytes = self.shard.log().write_bytes(&write);
+        assert_eq!(bytes.as_ptr().align_offset(BLOCK), 0, "direct writes are aligned");
+        self.log.writing.push(write);
+        // SAFETY: the log keeps the bytes of a write in place and unchanged
+        // until it is reported as written, which happens on the `Written` event
+        // with this tag and nowhere else. The log belongs to the shard, which
+        // is dropped after the hands, and dropping those waits for the write.
+        // The segment's descriptor stays open as long as `self.log.segments`,
+        // which is dropped after the hands, too.
+        unsafe {
+            self.hands.write(write.lsn, fd, bytes.as_ptr(), write.len, offset, self.log.mode);
+        }
+    }
+
+    /// A write ended: everything it covers may leave now, or nothing ever.
+    pub(super) fn written(&mut self, lsn: Lsn, result: io::Result<u32>) {
+        let at = self.log.writing.iter().position(|write| write.lsn == lsn);
+        let write = self.log.writing.swap_remove(at.expect("a completion has its write"));
+        let ok = matches!(result, Ok(len) if len == write.len);
+        if !ok {
+            tracing::error!(
+                shard = self.id,
+                lsn,
+                ?result,
+                "a write of the log failed; this shard takes nothing more until the process is \
+                 restarted, and what it acknowledged is safe"
+            );
+        }
+        self.tell(Input::Written { lsn, ok });
+    }
+
+    pub(super) fn read_log(&mut self, conn: Conn, lsn: Lsn, len_min: u32, len: u32) {
+        self.log.waiting.push_back(Read { conn, lsn, len_min, len });
+        self.start_reads();
+    }
+
+    /// Starts as many reads as there are buffers.
+    fn start_reads(&mut self) {
+        while let Some(read) = self.log.waiting.pop_front() {
+            let Some((fd, offset)) = self.log.segments.locate(read.lsn) else {
+                tracing::error!(shard = self.id, lsn = read.lsn, "no segment holds this position");
+                let Read { conn, lsn, .. } = read;
+                self.tell(Input::Read { conn, lsn, bytes: None });
+                continue;
+            };
+            let (start, len) = aligned(offset, &read);
+            let tag = self.log.reading.iter().position(Option::is_none);
+            let tag = tag.unwrap_or(self.log.reading.len());
+            if self.hands.read(tag as u64, fd, start, len).is_err() {
+                self.log.waiting.push_front(read);
+                return;
+            }
+            match self.log.reading.get_mut(tag) {
+                Some(free) => *free = Some(read),
+                None => self.log.reading.push(Some(read)),
+            }
+        }
+    }
+
+    pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
+        let slot = &mut self.log.reading[tag as usize];
+        let Read { conn, lsn, len_min, .. } = slot.take().expect("a completion has its read");
+        match result {
+            Ok((buffer, len)) => {
+                let skip = (lsn % BLOCK as Lsn) as usize;
+                let bytes = &self.hands.read_bytes(&buffer)[..len as usize];
+                let bytes = bytes.get(skip..).filter(|bytes| bytes.len() >= len_min as usize);
+                let input = Input::Read { conn, lsn, bytes };
+                let _ = self.shard.handle(self.now, input, &mut self.out);
+                self.hands.release(buffer);
+            }
+            Err(error) => {
+                tracing::error!(shard = self.id, lsn, %error, "reading the log failed");
+                self.tell(Input::Read { conn, lsn, bytes: None });
+            }
+        }
+        self.start_reads();
+    }
+
+    /// Makes the next segment ahead of need, on a helper thread.
+    pub(super) fn prepare_segment(&mut self) {
+        if let Some(prepared) = self.log.take_prepared() {
+            self.adopt(prepared);
+        }
+        let is_due = self.now.mono_ns >= self.log.retry_ns;
+        if self.log.preparing.is_some() || !is_due {
+            return;
+        }
+        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
+        let slot = Rc::new(RefCell::new(None));
+        self.log.preparing = Some(Rc::clone(&slot));
+        glommio::spawn_local(async move {
+            let made = glommio::executor().spawn_blocking(move || job.run()).await;
+            *slot.borrow_mut() = Some(made);
+        })
+        .detach();
+    }
+
+    fn adopt(&mut self, prepared: io::Result<Prepared>) {
+        match prepared {
+            Ok(segment) => {
+                self.log.segments.adopt(segment);
+                if std::mem::take(&mut self.log.is_full) {
+                    tracing::info!(shard = self.id, "the disk has space again");
+                    self.tell(Input::Storage { full: false });
+                }
+            }
+            Err(error) => {
+                self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+                if !std::mem::replace(&mut self.log.is_full, true) {
+                    tracing::error!(
+                        shard = self.id,
+                        %error,
+                        "cannot make the next log segment; new messages are refused and \
+                         deliveries go on until it works again (tried every second)"
+                    );
+                    self.tell(Input::Storage { full: true });
+                }
+            }
+        }
+    }
+}
+
+impl LogIo {
+    fn take_prepared(&mut self) -> Option<io::Result<Prepared>> {
+        let ended = self.preparing.as_ref()?.borrow_mut().take()?;
+        self.preparing = None;
+        Some(ended)
+    }
+
+    /// Whether a commit waits for its segment, so that looking again is urgent.
+    pub(super) fn is_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+}
+
+/// The block-aligned range of a file that covers a read, as far as a buffer
+/// reaches.
+fn aligned(offset: u64, read: &Read) -> (u64, u32) {
+    let block = BLOCK as u64;
+    let start = offset / block * block;
+    let end = (offset + u64::from(read.len)).next_multiple_of(block);
+    let len = (end - start).min(u64::from(net::READ_BYTES_MAX));
+    debug_assert!(offset - start + u64::from(read.len_min) <= len, "one record fits a buffer");
+    (start, len as u32)
+}
