@@ -33,6 +33,8 @@ use std::time::Duration;
 use tokio::runtime;
 use tokio::sync::oneshot;
 
+#[cfg(test)]
+use published::Snapshot;
 pub(crate) use published::{Board, ServerInfo, histogram};
 
 use listen::{Bounded, CONN_TIME_MAX};
