@@ -18,7 +18,7 @@ use crate::spec::{ClassChoice, Protocol};
 /// Exit code: 0 verified, 1 verification failed, 2 wrong usage, 4 cannot
 /// connect.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "iris-loadgen", version)]
+#[command(name = "iris-loadgen", version, args_override_self = true)]
 pub(crate) struct Args {
     /// What the users do.
     #[arg(value_enum)]

@@ -1,0 +1,169 @@
+//! The load generator against a model server: a good one passes, and every way
+//! of being wrong is caught and named.
+
+mod model;
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use model::Fault;
+use serde_json::Value;
+
+/// Runs the load generator; gives its exit code and its JSON, if it wrote any.
+fn run(addr: SocketAddr, line: &str) -> (Option<i32>, Value) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("result.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_iris-loadgen"))
+        .args(line.split_ascii_whitespace())
+        .args(["--target", &addr.to_string(), "--linger", "0.1", "--quiet"])
+        .arg("--json")
+        .arg(&json)
+        .output()
+        .expect("it runs");
+    let result = std::fs::read(&json).ok();
+    let value =
+        result.map_or(Value::Null, |bytes| serde_json::from_slice(&bytes).expect("it wrote JSON"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    println!("{text}{errors}{value:#}");
+    (output.status.code(), value)
+}
+
+const PAIRS: &str = "pairs -c 20 -r 1000 -d 0.5 --drain-timeout 2";
+
+/// Expects success; gives the findings.
+fn passes(fault: Fault, line: &str) -> Value {
+    let (code, json) = run(model::start(fault), line);
+    assert_eq!(code, Some(0));
+    assert_eq!(json["ok"], true);
+    json
+}
+
+/// Expects a failed verification that counts under `finding`.
+fn caught(fault: Fault, line: &str, finding: &str) {
+    let (code, json) = run(model::start(fault), line);
+    assert_eq!(code, Some(1));
+    assert!(json["findings"][finding].as_u64() > Some(0), "{finding} is counted");
+    assert_ne!(json["failures"], serde_json::json!([]));
+}
+
+#[test]
+fn a_good_server_passes() {
+    let json = passes(Fault::None, PAIRS);
+    assert_eq!(json["findings"]["given"], 500);
+    assert_eq!(json["findings"]["received"], 500);
+    assert_eq!(json["latency_ms"]["sent"]["count"], 500);
+    assert_eq!(json["connections"], 20);
+}
+
+#[test]
+fn workers_share_the_load() {
+    let json = passes(Fault::None, "pairs -c 30 -r 1000 -d 0.5 -w 3 --arrivals poisson --seed 5");
+    assert_eq!(json["workers"], 3);
+    assert_eq!(json["connections"], 30);
+}
+
+#[test]
+fn a_busy_server_passes() {
+    let json = passes(Fault::Busy, PAIRS);
+    assert!(json["held"].as_u64() > Some(0));
+}
+
+#[test]
+fn a_cut_is_survived_with_reconnect_only() {
+    let json = passes(Fault::Cut, &format!("{PAIRS} --reconnect"));
+    assert_eq!(json["lost_connections"], 20);
+    assert!(json["outage"]["all_back_ms"].is_u64());
+    let (code, _) = run(model::start(Fault::Cut), PAIRS);
+    assert_eq!(code, Some(1));
+}
+
+#[test]
+fn absent_users_collect() {
+    let json = passes(Fault::None, "offline -c 20 -r 1000 -d 0.5");
+    assert_eq!(json["latency_ms"]["collected"]["count"], 500);
+    let json = passes(Fault::Cut, "mixed -c 20 -r 1000 -d 0.5 --reconnect");
+    let collected = json["latency_ms"]["collected"]["count"].as_u64();
+    assert!((Some(50)..Some(160)).contains(&collected), "{collected:?}");
+}
+
+#[test]
+fn v1_passes() {
+    let json = passes(Fault::None, &format!("{PAIRS} --protocol v1"));
+    assert_eq!(json["findings"]["received"], 500);
+    passes(Fault::Cut, &format!("{PAIRS} --protocol v1 --reconnect --drain-timeout 0.5"));
+}
+
+#[test]
+fn idle_says_nothing() {
+    let json = passes(Fault::None, "idle -d 0.2 --steps 10,20");
+    assert_eq!(json["connections"], 20);
+    assert_eq!(json["findings"]["given"], 0);
+}
+
+#[test]
+fn closed_loops_count_alike_on_relay_and_server() {
+    let (code, relay) = run(model::start_relay(), "relay -c 4 --in-flight 2 -d 0.3");
+    assert_eq!(code, Some(0));
+    assert!(relay["delivered_per_s"].as_f64() > Some(0.0));
+    let json = passes(Fault::None, "pairs -c 4 --in-flight 2 -d 0.3");
+    assert!(json["delivered_per_s"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn losing_is_caught() {
+    caught(Fault::Lose, PAIRS, "missing");
+}
+
+#[test]
+fn losing_is_caught_in_v1() {
+    caught(Fault::Lose, &format!("{PAIRS} --protocol v1"), "missing");
+}
+
+#[test]
+fn duplicating_is_caught() {
+    caught(Fault::Duplicate, PAIRS, "duplicates");
+}
+
+#[test]
+fn reordering_is_caught() {
+    caught(Fault::Reorder, PAIRS, "reordered");
+}
+
+#[test]
+fn changing_bytes_is_caught() {
+    caught(Fault::Corrupt, PAIRS, "corrupt");
+}
+
+#[test]
+fn delivering_to_the_wrong_user_is_caught() {
+    caught(Fault::Misdeliver, PAIRS, "foreign");
+}
+
+#[test]
+fn not_confirming_is_caught() {
+    caught(Fault::Swallow, PAIRS, "unconfirmed");
+}
+
+#[test]
+fn refusing_for_good_is_caught() {
+    caught(Fault::Refuse, PAIRS, "refused");
+}
+
+#[test]
+fn forgetting_what_was_confirmed_is_caught() {
+    caught(Fault::Forget, &format!("{PAIRS} --reconnect"), "forgotten");
+}
+
+#[test]
+fn exit_codes_tell_usage_and_connecting() {
+    let closed = model::start(Fault::Closed);
+    assert_eq!(run(closed, PAIRS).0, Some(4));
+    let nobody = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.local_addr().expect("it is bound")
+    };
+    assert_eq!(run(nobody, PAIRS).0, Some(4));
+    assert_eq!(run(nobody, "pairs -c 3").0, Some(2));
+    assert_eq!(run(nobody, "pairs --nonsense").0, Some(2));
+}
