@@ -1,0 +1,314 @@
+//! Lives and deaths of the server: recovery, crashes, the faults of the
+//! machine.
+
+use shard::{Input, Options, Replay};
+use wal::recover::Scanner;
+use wal::{Log, Record};
+use wire::id::ShardId;
+
+use crate::link::{Link, Party, Place};
+use crate::plant::Plant;
+use crate::world::{Core, Event, Ring, World};
+
+const MS: u64 = 1_000_000;
+/// A tick of the server.
+const TICK_NS: u64 = 100 * MS;
+/// Time a connection has to log in.
+pub(crate) const HANDSHAKE_MS: u64 = 3_000;
+
+impl World {
+    /// The server starts on what is on its disks.
+    pub(crate) fn boot(&mut self) {
+        self.life += 1;
+        self.note("boot: life", [u64::from(self.life), 0, 0, 0]);
+        self.storage_full = false;
+        self.draining = false;
+        self.model.forget();
+        let shards = usize::from(self.knobs.shards);
+        self.rings = (0..shards * shards).map(|_| Ring::default()).collect();
+        for shard in 0..shards {
+            match self.recover(shard) {
+                Ok(core) => self.cores.push(core),
+                Err(what) => {
+                    self.cores.clear();
+                    return self.violate(what);
+                }
+            }
+        }
+        self.compare_inboxes();
+        self.check_promises();
+        self.after(TICK_NS, Event::Tick { life: self.life });
+    }
+
+    fn recover(&mut self, shard: usize) -> Result<Core, String> {
+        let salt = 0x5eed_0000 + shard as u64;
+        let mut scanner = Scanner::new(salt, self.knobs.log, 0);
+        if self.plant == Plant::IgnoreChain {
+            scanner.ignore_chain();
+        }
+        let mut replay = Replay::new(self.options(shard), self.hasher);
+        let (disk, history) = (&self.disks[shard], &self.histories[shard]);
+        let (model, ledger, plant) = (&mut self.model, &self.ledger, self.plant);
+        let (mut count, mut found) = (0, Ok(()));
+        for (base, bytes) in disk.segments() {
+            let scanned = scanner.segment(base, bytes, &mut |lsn, len, record| {
+                if found.is_ok() {
+                    found = history.compare(count, lsn, len, disk.record(lsn, len));
+                }
+                if found.is_ok() {
+                    found = model.take(shard, lsn + u64::from(len), &record, ledger);
+                }
+                count += 1;
+                replay_planted(&mut replay, plant, count, lsn, len, &record);
+            });
+            found?;
+            found = Ok(());
+            scanned.map_err(|damage| format!("recovery of shard {shard}: {damage}"))?;
+        }
+        let (start, torn) = scanner.finish().map_err(|damage| damage.to_string())?;
+        self.histories[shard].cut(count, self.disks[shard].durable())?;
+        if start.lsn < self.disks[shard].durable() {
+            return Err(format!("recovery of shard {shard} ended before the durable end"));
+        }
+        if replay.contradictions() > 0 && self.plant == Plant::None {
+            return Err(format!("{} contradictions in shard {shard}", replay.contradictions()));
+        }
+        self.disks[shard].recovered(start.lsn);
+        let cut = torn.map_or(0, |torn| torn.bytes);
+        self.note("recovered: shard, records, end, cut", [shard as u64, count as u64, start.lsn, cut]);
+        Ok(Core {
+            brain: replay.finish(&start, Log::new(self.knobs.log, start)),
+            out: shard::Effects::default(),
+            slots: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            blocked: Vec::new(),
+            turn_wanted: false,
+        })
+    }
+
+    fn options(&self, shard: usize) -> Options {
+        Options {
+            shard: shard as ShardId,
+            shards: self.knobs.shards,
+            node: 1,
+            users_max: 100_000,
+            inbox_messages_max: self.knobs.inbox_messages_max,
+            inbox_bytes_max: 1 << 30,
+            handshake_ms: HANDSHAKE_MS,
+        }
+    }
+
+    /// What the shards say of their inboxes is what the records say.
+    pub(crate) fn compare_inboxes(&mut self) {
+        let mut found = Ok(());
+        for (user, name) in self.names.iter().enumerate() {
+            let owner = self.hasher.key(name.as_bytes()).owner(self.knobs.shards);
+            let core = &self.cores[usize::from(owner)];
+            let expected = self.model.inbox(user as u16);
+            let is = core.brain.inboxes().find(|(known, ..)| *known == name.as_bytes());
+            let (first, last) = is.map_or((1, 0), |(_, first, last)| (first, last));
+            let waits = expected.waiting().next().map_or(u64::MAX, |(seq, _)| seq);
+            let leftover = expected.entries.range(first..waits.min(last + 1)).next();
+            if last != expected.last || first > waits || leftover.is_some() {
+                found = Err(format!(
+                    "after replay {name} has {first}..={last}, the records say {waits}..={}",
+                    expected.last
+                ));
+            }
+        }
+        self.require(found);
+    }
+
+    /// Whatever a sender was told to be stored is there.
+    pub(crate) fn check_promises(&mut self) {
+        let lost = self.ledger.iter().find(|(id, letter)| {
+            letter.told && letter.is_guaranteed() && self.model.letter(*id).is_none()
+        });
+        if let Some((id, letter)) = lost {
+            let what = format!("letter {id} was SENT and is lost: {letter:?}");
+            self.violate(what);
+        }
+    }
+
+    /// The process dies, with everything that was not on the disk.
+    pub(crate) fn crash(&mut self) {
+        self.note("crash: life", [u64::from(self.life), 0, 0, 0]);
+        self.stats.crashes += 1;
+        self.life += 1;
+        for core in &mut self.cores {
+            let counters = core.brain.metrics().counters;
+            self.stats.takeovers += counters.takeovers;
+            self.stats.blocked += counters.blocked;
+            self.stats.reads += counters.reads;
+        }
+        self.cores.clear();
+        for disk in &mut self.disks {
+            disk.crash(&mut self.chance, self.knobs.garbage_sectors);
+        }
+        for link in 0..self.links.len() {
+            if self.links[link].place != Place::Nowhere {
+                self.links[link].place = Place::Nowhere;
+                // What had left the server may still arrive.
+                self.links[link].is_cut = self.chance.below(2) == 0;
+                let at = self.links[link].down_at.max(self.now_ns) + self.chance.within(1, 5 * MS);
+                self.at(at, Event::End { link });
+            }
+        }
+        let down_ns = self.chance.within(MS, 500 * MS);
+        self.after(down_ns, Event::Restart);
+    }
+
+    /// Time passes for the server.
+    pub(crate) fn tick(&mut self) {
+        for shard in 0..self.cores.len() {
+            self.notice(shard, Input::Tick);
+        }
+        self.after(TICK_NS, Event::Tick { life: self.life });
+    }
+
+    /// Faults that come from outside, a few times a second.
+    pub(crate) fn chaos(&mut self) {
+        if self.is_quiet() {
+            return;
+        }
+        if self.chance.permille(self.knobs.clock_jump) {
+            self.jump_clock();
+        }
+        if !self.cores.is_empty() {
+            self.trouble();
+        }
+        let pause_ns = self.chance.within(5 * MS, 80 * MS);
+        self.after(pause_ns, Event::Chaos);
+    }
+
+    fn trouble(&mut self) {
+        if self.chance.permille(self.knobs.storage_full) {
+            self.storage_full = !self.storage_full;
+            self.announce_storage();
+        }
+        if self.chance.permille(self.knobs.stranger) {
+            self.stranger();
+        }
+        if self.chance.permille(self.knobs.drain) && !self.draining {
+            self.drain();
+        }
+        if self.chance.permille(self.knobs.crash) {
+            self.crash();
+        }
+    }
+
+    fn announce_storage(&mut self) {
+        let full = self.storage_full;
+        self.note("storage: full", [u64::from(full), 0, 0, 0]);
+        for shard in 0..self.cores.len() {
+            self.notice(shard, Input::Storage { full });
+        }
+    }
+
+    /// The server is asked to stop, and is gone a little later.
+    fn drain(&mut self) {
+        self.note("drain", [0; 4]);
+        self.draining = true;
+        for shard in 0..self.cores.len() {
+            self.notice(shard, Input::Drain);
+        }
+        let grace_ns = self.chance.within(MS, 200 * MS);
+        self.after(grace_ns, Event::Crash { life: self.life });
+    }
+
+    /// Somebody connects who is no client: says nothing, or garbage.
+    fn stranger(&mut self) {
+        let link = self.open_link(Party::Stranger);
+        let pieces = self.chance.below(6);
+        for _ in 0..pieces {
+            let garbage = self.garbage();
+            self.write_up(link, garbage, true);
+        }
+        self.note("stranger: link, pieces", [link as u64, pieces, 0, 0]);
+        if self.chance.below(2) == 0 {
+            self.leave(link, false);
+        }
+    }
+
+    fn garbage(&mut self) -> Vec<u8> {
+        let starts: [&[u8]; 8] = [
+            b"IRS2",
+            b"IRS2\0\0\0\x02\x09\0",
+            b"IRS2\0\0\0\x03\x02\0\x01",
+            b"\x01nobody",
+            b"\x04\0\x02xx\0\0\0\x09",
+            b"\x02\0\x05",
+            b"\x16\x03",
+            b"\xff",
+        ];
+        let mut bytes = self.chance.pick(&starts).to_vec();
+        for _ in 0..self.chance.below(40) {
+            bytes.push(self.chance.bits() as u8);
+        }
+        bytes
+    }
+
+    /// No more faults from here on.
+    pub(crate) fn calm(&mut self) {
+        self.note("calm", [0; 4]);
+        let knobs = &mut self.knobs;
+        for fault in [
+            &mut knobs.crash,
+            &mut knobs.write_fails,
+            &mut knobs.disconnect,
+            &mut knobs.half_open,
+            &mut knobs.takeover,
+            &mut knobs.long_absence,
+            &mut knobs.never_acks,
+            &mut knobs.clock_jump,
+            &mut knobs.storage_full,
+            &mut knobs.stranger,
+            &mut knobs.drain,
+        ] {
+            *fault = 0;
+        }
+        if self.storage_full {
+            self.storage_full = false;
+            self.announce_storage();
+        }
+        self.calm_crowd();
+    }
+
+    /// A new connection, at whichever core the kernel chooses. `None` inside
+    /// its place when the server is down.
+    pub(crate) fn open_link(&mut self, party: Party) -> usize {
+        let link = self.links.len();
+        self.links.push(Link::new(party, self.life, Place::Moving, self.now_ns));
+        if self.cores.is_empty() {
+            self.links[link].place = Place::Nowhere;
+            self.after(MS, Event::End { link });
+        } else {
+            let shard = self.chance.below(self.cores.len() as u64) as usize;
+            self.arrive(link, shard);
+        }
+        link
+    }
+}
+
+/// Replays a record, or, with a bug planted, something else.
+fn replay_planted(
+    replay: &mut Replay,
+    plant: Plant,
+    count: usize,
+    lsn: u64,
+    len: u32,
+    record: &Record<'_>,
+) {
+    let is_hit = count.is_multiple_of(16);
+    match *record {
+        Record::Message(message) if plant == Plant::ForgetNumber && is_hit => {
+            // Unnumbered, as protocol v1 sends: everything else is kept.
+            let message = wal::Message { device: 0, flags: 0, ..message };
+            replay.record(lsn, len, &Record::Message(message));
+        }
+        Record::Consumed { .. } if plant == Plant::ForgetNumber && is_hit => {}
+        Record::Ack { .. } if plant == Plant::ForgetAck && is_hit => {}
+        _ => replay.record(lsn, len, record),
+    }
+}

@@ -1,0 +1,129 @@
+//! The knobs of one world, drawn from its seed.
+//!
+//! Swarm testing: not every fault in every world. A world without crashes runs
+//! long enough to show what a crash would hide, and tiny sizes bring every
+//! edge near.
+
+use wal::{BLOCK, LogOptions};
+
+use crate::chance::Chance;
+
+const US: u64 = 1_000;
+const MS: u64 = 1_000_000;
+
+/// See the module. Times are nanoseconds, shares are per mille.
+#[derive(Clone, Debug)]
+pub struct Knobs {
+    pub(crate) shards: u16,
+    pub(crate) users: u16,
+    pub(crate) devices_max: u64,
+    pub(crate) v1_devices: u32,
+    pub(crate) log: LogOptions,
+    pub(crate) inbox_messages_max: usize,
+    pub(crate) ring_parcels: usize,
+
+    /// How long faults and traffic last before everything must settle.
+    pub(crate) run_ns: u64,
+    pub(crate) wake_ns: u64,
+    pub(crate) net_ns: u64,
+    pub(crate) mesh_ns: u64,
+    pub(crate) disk_ns: u64,
+    pub(crate) read_ns: u64,
+    /// How long inputs gather before a turn ends; 0: each input is a turn.
+    pub(crate) turn_ns: u64,
+    pub(crate) drain_ns: u64,
+
+    pub(crate) sends: u64,
+    pub(crate) body_grain: usize,
+    pub(crate) body_grains: u64,
+    pub(crate) best_effort: u32,
+    pub(crate) too_large: u32,
+    pub(crate) expires: u32,
+    pub(crate) batch_entries: u64,
+    pub(crate) window_max: u64,
+
+    pub(crate) crash: u32,
+    pub(crate) garbage_sectors: u32,
+    pub(crate) write_fails: u32,
+    pub(crate) disconnect: u32,
+    pub(crate) half_open: u32,
+    pub(crate) takeover: u32,
+    pub(crate) long_absence: u32,
+    pub(crate) never_acks: u32,
+    pub(crate) clock_jump: u32,
+    pub(crate) storage_full: u32,
+    pub(crate) split: u32,
+    pub(crate) stranger: u32,
+    pub(crate) drain: u32,
+}
+
+impl Knobs {
+    /// The knobs of a seed.
+    pub(crate) fn draw(chance: &mut Chance) -> Knobs {
+        let body_grain = chance.pick(&[1, 64, 512, 512]);
+        let body_bytes_max = chance.pick(&[64, 600, 3000]);
+        Knobs {
+            shards: chance.within(1, 4) as u16,
+            users: chance.within(2, 6) as u16,
+            devices_max: chance.pick(&[1, 1, 2, 3]),
+            v1_devices: chance.pick(&[0, 150, 300, 1000]),
+            log: log_options(chance),
+            inbox_messages_max: chance.pick(&[1_000_000, 1_000_000, 1_000_000, 3, 20]),
+            ring_parcels: chance.pick(&[1, 2, 16]),
+
+            run_ns: chance.within(500, 3000) * MS,
+            wake_ns: chance.pick(&[10 * MS, 30 * MS, 100 * MS]),
+            net_ns: chance.pick(&[20 * US, 200 * US, 5 * MS]),
+            mesh_ns: chance.pick(&[US, 30 * US, 2 * MS]),
+            disk_ns: chance.pick(&[80 * US, 500 * US, 10 * MS]),
+            read_ns: chance.pick(&[50 * US, 5 * MS]),
+            turn_ns: chance.pick(&[0, 5 * US, 50 * US, MS]),
+            drain_ns: chance.pick(&[10 * US, 10 * US, 20 * MS]),
+
+            sends: chance.pick(&[1, 2, 6]),
+            body_grain,
+            body_grains: (body_bytes_max / body_grain).max(1) as u64,
+            best_effort: some(chance, 500),
+            too_large: rarely(chance, 20),
+            expires: rarely(chance, 200),
+            batch_entries: chance.pick(&[2, 2, 10, 60]),
+            window_max: chance.pick(&[1, 3, 16, 256]),
+
+            crash: some(chance, 30),
+            garbage_sectors: rarely(chance, 200),
+            write_fails: rarely(chance, 10),
+            disconnect: some(chance, 60),
+            half_open: some(chance, 300),
+            takeover: some(chance, 40),
+            long_absence: some(chance, 30),
+            never_acks: rarely(chance, 300),
+            clock_jump: rarely(chance, 300),
+            storage_full: rarely(chance, 150),
+            split: some(chance, 300),
+            stranger: rarely(chance, 100),
+            drain: rarely(chance, 5),
+        }
+    }
+}
+
+/// On in three worlds of four.
+fn some(chance: &mut Chance, most: u64) -> u32 {
+    if chance.below(4) == 0 { 0 } else { chance.within(1, most) as u32 }
+}
+
+/// On in one world of four.
+fn rarely(chance: &mut Chance, most: u64) -> u32 {
+    if chance.below(4) == 0 { chance.within(1, most) as u32 } else { 0 }
+}
+
+fn log_options(chance: &mut Chance) -> LogOptions {
+    let tail_blocks = chance.pick(&[4, 8, 16, 64]);
+    let tail_bytes = tail_blocks * BLOCK;
+    LogOptions {
+        tail_bytes,
+        segment_bytes: tail_bytes as u64 * chance.pick(&[1, 2, 4]),
+        commit_bytes_max: chance.within(2, tail_blocks as u64) as usize * BLOCK,
+        writes_in_flight_max: chance.pick(&[1, 2, 2, 2, 3]),
+        pipeline_bytes: chance.pick(&[0, 0, BLOCK, 4 * BLOCK]),
+    }
+}

@@ -1,0 +1,189 @@
+//! What the records on the disk mean: a second, simpler replay.
+//!
+//! It is fed with the records of every write when the write is submitted and,
+//! after a crash, with what recovery reads. From that the oracle knows at any
+//! moment which letter lies where, whether it is durable, and what each inbox
+//! must look like after a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wal::record::Message;
+use wal::{Lsn, Record};
+use wire::id::UserKey;
+
+use crate::ledger::{Kind, Ledger, LetterId};
+
+/// Where a letter, or a number used up, stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// The shard.
+    pub(crate) shard: usize,
+    /// The log position behind it: it is durable when the disk is up to here.
+    pub(crate) end: Lsn,
+    /// Inbox seq, 0 for a number used up.
+    pub(crate) inbox_seq: u64,
+}
+
+/// One user's inbox as the records say.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Inbox {
+    /// Device and cursor.
+    pub(crate) devices: BTreeMap<u64, u64>,
+    /// Device and the cursor it began with.
+    pub(crate) began: BTreeMap<u64, u64>,
+    /// Every letter that has a place here.
+    pub(crate) entries: BTreeMap<u64, LetterId>,
+    /// Highest inbox seq given out.
+    pub(crate) last: u64,
+    /// What the v1 device acknowledged one by one.
+    pub(crate) acked_by_v1: BTreeSet<u64>,
+}
+
+impl Inbox {
+    /// Whether a device still has to get this entry.
+    fn is_due(&self, device: u64, seq: u64) -> bool {
+        seq > self.devices[&device] && !(device == 0 && self.acked_by_v1.contains(&seq))
+    }
+
+    /// Entries that some device still has to get.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (u64, LetterId)> {
+        let is_waiting = |seq: u64| {
+            self.devices.is_empty() || self.devices.keys().any(|device| self.is_due(*device, seq))
+        };
+        self.entries.iter().map(|(seq, id)| (*seq, *id)).filter(move |(seq, _)| is_waiting(*seq))
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Model {
+    keys: BTreeMap<u128, u16>,
+    inboxes: Vec<Inbox>,
+    letters: BTreeMap<LetterId, Place>,
+    consumed: BTreeMap<(u16, u64, u16, u64), Place>,
+}
+
+impl Model {
+    /// Empty, for users with these keys.
+    pub(crate) fn new(keys: impl Iterator<Item = UserKey>) -> Model {
+        let keys: BTreeMap<u128, u16> = keys.enumerate().map(|(n, k)| (k.0, n as u16)).collect();
+        Model { inboxes: vec![Inbox::default(); keys.len()], keys, ..Model::default() }
+    }
+
+    /// The same users, nothing else: before a recovery.
+    pub(crate) fn forget(&mut self) {
+        let users = self.inboxes.len();
+        self.inboxes = vec![Inbox::default(); users];
+        self.letters.clear();
+        self.consumed.clear();
+    }
+
+    /// A user's inbox.
+    pub(crate) fn inbox(&self, user: u16) -> &Inbox {
+        &self.inboxes[usize::from(user)]
+    }
+
+    /// Where a letter lies.
+    pub(crate) fn letter(&self, id: LetterId) -> Option<Place> {
+        self.letters.get(&id).copied()
+    }
+
+    /// Where it says that a number was used up.
+    pub(crate) fn consumed(&self, from: u16, device: u64, to: u16, seq: u64) -> Option<Place> {
+        self.consumed.get(&(from, device, to, seq)).copied()
+    }
+
+    /// Every letter in an inbox.
+    pub(crate) fn letters(&self) -> impl Iterator<Item = (LetterId, Place)> {
+        self.letters.iter().map(|(id, place)| (*id, *place))
+    }
+
+    /// Takes the next record of a shard's log.
+    ///
+    /// # Errors
+    /// What no correct server would have written.
+    pub(crate) fn take(
+        &mut self,
+        shard: usize,
+        end: Lsn,
+        record: &Record<'_>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        match *record {
+            Record::Message(ref message) => self.message(shard, end, message, ledger),
+            Record::Ack { key, device, seq, exact } => {
+                let Some(inbox) = self.by_key(key) else { return Ok(()) };
+                if exact {
+                    inbox.acked_by_v1.insert(seq);
+                }
+                let cursor = inbox.devices.get_mut(&device).ok_or("an ack of no device")?;
+                if !exact {
+                    *cursor = (*cursor).max(seq);
+                }
+                Ok(())
+            }
+            Record::Device { key, device, cursor, .. } => {
+                let Some(inbox) = self.by_key(key) else { return Ok(()) };
+                inbox.devices.insert(device, cursor);
+                inbox.began.insert(device, cursor);
+                Ok(())
+            }
+            Record::Floor { key, seq, .. } => {
+                let Some(inbox) = self.by_key(key) else { return Ok(()) };
+                inbox.last = inbox.last.max(seq);
+                Ok(())
+            }
+            Record::Consumed { key, from_key, device, send_seq, .. } => {
+                let (Some(to), Some(from)) = (self.user(key), self.user(from_key)) else {
+                    return Ok(());
+                };
+                let place = Place { shard, end, inbox_seq: 0 };
+                self.consumed.insert((from, device, to, send_seq), place);
+                Ok(())
+            }
+            Record::Seen { .. } => Ok(()),
+        }
+    }
+
+    fn message(
+        &mut self,
+        shard: usize,
+        end: Lsn,
+        message: &Message<'_>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        let Some(to) = self.user(message.key) else { return Ok(()) };
+        let id = ledger.find(message.body).ok_or("a stored body that nobody wrote")?;
+        let letter = ledger.get(id);
+        let fits = letter.to == to
+            && self.user(message.from_key) == Some(letter.from)
+            && (message.device, message.send_seq) == (letter.device, letter.seq)
+            && message.class == letter.class;
+        if !fits {
+            return Err(format!("letter {id} was stored as another: {message:?}"));
+        }
+        let inbox = &mut self.inboxes[usize::from(to)];
+        if message.inbox_seq <= inbox.last {
+            return Err(format!("inbox seq {} given out twice", message.inbox_seq));
+        }
+        inbox.last = message.inbox_seq;
+        inbox.entries.insert(message.inbox_seq, id);
+        let place = Place { shard, end, inbox_seq: message.inbox_seq };
+        match self.letters.insert(id, place) {
+            Some(first) => {
+                let kind = if letter.kind == Kind::Plain { "plain" } else { "numbered" };
+                Err(format!("{kind} letter {id} stored twice: {first:?} and {place:?}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn user(&self, key: UserKey) -> Option<u16> {
+        self.keys.get(&key.0).copied()
+    }
+
+    fn by_key(&mut self, key: UserKey) -> Option<&mut Inbox> {
+        let user = self.user(key)?;
+        Some(&mut self.inboxes[usize::from(user)])
+    }
+}

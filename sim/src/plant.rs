@@ -1,0 +1,29 @@
+//! Bugs planted on purpose: each must be noticed, or the oracle is worth
+//! nothing. All of them live here and in the world around the shard; the code
+//! of the server has none of them.
+
+/// What is wrong in this world.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Plant {
+    /// Nothing.
+    #[default]
+    None,
+    /// The shard is told that a write is durable when it was only submitted.
+    EarlyAck,
+    /// The same, while the oracle's look at the disk is off: what clients lose
+    /// must be enough to notice.
+    EarlyAckUnwatched,
+    /// A send number in 16 is forgotten when the log is replayed.
+    ForgetNumber,
+    /// Recovery does not compare checksums with the record before.
+    IgnoreChain,
+    /// An acknowledgement in 16 is forgotten when the log is replayed.
+    ForgetAck,
+}
+
+impl Plant {
+    /// Whether writes are reported before they are on the disk.
+    pub fn acks_early(self) -> bool {
+        matches!(self, Plant::EarlyAck | Plant::EarlyAckUnwatched)
+    }
+}

@@ -1,0 +1,98 @@
+//! The oracle at the end: when the faults stop, everything must arrive.
+
+use crate::world::World;
+
+impl World {
+    /// Whether nothing is left to do.
+    pub(crate) fn has_settled(&mut self) -> bool {
+        self.waiting_for().is_none()
+    }
+
+    /// What the world still waits for, in words.
+    pub(crate) fn what_waits(&mut self) -> String {
+        self.waiting_for().unwrap_or_else(|| "nothing".into())
+    }
+
+    fn waiting_for(&mut self) -> Option<String> {
+        if self.cores.is_empty() {
+            return Some("the server is down".into());
+        }
+        if let Some(device) = self.devices.iter().position(|it| {
+            !it.is_online || !it.has_said_goodbye || !it.is_settled()
+        }) {
+            let it = &self.devices[device];
+            let unsettled: Vec<_> = it
+                .outboxes
+                .iter()
+                .flat_map(|(to, outbox)| outbox.unsettled.front().map(|first| (*to, *first)))
+                .collect();
+            return Some(format!(
+                "user {} device {}: online {}, link {:?}, unsettled (to, (seq, letter)) {unsettled:?}",
+                it.user, it.id, it.is_online, it.link
+            ));
+        }
+        for (shard, core) in self.cores.iter().enumerate() {
+            let log = core.brain.log();
+            if log.end() > self.disks[shard].durable() {
+                return Some(format!("the log of shard {shard}"));
+            }
+        }
+        self.waiting_letter()
+    }
+
+    fn waiting_letter(&self) -> Option<String> {
+        for user in 0..self.knobs.users {
+            let inbox = self.model.inbox(user);
+            let mut waiting = inbox.waiting().filter(|(_, id)| self.ledger.get(*id).expiry_s == 0);
+            if let Some((seq, id)) = waiting.next() {
+                return Some(format!("user {user} to get letter {id}, its inbox seq {seq}"));
+            }
+        }
+        let late = self.ledger.iter().find(|(id, letter)| {
+            letter.must_arrive && self.model.letter(*id).is_none()
+        });
+        late.map(|(id, _)| format!("letter {id} to be stored"))
+    }
+
+    /// Looks back at the whole life.
+    pub(crate) fn judge(&mut self) {
+        self.check_promises();
+        for (id, place) in self.model.letters().collect::<Vec<_>>() {
+            let letter = self.ledger.get(id);
+            if letter.refused {
+                self.violate(format!("letter {id} was refused and is stored"));
+                continue;
+            }
+            if letter.expiry_s > 0 {
+                continue;
+            }
+            let inbox = self.model.inbox(letter.to);
+            let missed = self.devices.iter().find(|it| {
+                it.user == letter.to
+                    && inbox.began.get(&it.id).is_some_and(|began| *began < place.inbox_seq)
+                    && !it.seen.contains(&id)
+            });
+            if let Some(it) = missed {
+                let what = format!(
+                    "letter {id} (inbox seq {}) never came to user {} device {}",
+                    place.inbox_seq, it.user, it.id
+                );
+                self.violate(what);
+            }
+        }
+        self.compare_inboxes_at_rest();
+        for core in &mut self.cores {
+            let counters = core.brain.metrics().counters;
+            self.stats.takeovers += counters.takeovers;
+            self.stats.blocked += counters.blocked;
+            self.stats.reads += counters.reads;
+        }
+    }
+
+    /// The living shards agree with the records about what waits.
+    fn compare_inboxes_at_rest(&mut self) {
+        if self.knobs.expires == 0 {
+            self.compare_inboxes();
+        }
+    }
+}

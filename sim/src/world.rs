@@ -1,0 +1,364 @@
+//! One world: a server of several shards, its disks, its links and its crowd,
+//! in one thread and in virtual time.
+//!
+//! The events of the queue happen one after the other; everything that is
+//! drawn is drawn from the seed. The world's other halves stand in [`crate::boot`]
+//! (lives and deaths of the server), [`crate::turn`] (its turns), [`crate::crowd`]
+//! (the clients), [`crate::watch`] (the oracle at the server's door) and
+//! [`crate::settle`] (the oracle at the end).
+
+use std::cmp::Ordering;
+use std::collections::{BinaryHeap, VecDeque};
+
+use shard::hop::Parcel;
+use shard::{Conn, Effects, KeyHasher, Now, Shard};
+use wal::Lsn;
+
+use crate::chance::Chance;
+use crate::device::Device;
+use crate::disk::Disk;
+use crate::history::History;
+use crate::knobs::Knobs;
+use crate::ledger::Ledger;
+use crate::link::{Link, LinkId};
+use crate::model::Model;
+use crate::plant::Plant;
+use crate::trace::Trace;
+
+/// Unix time at which every world begins, milliseconds.
+const WALL_MS: u64 = 1_800_000_000_000;
+/// After the faults end, everything must have settled within this time.
+const SETTLE_NS_MAX: u64 = 120_000_000_000;
+/// And within this many steps.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// One thing that will happen.
+pub(crate) enum Event {
+    EndTurn { life: u32, shard: usize },
+    Written { life: u32, shard: usize, id: u64, lsn: Lsn },
+    Read { life: u32, shard: usize, conn: Conn, lsn: Lsn, bytes: Vec<u8> },
+    ReadLate { life: u32, shard: usize, conn: Conn, lsn: Lsn, len: u32 },
+    Parcel { life: u32, from: usize, to: usize },
+    Arrive { link: LinkId, to: usize },
+    Up { link: LinkId, bytes: Vec<u8> },
+    Down { link: LinkId, bytes: Vec<u8> },
+    /// The client sees the end of the connection.
+    End { link: LinkId },
+    /// The server sees it.
+    Gone { link: LinkId },
+    Drained { link: LinkId, bytes: usize, deliveries: usize },
+    Wake { device: usize },
+    Tick { life: u32 },
+    Chaos,
+    Crash { life: u32 },
+    Restart,
+}
+
+struct Scheduled {
+    at_ns: u64,
+    number: u64,
+    event: Event,
+}
+
+impl Ord for Scheduled {
+    /// The heap gives the greatest first: that is the earliest.
+    fn cmp(&self, other: &Scheduled) -> Ordering {
+        (other.at_ns, other.number).cmp(&(self.at_ns, self.number))
+    }
+}
+
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Scheduled {}
+
+/// One core of the server: its brain and what production keeps around it.
+pub(crate) struct Core {
+    pub(crate) brain: Shard,
+    pub(crate) out: Effects,
+    pub(crate) slots: Vec<Option<LinkId>>,
+    pub(crate) generations: Vec<u32>,
+    pub(crate) free: Vec<u32>,
+    /// Links whose next frame found no room.
+    pub(crate) blocked: Vec<LinkId>,
+    pub(crate) turn_wanted: bool,
+}
+
+/// The ring from one core to another.
+#[derive(Default)]
+pub(crate) struct Ring {
+    pub(crate) parcels: VecDeque<Parcel>,
+    /// How many of them have arrived.
+    pub(crate) ready: usize,
+    /// Hops of the first that were taken.
+    pub(crate) taken: usize,
+    /// The shard had no room for the next hop; its room then.
+    pub(crate) blocked: Option<u64>,
+}
+
+/// What was counted in one world.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events that happened.
+    pub steps: u64,
+    /// Times the server died and came back.
+    pub crashes: u64,
+    /// Letters that clients wrote.
+    pub messages: u64,
+    /// Deliveries that clients received, repeated ones included.
+    pub deliveries: u64,
+    /// Writes that failed on purpose.
+    pub failed_writes: u64,
+    /// Reads of the log for devices that catch up.
+    pub reads: u64,
+    /// Inputs that found no room.
+    pub blocked: u64,
+    /// Logins that took over.
+    pub takeovers: u64,
+    /// Numbers that were given up with SKIP.
+    pub skips: u64,
+}
+
+impl Stats {
+    /// Adds what another world counted.
+    pub fn add(&mut self, other: &Stats) {
+        self.steps += other.steps;
+        self.crashes += other.crashes;
+        self.messages += other.messages;
+        self.deliveries += other.deliveries;
+        self.failed_writes += other.failed_writes;
+        self.reads += other.reads;
+        self.blocked += other.blocked;
+        self.takeovers += other.takeovers;
+        self.skips += other.skips;
+    }
+}
+
+/// See the module.
+pub struct World {
+    pub(crate) knobs: Knobs,
+    pub(crate) chance: Chance,
+    pub(crate) trace: Trace,
+    pub(crate) plant: Plant,
+    pub(crate) now_ns: u64,
+    wall_offset_ms: i64,
+    queue: BinaryHeap<Scheduled>,
+    scheduled: u64,
+
+    pub(crate) hasher: KeyHasher,
+    pub(crate) names: Vec<String>,
+    /// Counts the lives of the server; 0 before the first.
+    pub(crate) life: u32,
+    /// Empty while the server is down.
+    pub(crate) cores: Vec<Core>,
+    /// From × to.
+    pub(crate) rings: Vec<Ring>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) histories: Vec<History>,
+    pub(crate) writes: u64,
+    pub(crate) storage_full: bool,
+    pub(crate) draining: bool,
+
+    pub(crate) links: Vec<Link>,
+    pub(crate) devices: Vec<Device>,
+
+    pub(crate) ledger: Ledger,
+    pub(crate) model: Model,
+    pub(crate) stats: Stats,
+    /// Faults have ended; everything must settle.
+    pub(crate) quiet_since: Option<u64>,
+    violation: Option<String>,
+}
+
+/// What became of one world.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The hash of everything that happened.
+    pub hash: u64,
+    /// What was counted.
+    pub stats: Stats,
+    /// What was wrong, if anything.
+    pub violation: Option<String>,
+}
+
+impl World {
+    /// The world of a seed, before anything has happened.
+    pub fn new(seed: u64, plant: Plant, prints: bool) -> World {
+        let mut chance = Chance::new(seed);
+        let knobs = Knobs::draw(&mut chance);
+        let hasher = KeyHasher::new([chance.bits(), chance.bits()]);
+        let names: Vec<String> = (0..knobs.users).map(|n| format!("user{n}")).collect();
+        let keys = names.iter().map(|name| hasher.key(name.as_bytes()));
+        let shards = usize::from(knobs.shards);
+        let mut world = World {
+            model: Model::new(keys),
+            disks: (0..shards).map(|_| Disk::new(knobs.log.segment_bytes)).collect(),
+            histories: (0..shards).map(|_| History::default()).collect(),
+            knobs,
+            chance,
+            trace: Trace::new(prints),
+            plant,
+            now_ns: 0,
+            wall_offset_ms: 0,
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            hasher,
+            names,
+            life: 0,
+            cores: Vec::new(),
+            rings: Vec::new(),
+            writes: 0,
+            storage_full: false,
+            draining: false,
+            links: Vec::new(),
+            devices: Vec::new(),
+            ledger: Ledger::default(),
+            stats: Stats::default(),
+            quiet_since: None,
+            violation: None,
+        };
+        world.gather_crowd();
+        world
+    }
+
+    /// Lives to the end, or to the first violation.
+    pub fn live(&mut self) -> Outcome {
+        self.boot();
+        for device in 0..self.devices.len() {
+            self.schedule_wake(device);
+        }
+        self.after(50_000_000, Event::Chaos);
+        while self.violation.is_none() && !self.is_over() {
+            let Some(next) = self.queue.pop() else {
+                self.violate("nothing will ever happen again".into());
+                break;
+            };
+            self.now_ns = next.at_ns;
+            self.stats.steps += 1;
+            self.happen(next.event);
+        }
+        self.stats.messages = self.ledger.len() as u64;
+        Outcome {
+            hash: self.trace.hash(),
+            stats: self.stats,
+            violation: self.violation.take(),
+        }
+    }
+
+    /// The trace, to print after a violation.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    /// The knobs that the seed drew.
+    pub fn knobs(&self) -> &Knobs {
+        &self.knobs
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::EndTurn { life, shard } if life == self.life => self.end_turn(shard),
+            Event::Written { life, shard, id, lsn } if life == self.life => {
+                self.written(shard, id, lsn);
+            }
+            Event::Read { life, shard, conn, lsn, bytes } if life == self.life => {
+                self.read_done(shard, conn, lsn, &bytes);
+            }
+            Event::ReadLate { life, shard, conn, lsn, len } if life == self.life => {
+                let bytes = self.disks[shard].read(lsn, len as usize).to_vec();
+                self.read_done(shard, conn, lsn, &bytes);
+            }
+            Event::Parcel { life, from, to } if life == self.life => self.parcel(from, to),
+            Event::Tick { life } if life == self.life => self.tick(),
+            Event::Crash { life } if life == self.life => self.crash(),
+            Event::EndTurn { .. }
+            | Event::Written { .. }
+            | Event::Read { .. }
+            | Event::ReadLate { .. }
+            | Event::Parcel { .. }
+            | Event::Tick { .. }
+            | Event::Crash { .. } => {} // of a life that is over
+            Event::Arrive { link, to } => self.arrive(link, to),
+            Event::Up { link, bytes } => self.up(link, &bytes),
+            Event::Down { link, bytes } => self.down(link, &bytes),
+            Event::End { link } => self.end(link),
+            Event::Gone { link } => self.gone(link),
+            Event::Drained { link, bytes, deliveries } => self.drained(link, bytes, deliveries),
+            Event::Wake { device } => self.wake(device),
+            Event::Chaos => self.chaos(),
+            Event::Restart => self.boot(),
+        }
+    }
+
+    /// Ends the faults when their time is over, and the world when everything
+    /// has settled.
+    fn is_over(&mut self) -> bool {
+        let Some(since) = self.quiet_since else {
+            if self.now_ns > self.knobs.run_ns {
+                self.quiet_since = Some(self.now_ns);
+                self.calm();
+            }
+            return false;
+        };
+        if self.stats.steps.is_multiple_of(32) && self.has_settled() {
+            self.judge();
+            return true;
+        }
+        if self.now_ns > since + SETTLE_NS_MAX || self.stats.steps > STEPS_MAX {
+            let waiting = self.what_waits();
+            self.violate(format!("something waits for ever: {waiting}"));
+        }
+        false
+    }
+
+    /// Something that must not be.
+    pub(crate) fn violate(&mut self, what: String) {
+        self.note("VIOLATION", [0; 4]);
+        self.violation.get_or_insert(what);
+    }
+
+    /// The violation of an error, if it is one.
+    pub(crate) fn require(&mut self, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.violate(what);
+        }
+    }
+
+    pub(crate) fn note(&mut self, what: &'static str, args: [u64; 4]) {
+        self.trace.note(self.now_ns, what, args);
+    }
+
+    /// Lets something happen after so many nanoseconds.
+    pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
+        self.at(self.now_ns + delay_ns, event);
+    }
+
+    pub(crate) fn at(&mut self, at_ns: u64, event: Event) {
+        self.scheduled += 1;
+        self.queue.push(Scheduled { at_ns, number: self.scheduled, event });
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet_since.is_some()
+    }
+
+    /// The clock as a turn reads it.
+    pub(crate) fn now(&self) -> Now {
+        let wall_ms = (WALL_MS + self.now_ns / 1_000_000) as i64 + self.wall_offset_ms;
+        Now { mono_ns: self.now_ns, wall_ms: wall_ms as u64 }
+    }
+
+    pub(crate) fn jump_clock(&mut self) {
+        self.wall_offset_ms += self.chance.within(0, 60_000) as i64 - 30_000;
+        self.note("clock jumps", [self.wall_offset_ms as u64, 0, 0, 0]);
+    }
+}
