@@ -321,11 +321,10 @@ impl Shard {
         self.metrics.counters.sessions -= 1;
         let session = self.sessions.at(slot);
         let conn = Conn { slot, generation: session.generation };
-        if session.kind == Kind::V2 {
+        let kind = std::mem::replace(&mut session.kind, Kind::Replaced);
+        session.outstanding = None;
+        if kind == Kind::V2 {
             self.goaway(conn, Code::Replaced, 0, out);
-        } else {
-            session.kind = Kind::Replaced;
-            session.outstanding = None;
         }
     }
 
