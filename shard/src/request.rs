@@ -58,10 +58,11 @@ impl Shard {
             return Outcome::Taken;
         }
         let to_key = self.hasher.key(send.to);
-        if !self.has_room_to_post(to_key, send.body.len()) {
+        let refuse = (!v2::is_body(send.body)).then_some(Code::TooLarge);
+        let body = if refuse.is_some() { &[] } else { send.body };
+        if !self.has_room_to_post(to_key, body.len()) {
             return Outcome::Blocked;
         }
-        let refuse = (!v2::is_body(send.body)).then_some(Code::TooLarge);
         let session = self.sessions.at(conn.slot);
         let (user, device) = (session.user, usize::from(session.device));
         let expires_ms = match send.expiry_s {
@@ -86,7 +87,7 @@ impl Shard {
             refuse,
             reply: ReplyTo { shard: self.options.shard, conn },
             received_ns: now.mono_ns,
-            body: if refuse.is_some() { &[] } else { send.body },
+            body,
         };
         self.post(now, &post, out);
         self.users[user].name = from;
