@@ -50,7 +50,7 @@ impl Shard {
             let Some(record) = self.log.get(entry.lsn, entry.len) else {
                 session.reading = true;
                 self.metrics.counters.reads += 1;
-                out.push(read_ahead(conn, inbox, seq, &entry));
+                out.push(read_ahead(conn, inbox, seq, &entry, self.log.durable()));
                 break;
             };
             let message = expect_message(&record);
@@ -170,16 +170,19 @@ fn record_at<'a>(bytes: &'a [u8], lsn: Lsn, entry: &Entry) -> Option<&'a [u8]> {
     bytes.get(start..start.checked_add(entry.len as usize)?)
 }
 
-/// One read for as many of the following entries as lie close together.
-fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry) -> Effect {
+/// One read for as many of the following entries as lie close together. It ends
+/// where the durable log does: what is not on the disk yet may be by the time the
+/// bytes come back, and they would not be it.
+fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) -> Effect {
     let mut end = first.lsn + u64::from(first.len);
     let mut next = seq + 1;
+    let end_max = durable.min(first.lsn + u64::from(READ_BYTES_MAX));
     while let Some(entry) = inbox.entry(next) {
         if entry.is_hole() {
             break;
         }
         let entry_end = entry.lsn + u64::from(entry.len);
-        if entry.lsn > end + READ_GAP_MAX || entry_end > first.lsn + u64::from(READ_BYTES_MAX) {
+        if entry.lsn > end + READ_GAP_MAX || entry_end > end_max {
             break;
         }
         end = entry_end;
