@@ -64,6 +64,8 @@ impl Hands {
                 self.table[slot].flags.set(Flags::FLUSHING);
                 if self.unsent_in(slot) == 0 {
                     self.linger(slot);
+                } else {
+                    self.mark_dirty(slot);
                 }
             }
         }

@@ -46,6 +46,8 @@ pub struct Hands {
     pub(crate) lent: Vec<ConnId>,
     /// Connections with something new to send.
     pub(crate) dirty: Vec<ConnId>,
+    /// Connections with something to send that may wait for company.
+    pub(crate) late: Vec<ConnId>,
     /// Connections that may flush or linger until the time given; the times only rise.
     pub(crate) closing: VecDeque<(u64, ConnId)>,
     /// As of the last tick.
@@ -82,6 +84,7 @@ impl Hands {
             ready: VecDeque::new(),
             lent: Vec::new(),
             dirty: Vec::new(),
+            late: Vec::new(),
             closing: VecDeque::new(),
             now_ms: 0,
             stats: HandsStats::default(),
@@ -147,8 +150,16 @@ impl Hands {
         self.ring.submit();
     }
 
-    /// Flushes, then blocks this thread until something completes or `timeout` has passed.
+    /// Runs what the kernel has ready and says whether there is something to reap.
+    pub fn peek(&mut self) -> bool {
+        self.ring.poke();
+        self.has_pending()
+    }
+
+    /// Flushes everything, then blocks this thread until something completes or `timeout` has
+    /// passed.
     pub fn wait(&mut self, timeout: Duration) {
+        self.flush_late();
         self.launch_sends();
         if self.has_pending() {
             self.ring.submit();
@@ -163,6 +174,7 @@ impl Hands {
     /// # Panics
     /// Outside a glommio executor.
     pub async fn park(&mut self, timeout: Duration) {
+        self.flush_late();
         self.flush();
         self.bells.set_parked(true);
         self.ring.doorbell_on();

@@ -147,7 +147,7 @@ impl<T: Send> Port<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eventfd::Eventfd;
+    use crate::eventfd::Bells;
     use std::thread;
 
     #[test]
@@ -179,9 +179,9 @@ mod tests {
     fn no_wake_up_is_lost_between_threads() {
         const VALUES: u64 = 20_000;
         let mesh: Mesh<u64> = Mesh::new(3, 16);
-        let bell = Arc::new(Eventfd::new(false).unwrap());
+        let bells = Arc::new(Bells::new().unwrap());
         let receiver = mesh.port(2);
-        receiver.set_waker(Waker::new(Arc::clone(&bell)));
+        receiver.set_waker(Waker::new(Arc::clone(&bells)));
 
         let senders: Vec<_> = (0..2)
             .map(|me| {
@@ -208,7 +208,7 @@ mod tests {
                 }
             }
             if next != [VALUES; 2] && receiver.sleep() {
-                bell.clear(); // a blocking eventfd: waits until somebody rings
+                bells.ring.clear(); // a blocking eventfd: waits until somebody rings
                 receiver.awake();
             }
         }

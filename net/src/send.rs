@@ -15,15 +15,49 @@ impl Hands {
     ///
     /// More than `send_buffer_bytes_max` unsent cuts the connection (`CloseReason::SlowReader`).
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
-        let Some(slot) = self.table.open(conn) else {
-            return;
-        };
+        if let Some(slot) = self.append(conn, bytes) {
+            self.mark_dirty(slot);
+        }
+    }
+
+    /// As [`send`](Hands::send), for bytes that may wait to share a send with something more
+    /// urgent for the same connection: they go out with that, or when the core has nothing else
+    /// to do ([`wait`](Hands::wait), [`park`](Hands::park)), or with
+    /// [`flush_late`](Hands::flush_late).
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8]) {
+        let was_empty = self.unsent(conn) == 0;
+        // Whoever put bytes there before has seen to it that the rest follows.
+        if self.append(conn, bytes).is_some() && was_empty {
+            self.late.push(conn);
+        }
+    }
+
+    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting.
+    pub fn has_late(&self) -> bool {
+        !self.late.is_empty()
+    }
+
+    /// Lets everything late go out with the next flush.
+    pub fn flush_late(&mut self) {
+        let mut late = std::mem::take(&mut self.late);
+        for conn in late.drain(..) {
+            if let Some(slot) = self.table.current(conn) {
+                self.mark_dirty(slot);
+            }
+        }
+        self.late = late;
+    }
+
+    /// Puts bytes behind what is unsent; `None` when nobody is there to get them.
+    fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<u32> {
+        let slot = self.table.open(conn)?;
         if bytes.is_empty() || self.table[slot].flags.any(Flags::DEAF) {
-            return;
+            return None;
         }
         let unsent = self.unsent_in(slot) + bytes.len();
         if unsent > self.options.send_buffer_bytes_max {
-            return self.cut(slot, CloseReason::SlowReader);
+            self.cut(slot, CloseReason::SlowReader);
+            return None;
         }
         let entry = &mut self.table[slot];
         if entry.outgoing == NONE {
@@ -33,7 +67,7 @@ impl Hands {
         if unsent > self.options.send_pause_bytes {
             entry.flags.set(Flags::CHOKED);
         }
-        self.mark_dirty(slot);
+        Some(slot)
     }
 
     /// Bytes that the kernel has not taken yet. 0 for a stale id.

@@ -36,15 +36,22 @@ impl Shard {
 
     /// Hands a connection what its window and its burst allow.
     pub(crate) fn pump(&mut self, now: Now, slot: u32, out: &mut Effects) {
+        // What expired on the way leaves room in the window again.
+        while self.hand_out_window(now, slot, out) {}
+    }
+
+    /// One round of [`Shard::pump`]; whether another one may hand out more.
+    fn hand_out_window(&mut self, now: Now, slot: u32, out: &mut Effects) -> bool {
         let session = self.sessions.at(slot);
         if !session.is_logged_in() || session.reading {
-            return;
+            return false;
         }
         let (at, device) = (session.user, usize::from(session.device));
         let conn = Conn { slot, generation: session.generation };
         let user = &mut self.users[at];
-        let cursor = user.devices[device].cursor;
-        let Some(inbox) = user.inbox.as_deref_mut() else { return };
+        // Holes take up no window: the device cannot acknowledge them.
+        let cursor = user.advance(device);
+        let Some(inbox) = user.inbox.as_deref_mut() else { return false };
         let mut expired = Expired::default();
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = self.log.get(entry.lsn, entry.len) else {
@@ -65,6 +72,7 @@ impl Shard {
             }
         }
         self.bury(at, device, &expired);
+        expired.entries > 0
     }
 
     /// Bytes of the log arrived for a connection that catches up.

@@ -79,8 +79,9 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant says what its fields are")]
 pub enum Effect {
-    /// Send these bytes to a connection.
-    Send { conn: Conn, start: usize, end: usize },
+    /// Send these bytes to a connection. `late`: they may wait a moment to
+    /// share a send with a delivery.
+    Send { conn: Conn, start: usize, end: usize, late: bool },
     /// Close a connection, after what was sent to it has left.
     Close { conn: Conn },
     /// Read the log for a connection that catches up. The answer may be longer
@@ -107,19 +108,30 @@ impl Effects {
         self.list.clear();
     }
 
-    /// Appends a send that `put` writes. Sends to one connection that follow
-    /// each other become one effect.
+    /// Appends a send that `put` writes and returns its length.
     pub(crate) fn send(&mut self, conn: Conn, put: impl FnOnce(&mut Vec<u8>)) -> usize {
+        self.put(conn, false, put)
+    }
+
+    /// Appends a send that may wait for company.
+    pub(crate) fn send_late(&mut self, conn: Conn, put: impl FnOnce(&mut Vec<u8>)) {
+        self.put(conn, true, put);
+    }
+
+    /// Sends to one connection that follow each other become one effect, as
+    /// urgent as the most urgent of them.
+    fn put(&mut self, conn: Conn, is_late: bool, put: impl FnOnce(&mut Vec<u8>)) -> usize {
         let start = self.bytes.len();
         put(&mut self.bytes);
         let end = self.bytes.len();
         match self.list.last_mut() {
-            Some(Effect::Send { conn: last, end: last_end, .. })
+            Some(Effect::Send { conn: last, end: last_end, late, .. })
                 if *last == conn && *last_end == start =>
             {
                 *last_end = end;
+                *late &= is_late;
             }
-            _ => self.list.push(Effect::Send { conn, start, end }),
+            _ => self.list.push(Effect::Send { conn, start, end, late: is_late }),
         }
         end - start
     }

@@ -125,7 +125,7 @@ impl Shard {
         if session.kind == Kind::V2 {
             let conn = Conn { slot, generation: session.generation };
             let delivered = v2::Reply::Delivered { seq: receipt.send_seq, id: receipt.id, to };
-            out.send(conn, |bytes| v2::put_reply(bytes, &delivered));
+            out.send_late(conn, |bytes| v2::put_reply(bytes, &delivered));
         }
     }
 }

@@ -143,7 +143,7 @@ impl World {
         let mut out = std::mem::take(&mut self.cores[shard].out);
         for effect in out.list.drain(..) {
             match effect {
-                Effect::Send { conn, start, end } => self.send(shard, conn, &out.bytes[start..end]),
+                Effect::Send { conn, start, end, .. } => self.send(shard, conn, &out.bytes[start..end]),
                 Effect::Close { conn } => self.close(shard, conn),
                 Effect::Read { conn, lsn, len_min, len } => {
                     self.start_read(shard, conn, lsn, len_min, len);

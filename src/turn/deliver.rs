@@ -26,7 +26,12 @@ impl Core {
 
     fn carry_out(&mut self, effect: Effect, bytes: &[u8]) {
         match effect {
-            Effect::Send { conn, start, end } => self.hands.send(id(conn), &bytes[start..end]),
+            Effect::Send { conn, start, end, late: false } => {
+                self.hands.send(id(conn), &bytes[start..end]);
+            }
+            Effect::Send { conn, start, end, late: true } => {
+                self.hands.send_late(id(conn), &bytes[start..end]);
+            }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),
             Effect::Damaged { lsn } => tracing::error!(
@@ -42,6 +47,7 @@ impl Core {
     pub(super) fn send(&mut self) {
         self.apply();
         self.send_to_mesh();
+        self.flush_overdue();
         self.hands.flush();
     }
 }

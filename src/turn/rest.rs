@@ -21,15 +21,36 @@ const PARK: Duration = Duration::from_millis(500);
 /// The same while deadlines run, somebody leaves, or a segment is awaited.
 const PARK_SHORT: Duration = Duration::from_millis(50);
 
+/// A confirmation waits no longer than this for a delivery to share its send
+/// with, and only while the core has other work.
+const LATE_NS_MAX: u64 = 5_000_000;
+
 /// When a core did what.
 #[derive(Default)]
 pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
+    /// Since when something late may be waiting.
+    late_ns: Option<u64>,
 }
 
 impl Core {
+    /// A send is most of what a message costs, so while the core is busy a
+    /// confirmation waits for the next delivery to the same client; but not for
+    /// ever.
+    pub(super) fn flush_overdue(&mut self) {
+        if !self.hands.has_late() {
+            self.rest.late_ns = None;
+            return;
+        }
+        let since = *self.rest.late_ns.get_or_insert(self.now.mono_ns);
+        if self.now.mono_ns - since >= LATE_NS_MAX {
+            self.rest.late_ns = None;
+            self.hands.flush_late();
+        }
+    }
+
     /// Sleeps until something happens, if nothing has already.
     pub(super) async fn sleep(&mut self) {
         let now_ns = clock().mono_ns;
@@ -66,7 +87,10 @@ impl Core {
 
     /// Something is ready or blocked only by this core's own progress.
     fn must_go_on(&mut self) -> bool {
-        self.hands.has_pending() || self.has_retries()
+        // With something late at hand, one look into the kernel is cheaper than
+        // the sends it may save.
+        let has_pending = self.hands.has_pending() || self.hands.has_late() && self.hands.peek();
+        has_pending || self.has_retries()
     }
 
     /// Something will be due soon.
