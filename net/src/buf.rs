@@ -404,8 +404,9 @@ impl PartialPool {
     }
 }
 
-/// Size of one disk read buffer.
-pub(crate) const READ_BYTES: usize = 256 << 10;
+/// Size of one disk read buffer: the longest log record (256 KiB and its header) and two blocks of
+/// alignment.
+pub(crate) const READ_BYTES: usize = 320 << 10;
 
 /// How many of them there may be.
 const READ_BUFFERS_MAX: usize = 8;

@@ -63,6 +63,8 @@ pub struct Options {
     pub inbox_messages_max: usize,
     /// Log bytes one inbox may hold.
     pub inbox_bytes_max: u64,
+    /// How long a message waits whose sender did not say, milliseconds.
+    pub retention_ms: u64,
     /// Time a connection has to say something valid, milliseconds.
     pub handshake_ms: u64,
 }

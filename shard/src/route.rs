@@ -140,7 +140,7 @@ impl Shard {
                 device: post.device,
                 send_seq: post.send_seq,
                 time_ms: now.wall_ms,
-                expires_ms: post.expires_ms,
+                expires_ms: self.expires_ms(now, post),
                 class: post.class,
                 flags: record_flags(post),
                 body: post.body,
@@ -159,6 +159,12 @@ impl Shard {
             ReplyKind::Told => Posted::Sent { id, class: post.class },
         };
         self.when_durable(now, user, post, posted, inbox_seq, out);
+    }
+
+    /// The server's retention is also the longest that a sender can ask for.
+    fn expires_ms(&self, now: Now, post: &Post<&[u8]>) -> u64 {
+        let retention = now.wall_ms.saturating_add(self.options.retention_ms);
+        if post.expires_ms == 0 { retention } else { post.expires_ms.min(retention) }
     }
 
     fn note_number(&mut self, user: UserIndex, post: &Post<&[u8]>) {

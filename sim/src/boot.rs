@@ -95,6 +95,7 @@ impl World {
             users_max: 100_000,
             inbox_messages_max: self.knobs.inbox_messages_max,
             inbox_bytes_max: 1 << 30,
+            retention_ms: 30 * 24 * 60 * 60 * 1000,
             handshake_ms: HANDSHAKE_MS,
         }
     }

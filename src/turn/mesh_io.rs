@@ -27,6 +27,9 @@ pub(crate) enum Cargo {
     Conn(Box<Moved>, Speaks),
 }
 
+// The plan's memory for the mesh counts with it.
+const _: () = assert!(size_of::<Cargo>() <= 128);
+
 /// One core's side of the mesh.
 pub(super) struct MeshIo {
     port: Port<Cargo>,
