@@ -77,9 +77,13 @@ impl Shard {
     /// this answer waits, too.
     fn accept_known(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
         self.metrics.counters.duplicates += 1;
-        let posted = match post.reply_kind() {
-            ReplyKind::Quiet => Posted::Quiet,
-            ReplyKind::Told => Posted::Sent { id: MessageId([0; 16]), class: post.class },
+        let posted = match (post.reply_kind(), post.refuse) {
+            (ReplyKind::Quiet, _) => Posted::Quiet,
+            // The refusal may never have arrived, and SENT would be a lie.
+            (_, Some(code)) => Posted::Refused { code, retry_after_ms: 0 },
+            (ReplyKind::Told, None) => {
+                Posted::Sent { id: MessageId([0; 16]), class: post.class }
+            }
         };
         self.when_durable(now, user, post, posted, 0, out);
     }
