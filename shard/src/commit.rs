@@ -87,6 +87,10 @@ impl Shard {
     pub(crate) fn written(&mut self, now: Now, lsn: Lsn, ok: bool, out: &mut Effects) {
         let before = self.log.durable();
         let durable = self.log.written(lsn, ok);
+        if !ok {
+            // What waited for room is refused now instead.
+            self.room_epoch += 1;
+        }
         self.metrics.counters.poisoned = u64::from(self.log.is_poisoned());
         if durable == before {
             return;
