@@ -152,7 +152,7 @@ impl Client {
     /// The code of a refusal after the first `earlier` notices.
     fn refusal(&self, earlier: usize) -> Option<u16> {
         self.inbound.notices.iter().skip(earlier).find_map(|notice| match notice {
-            Notice::Error { code } | Notice::Goaway { code, .. } => Some(*code),
+            Notice::Goaway { code, .. } => Some(*code),
             _ => None,
         })
     }

@@ -24,6 +24,9 @@ pub const WINDOW: usize = 256;
 /// says otherwise.
 pub const CREDIT: u32 = 256;
 
+/// The id in a SENT for a message that had been stored before.
+const UNKNOWN_ID: MessageId = MessageId([0; 16]);
+
 /// What the server told, or what follows from it. Borrows from the bytes
 /// given to [`Session::receive`] or from the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +35,8 @@ pub enum Event<'a> {
     /// Logged in; everything unconfirmed has been put on the wire again.
     Welcome(Welcome),
     /// The server confirmed this message. `id` is known for the one that the
-    /// SENT named, not for those below it which it confirmed as well.
+    /// SENT named, not for those below it which it confirmed as well, nor for
+    /// one that had been stored before.
     Sent { to: &'a [u8], seq: u64, id: Option<MessageId>, class: Class, body: &'a [u8] },
     /// The server missed a number; the session repeats from there.
     Gap { to: &'a [u8], expected: u64 },
@@ -50,9 +54,9 @@ pub enum Event<'a> {
     Delivered { to: &'a [u8], seq: u64, id: MessageId },
     /// The answer to [`Session::ping`].
     Pong { nonce: u64 },
-    /// The connection is about to end.
+    /// The connection is about to end, or the login was refused.
     Goaway { code: u16, reconnect_after_ms: u32, text: &'a [u8] },
-    /// Something was wrong with a frame, or the login was refused.
+    /// Something was wrong with a frame; the connection goes on.
     Error { code: u16, text: &'a [u8] },
 }
 
@@ -367,7 +371,10 @@ impl Session {
             Reply::Sent { seq, id, class, to } => self.sent(seq, id, class, to, on),
             Reply::Gap { expected, to } => self.gap(now_ms, expected, to, on),
             Reply::Refused { seq, code, retry_after_ms, to } => {
-                if Code::from_u16(code).is_some_and(Code::is_permanent) {
+                // A code of a later version tells by its time whether to repeat.
+                let permanent =
+                    Code::from_u16(code).map_or(retry_after_ms == 0, Code::is_permanent);
+                if permanent {
                     self.refused(seq, code, to, on);
                 } else {
                     if let Some(outbox) = self.outboxes.get_mut(to) {
@@ -402,7 +409,7 @@ impl Session {
         let queued = &mut self.queued;
         outbox.sent(seq, |pending| {
             *queued -= 1;
-            let id = (pending.seq == seq).then_some(id);
+            let id = (pending.seq == seq && id != UNKNOWN_ID).then_some(id);
             on(Event::Sent { to, seq: pending.seq, id, class, body: &pending.body });
         });
         put_sends(&mut self.out, to, outbox, self.window);

@@ -84,10 +84,7 @@ impl Intake<'_> {
                 let wait_ns = u64::from(reconnect_after_ms) * 1_000_000;
                 self.goodbye = Some(Goodbye { code: Code::from_u16(code), wait_ns });
             }
-            Event::Error { code, .. } => {
-                self.figures.errors += 1;
-                self.goodbye = Some(Goodbye { code: Code::from_u16(code), wait_ns: 0 });
-            }
+            Event::Error { .. } => self.figures.errors += 1,
             Event::Delivered { .. } | Event::Pong { .. } => {}
         }
     }

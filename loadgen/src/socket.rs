@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, connect, ipproto, recv,
@@ -32,15 +32,13 @@ pub(crate) struct Ready {
 pub(crate) struct Poller {
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
-    /// The kernel has no `epoll_pwait2` (before 5.11): whole milliseconds only.
-    coarse: bool,
 }
 
 impl Poller {
     /// A poller that gives up to `events_max` events at a time.
     pub(crate) fn new(events_max: usize) -> io::Result<Poller> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll, events: Vec::with_capacity(events_max), coarse: false })
+        Ok(Poller { epoll, events: Vec::with_capacity(events_max) })
     }
 
     /// Registers a connection, for good: closing it takes it off.
@@ -57,21 +55,32 @@ impl Poller {
     }
 
     /// Waits until something is ready or the time is over.
+    ///
+    /// `epoll_wait` knows milliseconds only, which would be lateness against
+    /// the schedule, and `epoll_pwait2` is younger than the oldest kernel we
+    /// run on: so the waiting itself is done by `ppoll` on the epoll instance.
     pub(crate) fn wait(&mut self, timeout_ns: u64) -> io::Result<()> {
-        let mut ns = timeout_ns;
-        if self.coarse {
-            ns = ns.next_multiple_of(1_000_000);
+        if self.take()? > 0 || timeout_ns == 0 {
+            return Ok(());
         }
-        let timeout =
-            Timespec { tv_sec: (ns / 1_000_000_000) as i64, tv_nsec: (ns % 1_000_000_000) as i64 };
+        let timeout = Timespec {
+            tv_sec: (timeout_ns / 1_000_000_000) as i64,
+            tv_nsec: (timeout_ns % 1_000_000_000) as i64,
+        };
+        match poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(Errno::INTR) => Ok(()),
+            Ok(_) => self.take().map(drop),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes what is ready now.
+    fn take(&mut self) -> io::Result<usize> {
         self.events.clear();
         let events = rustix::buffer::spare_capacity(&mut self.events);
-        match epoll::wait(&self.epoll, events, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(Errno::NOSYS) => {
-                self.coarse = true;
-                Ok(())
-            }
+        match epoll::wait(&self.epoll, events, Some(&Timespec::default())) {
+            Ok(n) => Ok(n),
+            Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }

@@ -177,7 +177,7 @@ impl State {
             Request::Hello(hello) => {
                 if fault == Fault::Closed {
                     let mut out = Vec::new();
-                    v2::put_error(&mut out, Code::AuthFailed);
+                    v2::put_goaway(&mut out, Code::AuthFailed, 0);
                     write(stream, &out);
                     stream.shutdown(Shutdown::Both).expect("a socket");
                     return;
