@@ -175,7 +175,7 @@ impl World {
         self.connect(device);
     }
 
-    fn log_in_again(&mut self, device: usize, link: LinkId) {
+    pub(crate) fn log_in_again(&mut self, device: usize, link: LinkId) {
         self.note("log in again: link", [link as u64, 0, 0, 0]);
         self.devices[device].is_online = false;
         let name = self.names[usize::from(self.devices[device].user)].as_bytes();

@@ -98,6 +98,15 @@ impl World {
             let (id, letter) = self.devices[device].unacked.remove(which);
             self.put(device, "v1 ack: link, letter", letter, &Packet::Ack { id });
         }
+        // A login on a connection that was given up may have been read last. v1
+        // has no word for that; a person would notice the silence.
+        let it = &self.devices[device];
+        if self.is_quiet() && it.welcomed_on != it.link {
+            if let Some(link) = it.link {
+                self.log_in_again(device, link);
+            }
+            return;
+        }
         if self.chance.below(16) == 0 {
             let user = self.chance.below(self.names.len() as u64) as usize;
             let name = self.names[user].clone();
