@@ -12,7 +12,7 @@ use rustix::process::{Resource, getrlimit};
 use crate::args::Args;
 use crate::clock;
 use crate::figures::{Figures, Progress};
-use crate::probe::{self, Sample};
+use crate::probe::{self, Moment, Sample};
 use crate::scenario::{Cast, Scenario};
 use crate::signals;
 use crate::spec::{Load, Order, Spec, Word};
@@ -205,7 +205,7 @@ fn start(spec: &Spec, index: usize, words: &Sender<(usize, Heard)>) -> io::Resul
 
 impl Crowd<'_> {
     fn lead(&mut self) -> Result<Outcome, String> {
-        self.meter.look(0);
+        self.meter.look(Moment::Start, 0);
         let steps = match self.args.steps.as_slice() {
             [] => vec![self.args.connections],
             steps => steps.to_vec(),
@@ -246,7 +246,7 @@ impl Crowd<'_> {
         if self.args.scenario == Scenario::Idle && self.meter.pid.is_some() {
             self.settle(connected)?;
         }
-        self.meter.look(connected);
+        self.meter.look(Moment::Held, connected);
         Ok(true)
     }
 
@@ -256,7 +256,8 @@ impl Crowd<'_> {
         for _ in 0..SETTLE_LOOKS_MAX {
             let until_ns = clock::now_ns() + 1_000_000_000;
             self.listen(|crowd| crowd.requests > 0 || clock::now_ns() >= until_ns)?;
-            let now = self.meter.sample(connected).map_or(0, |sample| sample.rss_bytes);
+            let now =
+                self.meter.sample(Moment::Held, connected).map_or(0, |sample| sample.rss_bytes);
             if now.abs_diff(before) < SETTLED_BYTES || self.requests > 0 {
                 break;
             }
@@ -270,7 +271,7 @@ impl Crowd<'_> {
         self.listen(|crowd| crowd.workers.iter().all(|worker| worker.done))?;
         self.tell("done");
         let figures = self.figures.take().expect("every worker has reported");
-        self.meter.look(figures.connections);
+        self.meter.look(Moment::End, figures.connections);
         Ok(Outcome {
             figures,
             samples: std::mem::take(&mut self.meter.samples),
@@ -405,12 +406,12 @@ impl Meter {
         }
     }
 
-    fn sample(&self, connections: u32) -> Option<Sample> {
-        probe::sample(self.pid?, connections)
+    fn sample(&self, moment: Moment, connections: u32) -> Option<Sample> {
+        probe::sample(self.pid?, moment, connections)
     }
 
-    fn look(&mut self, connections: u32) {
-        let sample = self.sample(connections);
+    fn look(&mut self, moment: Moment, connections: u32) {
+        let sample = self.sample(moment, connections);
         self.samples.extend(sample);
     }
 
@@ -427,10 +428,10 @@ impl Meter {
         let now_ns = clock::now_ns();
         if let Some((from_ns, to_ns)) = self.window {
             if self.cpu_began.is_none() && now_ns >= from_ns {
-                self.cpu_began = self.sample(0).map(|sample| sample.cpu_ns);
+                self.cpu_began = self.sample(Moment::Sending, 0).map(|sample| sample.cpu_ns);
             }
             if self.cpu_ended.is_none() && now_ns >= to_ns {
-                self.cpu_ended = self.sample(0).map(|sample| sample.cpu_ns);
+                self.cpu_ended = self.sample(Moment::Sending, 0).map(|sample| sample.cpu_ns);
             }
         }
         if self.quiet || now_ns < self.next_line_ns {

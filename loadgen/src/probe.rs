@@ -7,9 +7,25 @@ use serde::Serialize;
 /// What `/proc` counts CPU time in, nanoseconds: 100 a second on every Linux.
 const TICK_NS: u64 = 10_000_000;
 
+/// When a look is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Moment {
+    /// Before the first connection.
+    Start,
+    /// With everyone there, and with every step before.
+    Held,
+    /// While messages are measured.
+    Sending,
+    /// After the run.
+    End,
+}
+
 /// One look at the server and the kernel.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Sample {
+    /// When it was taken.
+    pub(crate) moment: Moment,
     /// Logged-in connections at that time.
     pub(crate) connections: u32,
     /// The server's resident memory, bytes.
@@ -23,11 +39,12 @@ pub(crate) struct Sample {
 }
 
 /// Looks at a process now; `None` when it is gone.
-pub(crate) fn sample(pid: u32, connections: u32) -> Option<Sample> {
+pub(crate) fn sample(pid: u32, moment: Moment, connections: u32) -> Option<Sample> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     Some(Sample {
+        moment,
         connections,
         rss_bytes: kib(&status, "VmRSS:")? * 1024,
         anon_bytes: kib(&status, "RssAnon:")? * 1024,
@@ -81,7 +98,7 @@ mod tests {
 
     #[test]
     fn this_process_can_be_looked_at() {
-        let sample = sample(std::process::id(), 1).expect("it runs");
+        let sample = sample(std::process::id(), Moment::Start, 1).expect("it runs");
         assert!(sample.rss_bytes > 0 && sample.anon_bytes <= sample.rss_bytes);
         assert!(sample.slab_bytes > 0);
     }
@@ -95,6 +112,7 @@ mod tests {
     #[test]
     fn slope_is_per_added_connection() {
         let at = |connections, rss_bytes| Sample {
+            moment: Moment::Held,
             connections,
             rss_bytes,
             anon_bytes: 0,

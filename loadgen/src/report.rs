@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::crowd::Outcome;
 use crate::figures::{Figures, Latency};
-use crate::probe;
+use crate::probe::{self, Moment, Sample};
 use crate::scenario::Scenario;
 use crate::spec::Protocol;
 
@@ -201,8 +201,9 @@ fn server(out: &mut String, outcome: &Outcome) {
         line(
             out,
             &format!(
-                "server       {:>9} connections: {:>9.1} MiB resident, {:.1} MiB slab of the machine",
+                "server       {:>9} connections ({}): {:.1} MiB resident, {:.1} MiB slab of the machine",
                 count(u64::from(sample.connections)),
+                name(&sample.moment),
                 sample.rss_bytes as f64 / 1_048_576.0,
                 sample.slab_bytes as f64 / 1_048_576.0
             ),
@@ -231,14 +232,15 @@ fn server(out: &mut String, outcome: &Outcome) {
     }
 }
 
-/// Memory per connection between the first sample with connections (or the
-/// empty server) and the one with the most.
+/// Memory per connection from the first step (or the empty server, where there
+/// are no steps) to the last.
 fn slope(outcome: &Outcome) -> Option<probe::Slope> {
-    let steps: Vec<_> = outcome.samples.iter().filter(|sample| sample.connections > 0).collect();
-    // The last sample is the end of the run.
-    let most = steps.iter().rev().skip(1).max_by_key(|sample| sample.connections)?;
-    let first = steps.iter().find(|sample| sample.connections < most.connections);
-    probe::slope(first.copied().or(outcome.samples.first())?, most)
+    let held = |sample: &&Sample| sample.moment == Moment::Held;
+    let last = outcome.samples.iter().rfind(held)?;
+    let first =
+        outcome.samples.iter().find(held).filter(|first| first.connections < last.connections);
+    let empty = outcome.samples.first().filter(|sample| sample.moment == Moment::Start);
+    probe::slope(first.or(empty)?, last)
 }
 
 fn generator(out: &mut String, figures: &Figures) {
