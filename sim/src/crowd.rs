@@ -65,8 +65,11 @@ impl World {
         if !self.devices[device].is_online {
             return;
         }
-        self.write_letters(device);
-        if self.devices[device].is_v1() {
+        let is_v1 = self.devices[device].is_v1();
+        if !is_v1 || !self.is_quiet() || self.is_surely_logged_in(device) {
+            self.write_letters(device);
+        }
+        if is_v1 {
             self.wake_v1(device);
         } else {
             self.wake_v2(device);
@@ -293,6 +296,9 @@ impl World {
             _ => it.cursor,
         };
         it.owed.retain(|owed| *owed > seq);
+        if it.owed.is_empty() {
+            it.expiring_owed = 0;
+        }
         it.acked = it.acked.max(seq);
         self.note("ack: link, seq", [link as u64, seq, 0, 0]);
         self.request(link, &v2::Request::Ack { seq });

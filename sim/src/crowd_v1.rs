@@ -5,8 +5,11 @@ use wire::v1::{self, Answer, BatchEntries, Packet};
 
 use crate::device::Acks;
 use crate::ledger::{Kind, LetterId};
-use crate::link::LinkId;
+use crate::link::{LinkId, Party, Place};
 use crate::world::World;
+
+/// A crash that was due when the faults ended is over after this time.
+const LAST_CRASH_NS: u64 = 1_500_000_000;
 
 impl World {
     /// Writes one letter, or a batch of them, or an old one again.
@@ -98,20 +101,30 @@ impl World {
             let (id, letter) = self.devices[device].unacked.remove(which);
             self.put(device, "v1 ack: link, letter", letter, &Packet::Ack { id });
         }
-        // A login on a connection that was given up may have been read last. v1
-        // has no word for that; a person would notice the silence.
-        let it = &self.devices[device];
-        if self.is_quiet() && it.welcomed_on != it.link {
-            if let Some(link) = it.link {
-                self.log_in_again(device, link);
-            }
-            return;
-        }
         if self.chance.below(16) == 0 {
             let user = self.chance.below(self.names.len() as u64) as usize;
             let name = self.names[user].clone();
             self.put(device, "v1 status", 0, &Packet::GetStatus { user: name.as_bytes() });
         }
+    }
+
+    /// Whether no older connection of the device can take its login away. v1 has
+    /// no word for that; a person would notice the silence and log in again.
+    pub(crate) fn is_surely_logged_in(&mut self, device: usize) -> bool {
+        let it = &self.devices[device];
+        let (Some(link), Some(since)) = (it.link, self.quiet_since) else { return false };
+        if self.now_ns < since + LAST_CRASH_NS {
+            return false;
+        }
+        if it.welcomed_on != Some(link) {
+            self.log_in_again(device, link);
+            return false;
+        }
+        !self.links.iter().enumerate().any(|(other, older)| {
+            other != link
+                && older.party == Party::Device(device)
+                && older.place != Place::Nowhere
+        })
     }
 
     /// A packet of the server has arrived.

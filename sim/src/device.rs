@@ -76,6 +76,8 @@ pub(crate) struct Device {
     pub(crate) window: u64,
     /// Deliveries on this connection not yet acknowledged.
     pub(crate) owed: VecDeque<u64>,
+    /// How many deliveries since the last acknowledgement may expire.
+    pub(crate) expiring_owed: u64,
     pub(crate) outboxes: BTreeMap<u16, Outbox>,
     /// Every letter by recipient and number.
     pub(crate) written: BTreeMap<(u16, u64), LetterId>,
@@ -110,6 +112,7 @@ impl Device {
             acked: 0,
             window: 0,
             owed: VecDeque::new(),
+            expiring_owed: 0,
             outboxes: BTreeMap::new(),
             written: BTreeMap::new(),
             unacked: Vec::new(),
@@ -129,6 +132,7 @@ impl Device {
         self.is_online = false;
         self.partial.clear();
         self.owed.clear();
+        self.expiring_owed = 0;
         self.unacked.clear();
         self.since_login.clear();
         for outbox in self.outboxes.values_mut() {

@@ -191,10 +191,13 @@ impl World {
         {
             self.violate(format!("letter {letter} came as another: {deliver:?}"));
         }
+        let expires = self.ledger.get(letter).expiry_s > 0;
         let it = &mut self.devices[device];
         it.owed.push_back(seq);
         it.cursor = it.cursor.max(seq);
-        let owed = it.owed.len() as u64;
+        // What expires on the way takes up no window any more.
+        it.expiring_owed += u64::from(expires);
+        let owed = (it.owed.len() as u64).saturating_sub(it.expiring_owed);
         if owed > self.links[link].window_max {
             self.violate(format!("{owed} deliveries are beyond the window"));
         }
@@ -228,8 +231,10 @@ impl World {
         }
         written.id = Some(id);
         let order = if written.kind == Kind::Plain { u64::from(letter) + 1 } else { written.seq };
-        if written.kind == Kind::Window {
-            return; // in the order of arrival
+        // A numbered letter of v1 comes in the order of arrival. One that expires
+        // may be passed over, and come after all when the clock has jumped back.
+        if written.kind == Kind::Window || written.expiry_s > 0 {
+            return;
         }
         let last = it.last_from.entry((written.from, written.device)).or_default();
         if order <= *last {
