@@ -61,6 +61,9 @@ impl Flags {
     /// The slot is taken.
     pub(crate) const USED: Flags = Flags(1 << 16);
 
+    /// The peer has ended: receive until nothing is left, no poll will tell again.
+    pub(crate) const ENDING: Flags = Flags(1 << 17);
+
     /// Something the kernel still works on.
     pub(crate) const BUSY: Flags =
         Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);

@@ -10,6 +10,10 @@ use crate::event::Event;
 use crate::hands::Hands;
 use crate::ring::{Op, Token};
 
+/// What a poll says of a peer that has ended. A multishot poll tells of bytes and of an end right
+/// behind them in one event, and the receive that follows shows the bytes only.
+const POLL_ENDS: i32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as i32;
+
 impl Hands {
     /// All bytes received and not consumed yet, in one piece. Empty for a stale id.
     pub fn received(&self, conn: ConnId) -> &[u8] {
@@ -150,6 +154,9 @@ impl Hands {
         // An error here says nothing that the receive will not say better.
         if result != -libc::ECANCELED {
             entry.flags.set(Flags::READABLE);
+            if result & POLL_ENDS != 0 {
+                entry.flags.set(Flags::ENDING);
+            }
             self.queue_receive(slot);
         }
         // A multishot poll ends by itself when the completion queue was full. A one-shot poll
@@ -279,6 +286,7 @@ impl Hands {
 
     /// Nothing was there after all.
     fn on_empty(&mut self, slot: u32) {
+        self.table[slot].flags.clear(Flags::ENDING);
         let entry = &self.table[slot];
         let empty = entry.partial != NONE && self.buffers.partials.bytes(entry.partial).is_empty();
         if empty {
@@ -292,10 +300,11 @@ impl Hands {
         self.read_on(slot);
     }
 
-    /// After a receive: there is more (or a failed send wants the rest), or wait for the poll.
+    /// After a receive: there is more (or the end, or a failed send wants the rest), or wait for
+    /// the poll.
     fn read_on(&mut self, slot: u32) {
         let flags = &mut self.table[slot].flags;
-        if flags.any(Flags::DEAF) {
+        if flags.any(Flags::DEAF.or(Flags::ENDING)) {
             flags.set(Flags::READABLE);
         }
         if flags.any(Flags::READABLE) {

@@ -136,6 +136,29 @@ fn what_is_not_consumed_comes_back_in_front() {
     }
 }
 
+/// Bytes and the end can be one event of the poll; the receive shows only the bytes.
+#[test]
+fn an_end_right_behind_bytes_is_seen() {
+    for options in ways() {
+        for consume in [true, false] {
+            let mut world = World::new(options.clone());
+            let (mut client, conn) = world.connect();
+            client.write_all(b"bye").unwrap();
+            drop(client);
+            // Both are in the socket before it is looked at for the first time.
+            world.until("bytes", |hands, event| match event {
+                Event::Received { conn } => {
+                    hands.consume(conn, if consume { 3 } else { 0 });
+                    Some(())
+                }
+                _ => None,
+            });
+            assert_eq!(closed(&mut world, conn), CloseReason::Peer);
+            world.assert_clean();
+        }
+    }
+}
+
 #[test]
 fn a_large_frame_in_many_pieces() {
     for options in ways() {
