@@ -307,7 +307,7 @@ fn tell_recovery(shard: ShardId, recovered: &wal::disk::Recovered) {
     if let Some(torn) = &recovered.torn {
         tracing::warn!(
             "shard {shard}: the last write before the crash was incomplete; {} bytes at position \
-             {} were cut, none of them was acknowledged",
+             {} were cut; nothing that was confirmed as guaranteed is among them",
             torn.bytes,
             torn.lsn
         );

@@ -106,6 +106,8 @@ impl Core {
 
     /// Turns until the process stops and everything is on the disk.
     pub(crate) async fn run(mut self) {
+        // Whoever was told that the server is ready may ask how it is.
+        self.publish();
         while !self.is_done() {
             self.now = clock();
             let began_ns = self.now.mono_ns;

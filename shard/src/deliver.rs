@@ -128,7 +128,11 @@ impl Shard {
     fn damaged(&mut self, conn: Conn, lsn: Lsn, out: &mut Effects) {
         self.metrics.counters.damaged += 1;
         out.push(Effect::Damaged { lsn });
-        self.goaway(conn, wire::refuse::Code::StorageFailed, 60_000, out);
+        if self.sessions.at(conn.slot).kind == Kind::V2 {
+            self.goaway(conn, wire::refuse::Code::StorageFailed, 60_000, out);
+        } else {
+            self.dismiss(conn, out);
+        }
     }
 
     pub(crate) fn drained(&mut self, now: Now, conn: Conn, out: &mut Effects) {

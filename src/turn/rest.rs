@@ -23,7 +23,7 @@ const PARK_SHORT: Duration = Duration::from_millis(50);
 
 /// A confirmation waits no longer than this for a delivery to share its send
 /// with, and only while the core has other work.
-const LATE_NS_MAX: u64 = 5_000_000;
+const LATE_NS_MAX: u64 = 10_000_000;
 
 /// When a core did what.
 #[derive(Default)]

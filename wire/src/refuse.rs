@@ -39,8 +39,8 @@ pub enum Code {
     Unsupported = 16,
     /// The handshake took too long.
     Timeout = 17,
-    /// A name that is empty, too long, or has forbidden bytes. Permanent: the
-    /// number is consumed.
+    /// A name that is empty, too long, or has forbidden bytes. Permanent; no
+    /// inbox can have this name, so no number is kept for it.
     BadName = 18,
 }
 
