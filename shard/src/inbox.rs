@@ -42,6 +42,10 @@ pub(crate) struct Receipt {
     pub(crate) id: MessageId,
 }
 
+/// Entries of one inbox that may be shown before they are durable, and the
+/// numbers that a crash may take back.
+pub(crate) const EARLY_MAX: u64 = 64;
+
 /// Receipts an inbox remembers; further ones are dropped.
 const RECEIPTS_MAX: usize = 4096;
 
@@ -57,6 +61,12 @@ pub(crate) struct Inbox {
     visible: u64,
     /// Answers about this inbox that wait for an fsync.
     pending: u32,
+    /// The numbering has moved on past what a crash may have taken.
+    has_leapt: bool,
+    /// Everything up to this seq is durable, and so is the leap; 0 for not known.
+    safe: u64,
+    /// What `safe` becomes, and how far the log must be durable for it.
+    mark: (u64, Lsn),
     pairs: HashTable<Pair>,
     receipts: VecDeque<Receipt>,
 }
@@ -69,6 +79,9 @@ impl Default for Inbox {
             bytes: 0,
             visible: 0,
             pending: 0,
+            has_leapt: false,
+            safe: 0,
+            mark: (0, 0),
             pairs: HashTable::new(),
             receipts: VecDeque::new(),
         }
@@ -144,15 +157,39 @@ impl Inbox {
     /// Continues the numbering after `seq`. What waits stays; the numbers in
     /// between become holes that nobody gets.
     pub(crate) fn raise_floor(&mut self, seq: u64) {
+        let is_all_visible = self.visible == self.last_seq();
         if self.entries.is_empty() {
             self.first = self.first.max(seq + 1);
         }
         while self.last_seq() < seq {
             self.entries.push_back(Entry::HOLE);
         }
-        if self.visible + 1 == self.first {
-            self.visible = seq;
+        if is_all_visible {
+            self.visible = self.last_seq();
         }
+    }
+
+    /// The seq of the next message. The first one after a restart leaps over
+    /// `leap` numbers: so many may have been shown to devices and lost with the
+    /// crash, and whoever has seen a number takes another message under it for
+    /// a repetition.
+    pub(crate) fn next_seq(&mut self, leap: u64) -> u64 {
+        if !self.has_leapt {
+            self.has_leapt = true;
+            self.raise_floor(self.last_seq() + leap);
+        }
+        self.last_seq() + 1
+    }
+
+    /// Whether the entry `seq`, whose record ends at `end`, may be shown before
+    /// it is durable. At most [`EARLY_MAX`] ever are, and none before the first
+    /// message of this life is durable: the leap must not be lost with them.
+    pub(crate) fn may_be_early(&mut self, seq: u64, durable: Lsn, end: Lsn) -> bool {
+        if durable >= self.mark.1 {
+            self.safe = self.mark.0;
+            self.mark = (seq, end);
+        }
+        self.safe > 0 && seq <= self.safe + EARLY_MAX
     }
 
     /// Marks one entry as acknowledged by the v1 device; `false` when it is

@@ -87,6 +87,8 @@ pub struct Shard {
     room_epoch: u64,
     storage_full: bool,
     draining: bool,
+    /// Numbers every inbox skips before its first message of this life.
+    leap: u64,
     /// For bodies that are put together from parts.
     scratch: Vec<u8>,
 }
@@ -107,6 +109,7 @@ impl Shard {
             room_epoch: 0,
             storage_full: false,
             draining: false,
+            leap: 0,
             scratch: Vec::new(),
             options,
             hasher,

@@ -9,6 +9,7 @@ use wire::id::UserKey;
 
 use crate::dedup::{Numbering, PairKey};
 use crate::hlc::Hlc;
+use crate::inbox::EARLY_MAX;
 use crate::metrics::Metrics;
 use crate::user::{Device, KeyHasher, NO_SLOT, UserIndex, Users};
 use crate::{Options, Shard};
@@ -80,6 +81,9 @@ impl Replay {
         shard.users = users;
         shard.hlc = self.hlc;
         shard.metrics = self.metrics;
+        if start.lsn > 0 {
+            shard.leap = EARLY_MAX;
+        }
         shard
     }
 
@@ -93,10 +97,12 @@ impl Replay {
         let numbering = Numbering::of_record(message.device, message.flags);
         self.number(user, message.from_key, message.device, message.send_seq, numbering);
         let inbox = self.users[user].inbox_mut();
-        if message.inbox_seq != inbox.last_seq() + 1 {
+        if message.inbox_seq <= inbox.last_seq() {
             self.contradictions += 1;
             return;
         }
+        // The first message after a restart leaps, see Inbox::next_seq.
+        inbox.raise_floor(message.inbox_seq - 1);
         inbox.push(lsn, len);
         self.metrics.counters.waiting_messages += 1;
         self.metrics.counters.waiting_bytes += u64::from(len);

@@ -131,7 +131,7 @@ impl Shard {
 
     fn store(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
         let id = self.hlc.next_id(now.wall_ms);
-        let inbox_seq = self.users[user].inbox_mut().last_seq() + 1;
+        let inbox_seq = self.users[user].inbox_mut().next_seq(self.leap);
         let appended = self.append(
             now,
             &Record::Message(Message {
@@ -193,9 +193,14 @@ impl Shard {
         inbox_seq: u64,
         out: &mut Effects,
     ) {
-        let is_known = inbox_seq == 0 && !matches!(posted, Posted::Refused { .. });
-        let asks_for_it = post.class == Class::Guaranteed && !is_known;
-        if !asks_for_it && !self.users[user].inbox_mut().has_waiting() {
+        let (durable, end) = (self.log.durable(), self.log.end());
+        let inbox = self.users[user].inbox_mut();
+        // What was stored as best effort and is repeated as guaranteed has to be
+        // on the disk, too.
+        let is_early = post.class == Class::BestEffort
+            && (inbox_seq == 0 || inbox.may_be_early(inbox_seq, durable, end));
+        // When everything is durable, no write will come to open the gate.
+        if (is_early || durable >= end) && !inbox.has_waiting() {
             if inbox_seq > 0 {
                 self.make_visible(now, user, inbox_seq, post.received_ns, out);
             }
