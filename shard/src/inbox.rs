@@ -151,6 +151,11 @@ impl Inbox {
         let bytes = u64::from(entry.len);
         *entry = Entry::HOLE;
         self.bytes -= bytes;
+        // Handed out and not acknowledged yet; a later acknowledgement would
+        // call it delivered.
+        if let Ok(at) = self.receipts.binary_search_by_key(&seq, |receipt| receipt.inbox_seq) {
+            self.receipts.remove(at);
+        }
         bytes
     }
 

@@ -81,9 +81,7 @@ impl Shard {
             (ReplyKind::Quiet, _) => Posted::Quiet,
             // The refusal may never have arrived, and SENT would be a lie.
             (_, Some(code)) => Posted::Refused { code, retry_after_ms: 0 },
-            (ReplyKind::Told, None) => {
-                Posted::Sent { id: MessageId([0; 16]), class: post.class }
-            }
+            (ReplyKind::Told, None) => Posted::Sent { id: MessageId([0; 16]), class: post.class },
         };
         self.when_durable(now, user, post, posted, 0, out);
     }
