@@ -38,6 +38,10 @@ impl World {
         self.compare_inboxes();
         self.check_promises();
         self.after(TICK_NS, Event::Tick { life: self.life });
+        // A short life leaves little on the disk over what the one before it
+        // left: that is when stale bytes are the most plausible.
+        let relapses = self.chance.permille(self.knobs.relapse);
+        self.writes_to_live = relapses.then(|| self.chance.within(1, 3));
     }
 
     fn recover(&mut self, shard: usize) -> Result<Core, String> {
@@ -75,7 +79,10 @@ impl World {
         }
         self.disks[shard].recovered(start.lsn);
         let cut = torn.map_or(0, |torn| torn.bytes);
-        self.note("recovered: shard, records, end, cut", [shard as u64, count as u64, start.lsn, cut]);
+        self.note(
+            "recovered: shard, records, end, cut",
+            [shard as u64, count as u64, start.lsn, cut],
+        );
         Ok(Core {
             brain: replay.finish(&start, Log::new(self.knobs.log, start)),
             out: shard::Effects::default(),
@@ -256,6 +263,7 @@ impl World {
         let knobs = &mut self.knobs;
         for fault in [
             &mut knobs.crash,
+            &mut knobs.relapse,
             &mut knobs.write_fails,
             &mut knobs.disconnect,
             &mut knobs.half_open,

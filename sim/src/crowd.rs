@@ -118,7 +118,8 @@ impl World {
         }
         let mut rest = &bytes[..];
         while splits && rest.len() > 1 && self.chance.permille(self.knobs.split) {
-            let (piece, left) = rest.split_at(self.chance.within(1, rest.len() as u64 - 1) as usize);
+            let (piece, left) =
+                rest.split_at(self.chance.within(1, rest.len() as u64 - 1) as usize);
             self.write_piece(link, piece.to_vec());
             rest = left;
         }

@@ -121,9 +121,7 @@ impl World {
             return false;
         }
         !self.links.iter().enumerate().any(|(other, older)| {
-            other != link
-                && older.party == Party::Device(device)
-                && older.place != Place::Nowhere
+            other != link && older.party == Party::Device(device) && older.place != Place::Nowhere
         })
     }
 

@@ -43,6 +43,8 @@ pub struct Knobs {
     pub(crate) window_max: u64,
 
     pub(crate) crash: u32,
+    /// A restart is followed by the next crash after a few writes.
+    pub(crate) relapse: u32,
     pub(crate) garbage_sectors: u32,
     pub(crate) write_fails: u32,
     pub(crate) disconnect: u32,
@@ -90,6 +92,7 @@ impl Knobs {
             window_max: chance.pick(&[1, 3, 16, 256]),
 
             crash: some(chance, 30),
+            relapse: some(chance, 400),
             garbage_sectors: rarely(chance, 200),
             write_fails: rarely(chance, 10),
             disconnect: some(chance, 60),

@@ -133,7 +133,15 @@ impl World {
         }
     }
 
-    fn refused(&mut self, device: usize, link: LinkId, seq: u64, code: u16, retry_ms: u32, to: &[u8]) {
+    fn refused(
+        &mut self,
+        device: usize,
+        link: LinkId,
+        seq: u64,
+        code: u16,
+        retry_ms: u32,
+        to: &[u8],
+    ) {
         let to = self.user_named(to);
         self.note("refused: link, to, seq, code", [link as u64, to.into(), seq, code.into()]);
         let now_ns = self.now_ns;

@@ -17,9 +17,11 @@ impl World {
         if self.cores.is_empty() {
             return Some("the server is down".into());
         }
-        if let Some(device) = self.devices.iter().position(|it| {
-            !it.is_online || !it.has_said_goodbye || !it.is_settled()
-        }) {
+        if let Some(device) = self
+            .devices
+            .iter()
+            .position(|it| !it.is_online || !it.has_said_goodbye || !it.is_settled())
+        {
             let it = &self.devices[device];
             let unsettled: Vec<_> = it
                 .outboxes
@@ -48,9 +50,10 @@ impl World {
                 return Some(format!("user {user} to get letter {id}, its inbox seq {seq}"));
             }
         }
-        let late = self.ledger.iter().find(|(id, letter)| {
-            letter.must_arrive && self.model.letter(*id).is_none()
-        });
+        let late = self
+            .ledger
+            .iter()
+            .find(|(id, letter)| letter.must_arrive && self.model.letter(*id).is_none());
         late.map(|(id, _)| format!("letter {id} to be stored"))
     }
 

@@ -69,7 +69,10 @@ impl World {
             self.writes += 1;
             let id = self.writes;
             let bytes = self.cores[shard].brain.log().write_bytes(&write).to_vec();
-            self.note("write: shard, id, lsn, bytes", [shard as u64, id, write.lsn, bytes.len() as u64]);
+            self.note(
+                "write: shard, id, lsn, bytes",
+                [shard as u64, id, write.lsn, bytes.len() as u64],
+            );
             self.trace.bytes(&bytes);
             self.read_commit(shard, write.lsn, &bytes);
             self.disks[shard].submit(id, write.lsn, &bytes);
@@ -109,6 +112,7 @@ impl World {
             self.stats.failed_writes += 1;
             self.disks[shard].fail(id, &mut self.chance, self.knobs.garbage_sectors);
         }
+        self.count_down();
         if self.plant.acks_early() {
             return;
         }
@@ -116,6 +120,16 @@ impl World {
         self.notice(shard, Input::Written { lsn, ok });
         if !ok && !was_poisoned {
             self.poisoned(shard, epoch);
+        }
+    }
+
+    /// A short life ends after a few writes.
+    fn count_down(&mut self) {
+        let Some(left) = self.writes_to_live else { return };
+        self.writes_to_live = left.checked_sub(1);
+        if left == 1 && !self.is_quiet() {
+            let delay_ns = self.chance.below(self.knobs.disk_ns);
+            self.after(delay_ns, Event::Crash { life: self.life });
         }
     }
 
@@ -143,7 +157,9 @@ impl World {
         let mut out = std::mem::take(&mut self.cores[shard].out);
         for effect in out.list.drain(..) {
             match effect {
-                Effect::Send { conn, start, end, .. } => self.send(shard, conn, &out.bytes[start..end]),
+                Effect::Send { conn, start, end, .. } => {
+                    self.send(shard, conn, &out.bytes[start..end])
+                }
                 Effect::Close { conn } => self.close(shard, conn),
                 Effect::Read { conn, lsn, len_min, len } => {
                     self.start_read(shard, conn, lsn, len_min, len);
@@ -235,7 +251,10 @@ impl World {
             }
             let parcel = self.cores[from].brain.take_parcel(to as ShardId, Parcel::default());
             let (hops, bytes) = (parcel.hops.len(), parcel.bytes.len());
-            self.note("parcel: from, to, hops, bytes", [from as u64, to as u64, hops as u64, bytes as u64]);
+            self.note(
+                "parcel: from, to, hops, bytes",
+                [from as u64, to as u64, hops as u64, bytes as u64],
+            );
             if hops > PARCEL_HOPS_MAX || bytes > PARCEL_BYTES_MAX {
                 self.violate(format!("a parcel of {hops} hops and {bytes} bytes"));
             }

@@ -135,9 +135,10 @@ impl World {
         let early = outbox.unsettled.iter().find(|(number, id)| {
             let letter = self.ledger.get(*id);
             let is_meant = if cumulative { *number <= seq } else { *number == seq };
-            let place = self.model.letter(*id).or_else(|| {
-                self.model.consumed(letter.from, letter.device, letter.to, letter.seq)
-            });
+            let place = self
+                .model
+                .letter(*id)
+                .or_else(|| self.model.consumed(letter.from, letter.device, letter.to, letter.seq));
             is_meant && letter.is_guaranteed() && !letter.refused && !self.is_durable(place)
         });
         if let Some((_, id)) = early {

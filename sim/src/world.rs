@@ -34,23 +34,70 @@ const STEPS_MAX: u64 = 3_000_000;
 
 /// One thing that will happen.
 pub(crate) enum Event {
-    EndTurn { life: u32, shard: usize },
-    Written { life: u32, shard: usize, id: u64, lsn: Lsn },
-    Read { life: u32, shard: usize, conn: Conn, lsn: Lsn, bytes: Vec<u8> },
-    ReadLate { life: u32, shard: usize, conn: Conn, lsn: Lsn, len: u32 },
-    Parcel { life: u32, from: usize, to: usize },
-    Arrive { link: LinkId, to: usize },
-    Up { link: LinkId, bytes: Vec<u8> },
-    Down { link: LinkId, bytes: Vec<u8> },
+    EndTurn {
+        life: u32,
+        shard: usize,
+    },
+    Written {
+        life: u32,
+        shard: usize,
+        id: u64,
+        lsn: Lsn,
+    },
+    Read {
+        life: u32,
+        shard: usize,
+        conn: Conn,
+        lsn: Lsn,
+        bytes: Vec<u8>,
+    },
+    ReadLate {
+        life: u32,
+        shard: usize,
+        conn: Conn,
+        lsn: Lsn,
+        len: u32,
+    },
+    Parcel {
+        life: u32,
+        from: usize,
+        to: usize,
+    },
+    Arrive {
+        link: LinkId,
+        to: usize,
+    },
+    Up {
+        link: LinkId,
+        bytes: Vec<u8>,
+    },
+    Down {
+        link: LinkId,
+        bytes: Vec<u8>,
+    },
     /// The client sees the end of the connection.
-    End { link: LinkId },
+    End {
+        link: LinkId,
+    },
     /// The server sees it.
-    Gone { link: LinkId },
-    Drained { link: LinkId, bytes: usize, deliveries: usize },
-    Wake { device: usize },
-    Tick { life: u32 },
+    Gone {
+        link: LinkId,
+    },
+    Drained {
+        link: LinkId,
+        bytes: usize,
+        deliveries: usize,
+    },
+    Wake {
+        device: usize,
+    },
+    Tick {
+        life: u32,
+    },
     Chaos,
-    Crash { life: u32 },
+    Crash {
+        life: u32,
+    },
     Restart,
 }
 
@@ -165,6 +212,8 @@ pub struct World {
     pub(crate) disks: Vec<Disk>,
     pub(crate) histories: Vec<History>,
     pub(crate) writes: u64,
+    /// The server dies after so many more completed writes.
+    pub(crate) writes_to_live: Option<u64>,
     pub(crate) storage_full: bool,
     pub(crate) draining: bool,
 
@@ -217,6 +266,7 @@ impl World {
             cores: Vec::new(),
             rings: Vec::new(),
             writes: 0,
+            writes_to_live: None,
             storage_full: false,
             draining: false,
             links: Vec::new(),
@@ -247,11 +297,7 @@ impl World {
             self.happen(next.event);
         }
         self.stats.messages = self.ledger.len() as u64;
-        Outcome {
-            hash: self.trace.hash(),
-            stats: self.stats,
-            violation: self.violation.take(),
-        }
+        Outcome { hash: self.trace.hash(), stats: self.stats, violation: self.violation.take() }
     }
 
     /// The trace, to print after a violation.
