@@ -15,12 +15,12 @@ use wire::refuse::Code;
 use crate::body::Body;
 use crate::clock;
 use crate::dial::Dialer;
-use crate::figures::{Figures, Outage, Progress};
+use crate::figures::{Figures, OUTAGES_MAX, Outage, Progress};
 use crate::intake::{Goodbye, Intake, Window};
 use crate::plan::{Plan, Rhythm};
 use crate::scenario::Scenario;
 use crate::socket::{self, Poller, Ready};
-use crate::spec::{Load, Order, Spec, Word};
+use crate::spec::{ClassChoice, Load, Order, Protocol, Spec, Word};
 use crate::user::{Side, Stage, User};
 use crate::verify::{Book, Leniency};
 
@@ -35,6 +35,8 @@ const SHOTS_PER_TURN: usize = 512;
 const LOGIN_NS_MAX: u64 = 30_000_000_000;
 /// Failures in a row after which a user that was never logged in gives up.
 const FIRST_ATTEMPTS_MAX: u32 = 6;
+/// See [`Worker::patience_ns`].
+const LOSSY_PATIENCE_NS: u64 = 3_000_000_000;
 const PROGRESS_NS: u64 = 1_000_000_000;
 const WAIT_NS_MAX: u64 = 100_000_000;
 
@@ -174,7 +176,7 @@ impl Worker<'_> {
     fn new(spec: &Spec) -> io::Result<Worker<'_>> {
         let leniency = Leniency {
             unconfirmed: confirms_nothing(spec),
-            best_effort: spec.class == crate::spec::ClassChoice::BestEffort,
+            best_effort: spec.class == ClassChoice::BestEffort,
         };
         Ok(Worker {
             spec,
@@ -335,7 +337,7 @@ impl Worker<'_> {
             Phase::Collecting => {
                 if self.is_at_rest() {
                     self.phase = Phase::Lingering(now_ns + self.spec.linger_ns);
-                } else if now_ns.saturating_sub(self.last_activity_ns) > self.spec.drain_ns {
+                } else if now_ns.saturating_sub(self.last_activity_ns) > self.patience_ns() {
                     self.phase = Phase::Done;
                 }
             }
@@ -365,6 +367,14 @@ impl Worker<'_> {
         let everyone = self.online == self.wanted
             || (!self.spec.reconnect && self.figures.lost_connections > 0);
         everyone && self.book.is_settled()
+    }
+
+    /// How long nothing may happen before the end is given up. Where messages
+    /// may be lost in an outage, nobody can say that all of them have arrived.
+    fn patience_ns(&self) -> u64 {
+        let lossy = self.figures.lost_connections > 0
+            && (confirms_nothing(self.spec) || self.spec.class == ClassChoice::BestEffort);
+        if lossy { self.spec.drain_ns.min(LOSSY_PATIENCE_NS) } else { self.spec.drain_ns }
     }
 
     fn measure_cpu(&mut self, now_ns: u64) {
@@ -460,7 +470,10 @@ impl Worker<'_> {
                 end.send(&self.body);
                 true
             }
-            Side::V1(_) | Side::Relay(_) => false,
+            Side::V1(_) | Side::Relay(_) => {
+                self.figures.skipped_offline += 1;
+                return;
+            }
         };
         if !taken {
             self.figures.skipped += 1;
@@ -469,7 +482,9 @@ impl Worker<'_> {
         self.book.given(flow);
         let lag_ns = now_ns.saturating_sub(intended_ns);
         self.lag_ns = self.lag_ns.max(lag_ns);
-        if intended_ns >= self.window.from_ns {
+        // While a server is dead, taking down and taking up connections is what
+        // is measured; the lateness still counts in every latency.
+        if intended_ns >= self.window.from_ns && self.missed == 0 {
             self.figures.lag.record(lag_ns);
         }
         if self.window.holds(now_ns) {
@@ -671,7 +686,7 @@ impl Worker<'_> {
             self.missed -= 1;
             let all_back = self.missed == 0;
             let now_ms = clock::unix_ms();
-            if let Some(outage) = &mut self.figures.outage {
+            if let Some(outage) = self.figures.outages.last_mut() {
                 outage.first_back_ms.get_or_insert(now_ms);
                 outage.all_back_ms = all_back.then_some(now_ms);
             }
@@ -690,14 +705,23 @@ impl Worker<'_> {
                 self.missed += 1;
                 self.online -= 1;
                 self.figures.lost_connections += 1;
-                let outage = self.figures.outage.get_or_insert(Outage {
-                    began_ms: clock::unix_ms(),
-                    first_back_ms: None,
-                    all_back_ms: None,
-                });
-                outage.all_back_ms = None;
+                self.note_outage();
                 self.retry(index, goodbye);
             }
+        }
+    }
+
+    /// The first connection of all that are missed now begins an outage.
+    fn note_outage(&mut self) {
+        let outages = &mut self.figures.outages;
+        if self.missed == 1 && outages.len() < OUTAGES_MAX {
+            outages.push(Outage {
+                began_ms: clock::unix_ms(),
+                first_back_ms: None,
+                all_back_ms: None,
+            });
+        } else if let Some(outage) = outages.last_mut() {
+            outage.all_back_ms = None;
         }
     }
 
@@ -775,7 +799,7 @@ impl Worker<'_> {
 }
 
 fn confirms_nothing(spec: &Spec) -> bool {
-    spec.cast.scenario == Scenario::Relay || spec.protocol == crate::spec::Protocol::V1
+    spec.cast.scenario == Scenario::Relay || spec.protocol == Protocol::V1
 }
 
 /// Whether a refused login is refused for good.

@@ -120,6 +120,36 @@ pub(crate) struct Outage {
     pub(crate) all_back_ms: Option<u64>,
 }
 
+/// Outages that are kept apart.
+pub(crate) const OUTAGES_MAX: usize = 100;
+
+impl Outage {
+    /// How long it took until all were back, milliseconds; `None` while not.
+    pub(crate) fn length_ms(&self) -> Option<u64> {
+        Some(self.all_back_ms?.saturating_sub(self.began_ms))
+    }
+}
+
+/// Workers see one death of the server as an outage each: those that overlap
+/// are one.
+fn joined(mut outages: Vec<Outage>) -> Vec<Outage> {
+    outages.sort_by_key(|outage| outage.began_ms);
+    let mut list: Vec<Outage> = Vec::new();
+    for outage in outages {
+        let room = list.len() < OUTAGES_MAX;
+        match list.last_mut() {
+            Some(last) if last.all_back_ms.is_none_or(|back| outage.began_ms <= back) => {
+                let first_backs = [last.first_back_ms, outage.first_back_ms];
+                last.first_back_ms = first_backs.into_iter().flatten().min();
+                last.all_back_ms = last.all_back_ms.zip(outage.all_back_ms).map(|(a, b)| a.max(b));
+            }
+            _ if room => list.push(outage),
+            _ => {}
+        }
+    }
+    list
+}
+
 /// Everything one worker measured; summed, everything a run measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Figures {
@@ -168,8 +198,12 @@ pub(crate) struct Figures {
     pub(crate) errors: u64,
     /// Logged-in connections when everyone was there.
     pub(crate) connections: u32,
-    /// When connections were lost and came back.
-    pub(crate) outage: Option<Outage>,
+    /// Messages that were due while their sender was not connected, in a
+    /// protocol that has no outbox.
+    pub(crate) skipped_offline: u64,
+    /// When connections were lost and came back, in order of time; at most
+    /// [`OUTAGES_MAX`] of them.
+    pub(crate) outages: Vec<Outage>,
     /// The run came to rest before its time for that was over.
     pub(crate) settled: bool,
     /// The run was cut short by a signal.
@@ -201,14 +235,9 @@ impl Figures {
         self.held += other.held;
         self.errors += other.errors;
         self.connections += other.connections;
-        self.outage = match (self.outage, other.outage) {
-            (Some(a), Some(b)) => Some(Outage {
-                began_ms: a.began_ms.min(b.began_ms),
-                first_back_ms: a.first_back_ms.min(b.first_back_ms),
-                all_back_ms: a.all_back_ms.max(b.all_back_ms),
-            }),
-            (a, b) => a.or(b),
-        };
+        self.skipped_offline += other.skipped_offline;
+        self.outages.extend(other.outages);
+        self.outages = joined(std::mem::take(&mut self.outages));
         self.settled &= other.settled;
         self.interrupted |= other.interrupted;
     }
@@ -222,6 +251,19 @@ impl Figures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn overlapping_outages_are_one() {
+        let outage = |began_ms, first: u64, all: u64| Outage {
+            began_ms,
+            first_back_ms: Some(first),
+            all_back_ms: (all > 0).then_some(all),
+        };
+        let list = joined(vec![outage(100, 150, 200), outage(20, 30, 40), outage(190, 191, 250)]);
+        assert_eq!(list, [outage(20, 30, 40), outage(100, 150, 250)]);
+        assert_eq!(list[1].length_ms(), Some(150));
+        assert_eq!(joined(vec![outage(1, 2, 0), outage(5, 6, 9)]), [outage(1, 2, 0)]);
+    }
 
     #[test]
     fn figures_survive_the_pipe() {

@@ -47,11 +47,8 @@ pub(crate) fn failures(args: &Args, figures: &Figures) -> Vec<String> {
     if figures.lost_connections > 0 && !args.reconnect {
         list.push(format!("{} connections were lost", figures.lost_connections));
     }
-    if let Some(outage) = figures.outage
-        && args.reconnect
-        && outage.all_back_ms.is_none()
-        && !figures.interrupted
-    {
+    let gone = figures.outages.iter().any(|outage| outage.all_back_ms.is_none());
+    if gone && args.reconnect && !figures.interrupted {
         list.push("not every lost connection came back".to_owned());
     }
     if figures.interrupted && !figures.settled {
@@ -131,7 +128,9 @@ fn connections(figures: &Figures) -> String {
         count(figures.lost_connections),
         count(figures.failed_connects),
     );
-    if let Some(outage) = figures.outage {
+    let longest =
+        figures.outages.iter().max_by_key(|outage| outage.length_ms().unwrap_or(u64::MAX));
+    if let Some(outage) = longest {
         let after = |ms: Option<u64>| {
             ms.map_or("never".to_owned(), |ms| {
                 format!("{:.2} s", ms.saturating_sub(outage.began_ms) as f64 / 1e3)
@@ -139,9 +138,17 @@ fn connections(figures: &Figures) -> String {
         };
         let _infallible = write!(
             text,
-            "\noutage       first connection back after {}, all after {}",
+            "\noutages      {}; longest: first connection back after {}, all after {}",
+            figures.outages.len(),
             after(outage.first_back_ms),
             after(outage.all_back_ms)
+        );
+    }
+    if figures.skipped_offline > 0 {
+        let _infallible = write!(
+            text,
+            "\nnot sent     {} messages that were due while their sender was not connected",
+            count(figures.skipped_offline)
         );
     }
     text
@@ -323,7 +330,8 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
         "logins": figures.logins,
         "lost_connections": figures.lost_connections,
         "failed_connects": figures.failed_connects,
-        "outage": figures.outage,
+        "outages": figures.outages,
+        "skipped_offline": figures.skipped_offline,
         "given_per_s": figures.per_second(figures.window_given),
         "sent_per_s": figures.per_second(figures.window_sent),
         "delivered_per_s": figures.per_second(figures.window_received),

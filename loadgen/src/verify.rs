@@ -160,12 +160,11 @@ impl Book {
 
     /// The server asks again for numbers that it confirmed.
     pub(crate) fn forgotten(&mut self, flow: usize, first: u64, last: u64, after_outage: bool) {
-        let count = (last + 1).saturating_sub(first);
         if self.leniency.best_effort && after_outage {
-            self.findings.lost_allowed += count;
+            // Those that did not arrive either are counted at the end.
             return;
         }
-        self.findings.forgotten += count;
+        self.findings.forgotten += (last + 1).saturating_sub(first);
         let flow = self.name(flow);
         self.findings.example(|| format!("{flow}: {first}..{last} confirmed and then forgotten"));
     }
