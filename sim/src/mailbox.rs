@@ -174,8 +174,9 @@ impl World {
         }
         // Of two connections on their way to the owner the older may arrive
         // last; without another one nobody can have replaced this.
+        let life = self.links[link].life;
         let is_alone = !self.links.iter().enumerate().any(|(other, it)| {
-            other != link && it.party == Party::Device(device) && it.life == self.life
+            other != link && it.party == Party::Device(device) && it.life == life
         });
         if code == Some(Replaced) && is_alone {
             self.violate("the only login was replaced".into());

@@ -1,0 +1,50 @@
+//! The oracle is tested like everything else: with a bug planted it must speak
+//! up within a bounded number of seeds, and without one it must be silent on
+//! the very same seeds.
+
+use sim::Plant;
+
+/// The first of these seeds that notices the plant.
+fn noticed(plant: Plant, seeds: std::ops::Range<u64>) -> Option<(u64, String)> {
+    seeds.into_iter().find_map(|seed| {
+        let (outcome, _) = sim::run(seed, plant);
+        outcome.violation.map(|violation| (seed, violation))
+    })
+}
+
+/// A planted bug is noticed in `seeds`, and nothing is wrong there without it.
+#[track_caller]
+fn check(plant: Plant, seeds: std::ops::Range<u64>) {
+    let Some((seed, violation)) = noticed(plant, seeds.clone()) else {
+        panic!("{plant:?} was not noticed in {seeds:?}");
+    };
+    println!("{plant:?} was noticed by seed {seed}: {violation}");
+    let found = noticed(Plant::None, seeds.start..seed + 1);
+    assert_eq!(found, None, "without {plant:?} these seeds are clean");
+}
+
+#[test]
+fn an_acknowledgement_before_the_fsync_is_noticed() {
+    check(Plant::EarlyAck, 0..10);
+}
+
+/// Even by what clients lose alone, without a look at the disk.
+#[test]
+fn an_acknowledgement_before_the_fsync_loses_messages() {
+    check(Plant::EarlyAckUnwatched, 0..40);
+}
+
+#[test]
+fn a_forgotten_send_number_is_noticed() {
+    check(Plant::ForgetNumber, 0..60);
+}
+
+#[test]
+fn a_forgotten_acknowledgement_is_noticed() {
+    check(Plant::ForgetAck, 0..60);
+}
+
+#[test]
+fn a_log_without_its_chain_is_noticed() {
+    check(Plant::IgnoreChain, 0..1500);
+}
