@@ -261,6 +261,7 @@ impl Shard {
         session.device = device as u8;
         session.sent = sent;
         session.outstanding = None;
+        session.batch_done = 0;
         self.metrics.counters.logins += 1;
         self.metrics.counters.sessions += 1;
         Ok(Outcome::Taken)

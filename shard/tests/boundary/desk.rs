@@ -1,0 +1,386 @@
+//! A shard on a desk: one script of inputs and of the effects they must have.
+//!
+//! Lines are inputs; lines that begin with `>` are what must have come out
+//! since, in this order and nothing else. Numbers in front are connection
+//! slots, opened on first use. Writes complete only when the script says so.
+//!
+//! ```text
+//! 0 hello alice 1 [last=N] [credit=N]     0 login alice        commit
+//! 0 send bob 1 hi [best] [skip] [ttl=S]   0 say bob hi         write | done | fail
+//! 0 ack 1    0 credit 5    0 ping 9       0 number bob 7 hi    tick MS
+//! 0 bad                                   0 batch bob a,b,c    storage full | ok
+//! 0 close    0 drained    0 open          0 got 1              drain    restart
+//! ```
+
+use std::collections::BTreeMap;
+
+use shard::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
+use wal::recover::Scanner;
+use wal::{Log, LogOptions, Write};
+use wire::id::{Class, MessageId};
+use wire::refuse::Code;
+use wire::{v1, v2};
+
+const SALT: u64 = 7;
+const START_MS: u64 = 1_800_000_000_000;
+
+/// Runs a script. Small limits: users 8, inbox 4 messages.
+#[track_caller]
+pub(crate) fn check(script: &str) {
+    let mut desk = Desk::new();
+    for line in script.lines().map(str::trim) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match line.strip_prefix("> ") {
+            Some(expected) => desk.expect(expected, line),
+            None => desk.step(line),
+        }
+    }
+    desk.expect_nothing("the end of the script");
+}
+
+struct Desk {
+    shard: Shard,
+    out: Effects,
+    now_ms: u64,
+    disk: Vec<u8>,
+    /// Writes handed out, oldest first.
+    flying: Vec<(Write, Vec<u8>)>,
+    /// Slots in use: generation and protocol.
+    links: BTreeMap<u32, (u32, bool)>,
+    generation: u32,
+    /// Ids delivered to each v1 connection.
+    ids: BTreeMap<u32, Vec<MessageId>>,
+    /// Effects not compared yet.
+    seen: std::collections::VecDeque<String>,
+}
+
+fn options() -> Options {
+    Options {
+        shard: 0,
+        shards: 1,
+        node: 1,
+        users_max: 8,
+        inbox_messages_max: 4,
+        inbox_bytes_max: 1 << 20,
+        retention_ms: 1_000_000,
+        handshake_ms: 1000,
+    }
+}
+
+fn log_options() -> LogOptions {
+    LogOptions {
+        tail_bytes: 64 << 10,
+        segment_bytes: 64 << 10,
+        commit_bytes_max: 32 << 10,
+        writes_in_flight_max: 2,
+        pipeline_bytes: 0,
+    }
+}
+
+fn recover(disk: &[u8]) -> Shard {
+    let mut scanner = Scanner::new(SALT, log_options(), 0);
+    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]));
+    for (n, segment) in disk.chunks(64 << 10).enumerate() {
+        let sink: wal::recover::Sink<'_> =
+            &mut |lsn, len, record| replay.record(lsn, len, &record);
+        scanner.segment(n as u64 * (64 << 10), segment, sink).expect("no damage");
+    }
+    let (start, _) = scanner.finish().expect("no damage");
+    assert_eq!(replay.contradictions(), 0);
+    replay.finish(&start, Log::new(log_options(), start))
+}
+
+impl Desk {
+    fn new() -> Desk {
+        Desk {
+            shard: recover(&[]),
+            out: Effects::default(),
+            now_ms: 0,
+            disk: Vec::new(),
+            flying: Vec::new(),
+            links: BTreeMap::new(),
+            generation: 0,
+            ids: BTreeMap::new(),
+            seen: std::collections::VecDeque::new(),
+        }
+    }
+
+    #[track_caller]
+    fn expect(&mut self, expected: &str, line: &str) {
+        let seen = self.seen.pop_front();
+        assert_eq!(seen.as_deref(), Some(expected), "at `{line}`, then {:?}", self.seen);
+    }
+
+    #[track_caller]
+    fn expect_nothing(&self, line: &str) {
+        assert!(self.seen.is_empty(), "unexpected before `{line}`: {:?}", self.seen);
+    }
+
+    #[track_caller]
+    fn step(&mut self, line: &str) {
+        self.expect_nothing(line);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[0].parse::<u32>() {
+            Ok(slot) => self.of_link(slot, &words[1..]),
+            Err(_) => self.of_desk(&words),
+        }
+        self.collect();
+    }
+
+    fn now(&self) -> Now {
+        Now { mono_ns: self.now_ms * 1_000_000, wall_ms: START_MS + self.now_ms }
+    }
+
+    fn feed(&mut self, input: Input<'_>) {
+        let now = self.now();
+        match self.shard.handle(now, input, &mut self.out) {
+            Outcome::Taken => {}
+            Outcome::Blocked => self.seen.push_back("blocked".into()),
+            Outcome::Move(to) => self.seen.push_back(format!("move {to}")),
+        }
+    }
+
+    fn of_desk(&mut self, words: &[&str]) {
+        match words {
+            ["write"] => self.write(),
+            ["done"] => self.complete(true),
+            ["fail"] => self.complete(false),
+            ["commit"] => {
+                self.write();
+                while !self.flying.is_empty() {
+                    self.complete(true);
+                    self.write();
+                }
+            }
+            ["tick", ms] => {
+                self.now_ms += number(ms);
+                self.feed(Input::Tick);
+            }
+            ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),
+            ["drain"] => self.feed(Input::Drain),
+            ["restart"] => {
+                self.flying.clear();
+                self.links.clear();
+                self.shard = recover(&self.disk);
+            }
+            _ => panic!("no such step: {words:?}"),
+        }
+    }
+
+    fn write(&mut self) {
+        while let Some(write) = self.shard.next_write() {
+            let bytes = self.shard.log().write_bytes(&write).to_vec();
+            self.flying.push((write, bytes));
+        }
+    }
+
+    fn complete(&mut self, ok: bool) {
+        let (write, bytes) = self.flying.remove(0);
+        if ok {
+            let end = write.lsn as usize + bytes.len();
+            self.disk.resize(self.disk.len().max(end), 0);
+            self.disk[write.lsn as usize..end].copy_from_slice(&bytes);
+        }
+        self.feed(Input::Written { lsn: write.lsn, ok });
+    }
+
+    /// The connection on a slot, opened if it is not.
+    fn conn(&mut self, slot: u32) -> Conn {
+        if !self.links.contains_key(&slot) {
+            self.generation += 1;
+            self.links.insert(slot, (self.generation, false));
+            let conn = Conn { slot, generation: self.generation };
+            self.feed(Input::Opened { conn });
+        }
+        Conn { slot, generation: self.links[&slot].0 }
+    }
+
+    fn of_link(&mut self, slot: u32, words: &[&str]) {
+        let conn = self.conn(slot);
+        match words {
+            ["open"] => {}
+            ["close"] => {
+                self.links.remove(&slot);
+                self.feed(Input::Closed { conn });
+            }
+            ["drained"] => self.feed(Input::Drained { conn }),
+            ["login" | "say" | "number" | "batch" | "got" | "status" | "bad1", ..] => {
+                self.links.insert(slot, (conn.generation, true));
+                self.of_v1(slot, conn, words);
+            }
+            _ => self.of_v2(conn, words),
+        }
+    }
+
+    fn of_v1(&mut self, slot: u32, conn: Conn, words: &[&str]) {
+        let packet = match *words {
+            ["login", user] => v1::Packet::Login { user: user.as_bytes(), token: None },
+            ["login"] => v1::Packet::Login { user: b"", token: None },
+            ["say", to, body] => v1::Packet::Send { target: to.as_bytes(), body: body.as_bytes() },
+            ["number", to, seq, body] => v1::Packet::SendSeq {
+                target: to.as_bytes(),
+                seq: number(seq),
+                body: body.as_bytes(),
+            },
+            ["batch", to, entries] => return self.batch(conn, to, entries),
+            // The n-th delivery of this connection, from 1.
+            ["got", nth] => v1::Packet::Ack { id: self.ids[&slot][number(nth) as usize - 1] },
+            ["status", user] => v1::Packet::GetStatus { user: user.as_bytes() },
+            ["bad1"] => return self.feed(Input::V1Bad { conn }),
+            _ => panic!("no such packet: {words:?}"),
+        };
+        self.feed(Input::V1 { conn, packet });
+    }
+
+    fn batch(&mut self, conn: Conn, to: &str, entries: &str) {
+        let mut blob = Vec::new();
+        for entry in entries.split(',') {
+            let body = body(entry);
+            blob.extend_from_slice(&(body.len() as u16).to_be_bytes());
+            blob.extend_from_slice(&body);
+        }
+        let entries = v1::BatchEntries::new(&blob);
+        let packet = v1::Packet::Batch { target: to.as_bytes(), entries };
+        self.feed(Input::V1 { conn, packet });
+    }
+
+    fn of_v2(&mut self, conn: Conn, words: &[&str]) {
+        let option = |key: &str| words.iter().find_map(|word| word.strip_prefix(key));
+        let request = match *words {
+            ["hello", user, device, ..] => v2::Request::Hello(v2::Hello {
+                version_min: 1,
+                version_max: 1,
+                capabilities: 0,
+                device: number(device),
+                last_seq: option("last=").map_or(0, number),
+                credit: option("credit=").map_or(100, number) as u32,
+                user: user.as_bytes(),
+                token: b"",
+            }),
+            ["send", to, seq, text, ..] => {
+                let skip = if words.contains(&"skip") { v2::flag::SKIP } else { 0 };
+                let asks = words.contains(&"delivered");
+                let body = body(text);
+                let send = v2::Send {
+                    seq: number(seq),
+                    class: if words.contains(&"best") {
+                        Class::BestEffort
+                    } else {
+                        Class::Guaranteed
+                    },
+                    flags: skip | if asks { v2::flag::WANTS_DELIVERED } else { 0 },
+                    expiry_s: option("ttl=").map_or(0, number) as u32,
+                    to: to.as_bytes(),
+                    body: &body,
+                };
+                return self.feed(Input::V2 { conn, request: v2::Request::Send(send) });
+            }
+            ["ack", seq] => v2::Request::Ack { seq: number(seq) },
+            ["credit", window] => v2::Request::Credit { window: number(window) as u32 },
+            ["ping", nonce] => v2::Request::Ping { nonce: number(nonce) },
+            ["bad"] => return self.feed(Input::V2Bad { conn, wrong: v2::Wrong::Fields(8) }),
+            _ => panic!("no such request: {words:?}"),
+        };
+        self.feed(Input::V2 { conn, request });
+    }
+
+    /// Turns effects into words. Reads are answered at once.
+    fn collect(&mut self) {
+        while !self.out.list.is_empty() {
+            let out = std::mem::take(&mut self.out);
+            for effect in &out.list {
+                match *effect {
+                    Effect::Send { conn, start, end, .. } => {
+                        self.tell(conn.slot, &out.bytes[start..end]);
+                    }
+                    Effect::Close { conn } => self.seen.push_back(format!("{} close", conn.slot)),
+                    Effect::Read { conn, lsn, len, .. } => {
+                        let end = (lsn as usize + len as usize).min(self.disk.len());
+                        let bytes = self.disk[lsn as usize..end].to_vec();
+                        self.feed(Input::Read { conn, lsn, bytes: Some(&bytes) });
+                    }
+                    Effect::Damaged { lsn } => self.seen.push_back(format!("damaged {lsn}")),
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, slot: u32, mut bytes: &[u8]) {
+        let is_v1 = self.links.get(&slot).is_some_and(|(_, is_v1)| *is_v1);
+        while !bytes.is_empty() {
+            let (words, len) = if is_v1 {
+                let (answer, len) = v1::decode_answer(bytes).expect("good").expect("whole");
+                if let v1::Answer::Deliver { id, .. } = answer {
+                    self.ids.entry(slot).or_default().push(id);
+                }
+                (answer_words(&answer), len)
+            } else {
+                let (reply, len) = v2::decode_reply(bytes).expect("good").expect("whole");
+                (reply_words(&reply), len)
+            };
+            self.seen.push_back(format!("{slot} {words}"));
+            bytes = &bytes[len..];
+        }
+    }
+}
+
+fn answer_words(answer: &v1::Answer<'_>) -> String {
+    match *answer {
+        v1::Answer::LoginOk => "login_ok".into(),
+        v1::Answer::AuthFailed => "auth_failed".into(),
+        v1::Answer::LoginRateLimited => "rate_limited".into(),
+        v1::Answer::Deliver { body, .. } => format!("message {}", text(body)),
+        v1::Answer::Status { user, online, last_seen_s } => {
+            let seen = if last_seen_s == 0 { 0 } else { last_seen_s * 1000 - START_MS };
+            format!("status {} {online} {seen}", text(user))
+        }
+        _ => format!("{answer:?}"),
+    }
+}
+
+fn reply_words(reply: &v2::Reply<'_>) -> String {
+    match *reply {
+        v2::Reply::Welcome(it) => format!("welcome {}..{}", it.first_seq, it.last_seq),
+        v2::Reply::Sent { seq, id, to, .. } => {
+            let again = if id.0 == [0; 16] { " again" } else { "" };
+            format!("sent {} {seq}{again}", text(to))
+        }
+        v2::Reply::Gap { expected, to } => format!("gap {} {expected}", text(to)),
+        v2::Reply::Refused { seq, code, to, .. } => {
+            format!("refused {} {seq} {}", text(to), code_name(code))
+        }
+        v2::Reply::Deliver(it) => {
+            format!("deliver {} {} {}", it.inbox_seq, text(it.from), text(it.body))
+        }
+        v2::Reply::Pong { nonce } => format!("pong {nonce}"),
+        v2::Reply::Goaway { code, .. } => format!("goaway {}", code_name(code)),
+        v2::Reply::Error { code, .. } => format!("error {}", code_name(code)),
+        v2::Reply::Delivered { seq, to, .. } => format!("delivered {} {seq}", text(to)),
+    }
+}
+
+fn code_name(code: u16) -> String {
+    format!("{:?}", Code::from_u16(code).expect("a known code"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    if bytes.len() > 20 { format!("{}…{}", bytes[0] as char, bytes.len()) } else { plain(bytes) }
+}
+
+fn plain(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A body: as it stands, or `x*5000` for 5000 of one letter.
+fn body(text: &str) -> Vec<u8> {
+    match text.split_once('*') {
+        Some((letter, count)) => letter.repeat(number(count) as usize).into_bytes(),
+        None => text.as_bytes().to_vec(),
+    }
+}
+
+fn number(text: &str) -> u64 {
+    text.parse().unwrap_or_else(|_| panic!("not a number: {text}"))
+}

@@ -1,0 +1,396 @@
+//! Protocol v2: numbers, windows, logins, refusals.
+
+use crate::desk::check;
+
+#[test]
+fn sent_and_delivered_after_the_fsync_only() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         commit
+         0 send bob 1 hi
+         write
+         done
+         > 1 deliver 1 alice hi
+         > 0 sent bob 1",
+    );
+}
+
+#[test]
+fn a_higher_number_is_a_gap_and_a_lower_one_is_known() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 2 b
+         > 0 gap bob 1
+         0 send bob 1 a
+         0 send bob 2 b
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         # everything is durable, so nothing will open the gate
+         0 send bob 1 a
+         > 0 sent bob 1 again
+         0 send bob 9 z
+         > 0 gap bob 3
+         0 send bob 9 z skip
+         commit
+         > 0 sent bob 9
+         0 send bob 5 e skip
+         > 0 sent bob 5 again",
+    );
+}
+
+#[test]
+fn a_known_number_waits_for_the_one_it_repeats() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a
+         0 send bob 1 a
+         # of best effort, and yet not before the guaranteed one
+         0 send bob 2 b best
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 1 again
+         > 0 sent bob 2",
+    );
+}
+
+#[test]
+fn what_is_too_large_consumes_its_number() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 x*65537
+         0 send bob 2 hi
+         commit
+         > 0 refused bob 1 TooLarge
+         > 0 sent bob 2
+         # its refusal may have been lost; SENT would be a lie
+         0 send bob 1 x*65537
+         > 0 refused bob 1 TooLarge
+         0 send a:b 1 hi
+         > 0 refused a:b 1 BadName",
+    );
+}
+
+#[test]
+fn a_full_inbox_keeps_the_number() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a
+         0 send bob 2 b
+         0 send bob 3 c
+         0 send bob 4 d
+         0 send bob 5 e
+         > 0 refused bob 5 InboxFull
+         0 send bob 6 f
+         > 0 gap bob 5
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         > 0 sent bob 4
+         1 hello bob 1
+         > 1 welcome 1..4
+         > 1 deliver 1 alice a
+         > 1 deliver 2 alice b
+         > 1 deliver 3 alice c
+         > 1 deliver 4 alice d
+         1 ack 4
+         0 send bob 5 e
+         commit
+         > 1 deliver 5 alice e
+         > 0 sent bob 5",
+    );
+}
+
+#[test]
+fn the_window_is_ahead_of_the_acknowledgements() {
+    check(
+        "0 hello bob 1 credit=2
+         > 0 welcome 1..0
+         0 send bob 1 a
+         0 send bob 2 b
+         0 send bob 3 c
+         0 send bob 4 d
+         commit
+         > 0 deliver 1 bob a
+         > 0 sent bob 1
+         > 0 deliver 2 bob b
+         > 0 sent bob 2
+         > 0 sent bob 3
+         > 0 sent bob 4
+         0 ack 1
+         > 0 deliver 3 bob c
+         # beyond what was handed out counts as that
+         0 ack 99
+         > 0 deliver 4 bob d
+         0 credit 0
+         0 send bob 5 e
+         commit
+         > 0 sent bob 5
+         0 credit 3
+         > 0 deliver 5 bob e",
+    );
+}
+
+#[test]
+fn an_expired_message_takes_up_no_window() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a ttl=1
+         0 send bob 2 b ttl=1
+         0 send bob 3 c
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         tick 1500
+         1 hello bob 1 credit=1
+         > 1 welcome 1..3
+         > 1 deliver 3 alice c
+         # the other device finds holes where the first found them expired
+         2 hello bob 2 credit=1
+         > 2 welcome 3..3
+         > 2 deliver 3 alice c",
+    );
+}
+
+#[test]
+fn the_newest_login_of_a_device_wins() {
+    check(
+        "0 hello bob 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 0 goaway Replaced
+         > 0 close
+         > 1 welcome 1..0
+         # what the old one still says is ignored, and its end ends nothing
+         0 send bob 1 x
+         0 ping 3
+         0 close
+         1 send bob 1 a
+         commit
+         > 1 deliver 1 bob a
+         > 1 sent bob 1",
+    );
+}
+
+#[test]
+fn four_devices_and_no_more() {
+    check(
+        "0 hello bob 1
+         > 0 welcome 1..0
+         1 hello bob 2
+         > 1 welcome 1..0
+         2 hello bob 3
+         > 2 welcome 1..0
+         3 hello bob 4
+         > 3 welcome 1..0
+         4 hello bob 5
+         > 4 goaway TooManyDevices
+         > 4 close
+         # every device gets every message
+         0 send bob 1 a
+         commit
+         > 0 deliver 1 bob a
+         > 1 deliver 1 bob a
+         > 2 deliver 1 bob a
+         > 3 deliver 1 bob a
+         > 0 sent bob 1",
+    );
+}
+
+#[test]
+fn an_entry_stays_until_every_device_has_it() {
+    check(
+        "0 hello bob 1
+         > 0 welcome 1..0
+         1 hello bob 2
+         > 1 welcome 1..0
+         1 close
+         0 send bob 1 a
+         commit
+         > 0 deliver 1 bob a
+         > 0 sent bob 1
+         0 ack 1
+         1 hello bob 2
+         > 1 welcome 1..1
+         > 1 deliver 1 bob a
+         1 ack 1
+         1 close
+         1 hello bob 2 last=1
+         > 1 welcome 2..1",
+    );
+}
+
+#[test]
+fn delivered_is_told_to_the_device_that_asked() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         0 send bob 1 a delivered
+         0 send bob 2 b
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         > 1 deliver 2 alice b
+         > 0 sent bob 2
+         1 ack 2
+         > 0 delivered bob 1",
+    );
+}
+
+#[test]
+fn a_cursor_above_the_inbox_raises_it() {
+    check(
+        "0 hello bob 1 last=5
+         > 0 welcome 6..5
+         0 send bob 1 a
+         commit
+         > 0 deliver 6 bob a
+         > 0 sent bob 1
+         1 hello alice 1 last=99999999
+         > 1 goaway BadCursor
+         > 1 close",
+    );
+}
+
+/// A floor above what still waits for its fsync does not show it.
+#[test]
+fn a_raised_floor_shows_nothing_early() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         commit
+         0 send bob 1 a
+         2 hello bob 2 last=9
+         > 2 welcome 10..9
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1",
+    );
+}
+
+#[test]
+fn best_effort_is_early_but_not_before_what_waits() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         # the first of a life waits, the leap must not be lost with it
+         0 send bob 1 a best
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         0 send bob 2 b best
+         > 1 deliver 2 alice b
+         > 0 sent bob 2
+         0 send bob 3 c
+         0 send bob 4 d best
+         commit
+         > 1 deliver 3 alice c
+         > 0 sent bob 3
+         > 1 deliver 4 alice d
+         > 0 sent bob 4",
+    );
+}
+
+#[test]
+fn a_connection_must_log_in_in_time() {
+    check(
+        "0 open
+         1 ping 5
+         > 1 pong 5
+         2 hello alice 1
+         > 2 welcome 1..0
+         tick 900
+         tick 200
+         > 0 close
+         > 1 close",
+    );
+}
+
+#[test]
+fn frames_before_and_after_a_login() {
+    check(
+        "0 send bob 1 hi
+         > 0 error NotLoggedIn
+         0 hello alice 0
+         > 0 goaway Malformed
+         > 0 close
+         1 hello alice 1
+         > 1 welcome 1..0
+         1 hello alice 1
+         > 1 error Malformed",
+    );
+}
+
+#[test]
+fn the_32nd_bad_frame_in_a_row_is_the_last() {
+    let bad = |n: usize| "0 bad\n> 0 error Malformed\n".repeat(n);
+    check(&format!(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         {}
+         0 ping 1
+         > 0 pong 1
+         {}
+         0 bad
+         > 0 goaway Malformed
+         > 0 close",
+        bad(31),
+        bad(31)
+    ));
+}
+
+#[test]
+fn a_full_disk_refuses_messages_and_takes_acknowledgements() {
+    check(
+        "0 hello bob 1
+         > 0 welcome 1..0
+         0 send bob 1 a
+         commit
+         > 0 deliver 1 bob a
+         > 0 sent bob 1
+         storage full
+         0 send bob 2 b
+         > 0 refused bob 2 StorageFull
+         0 ack 1
+         storage ok
+         0 send bob 2 b
+         commit
+         > 0 deliver 2 bob b
+         > 0 sent bob 2",
+    );
+}
+
+#[test]
+fn a_drain_sends_everybody_away() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 login bob
+         > 1 login_ok
+         2 open
+         drain
+         > 0 goaway Draining
+         > 0 close
+         > 1 close
+         > 2 close
+         3 hello carol 1
+         > 3 goaway Draining
+         > 3 close",
+    );
+}
