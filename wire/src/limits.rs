@@ -9,7 +9,7 @@ pub const NAME_BYTES_MAX: usize = 256;
 pub const BODY_BYTES_MAX: usize = 64 * 1024;
 /// Longest authentication token, bytes.
 pub const TOKEN_BYTES_MAX: usize = 4096;
-/// Longest v2 frame, length field excluded: SEND with the longest name and body.
+/// Longest v2 frame of a client, length field excluded: SEND with the longest name and body.
 pub const V2_FRAME_BYTES_MAX: usize = BODY_BYTES_MAX + 1024;
 /// Longest CBOR map of a v1 message (0x10), bytes.
 pub const V1_CBOR_BYTES_MAX: usize = 256 * 1024;
@@ -30,8 +30,12 @@ pub const V1_WINDOW: u32 = 256;
 
 /// Longest body a log record can hold: the largest message of either protocol.
 pub const STORED_BODY_BYTES_MAX: usize = V1_CBOR_BYTES_MAX;
+/// Longest v2 frame of a server, length field excluded: DELIVER with the longest name and the
+/// longest body, which v1 clients may send to v2 devices, too.
+pub const V2_REPLY_BYTES_MAX: usize = STORED_BODY_BYTES_MAX + 1024;
 
 const _: () = assert!(BODY_BYTES_MAX + NAME_BYTES_MAX + 64 <= V2_FRAME_BYTES_MAX);
 const _: () = assert!(V1_BATCH_BYTES_MAX < V1_PACKET_BYTES_MAX);
 const _: () = assert!(TOKEN_BYTES_MAX + NAME_BYTES_MAX + 64 <= V2_FRAME_BYTES_MAX);
 const _: () = assert!(STORED_BODY_BYTES_MAX >= BODY_BYTES_MAX);
+const _: () = assert!(V2_REPLY_BYTES_MAX >= V2_FRAME_BYTES_MAX);

@@ -7,7 +7,9 @@
 
 use crate::bytes::{Reader, put_s16};
 use crate::id::{Class, MessageId};
-use crate::limits::{BODY_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, V2_FRAME_BYTES_MAX};
+use crate::limits::{
+    BODY_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, V2_FRAME_BYTES_MAX, V2_REPLY_BYTES_MAX,
+};
 use crate::refuse::Code;
 
 pub use crate::sniff::V2_PREFACE as PREFACE;
@@ -171,12 +173,12 @@ pub enum Wrong {
 /// Decodes the request at the start of `bytes`: the frame and its length,
 /// `Ok(None)` when more bytes are needed.
 pub fn decode_request(bytes: &[u8]) -> Result<Option<(Request<'_>, usize)>, Wrong> {
-    decode(bytes, request)
+    decode(bytes, V2_FRAME_BYTES_MAX, request)
 }
 
 /// Decodes the reply at the start of `bytes`, as a client reads it.
 pub fn decode_reply(bytes: &[u8]) -> Result<Option<(Reply<'_>, usize)>, Wrong> {
-    decode(bytes, reply)
+    decode(bytes, V2_REPLY_BYTES_MAX, reply)
 }
 
 /// A frame's fields: `None` when its type is unknown, `Some(None)` when they
@@ -185,11 +187,12 @@ type Fields<T> = Option<Option<T>>;
 
 fn decode<'a, T>(
     bytes: &'a [u8],
+    len_max: usize,
     fields: fn(u8, u8, &mut Reader<'a>) -> Fields<T>,
 ) -> Result<Option<(T, usize)>, Wrong> {
     let Some(header) = bytes.first_chunk::<4>() else { return Ok(None) };
     let len = u32::from_be_bytes(*header) as usize;
-    if !(2..=V2_FRAME_BYTES_MAX).contains(&len) {
+    if !(2..=len_max).contains(&len) {
         return Err(Wrong::Length);
     }
     let end = 4 + len;

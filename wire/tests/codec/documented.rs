@@ -47,6 +47,7 @@ fn limits_are_stated() {
         ("BODY_BYTES_MAX", limits::BODY_BYTES_MAX),
         ("TOKEN_BYTES_MAX", limits::TOKEN_BYTES_MAX),
         ("V2_FRAME_BYTES_MAX", limits::V2_FRAME_BYTES_MAX),
+        ("V2_REPLY_BYTES_MAX", limits::V2_REPLY_BYTES_MAX),
         ("V1_CBOR_BYTES_MAX", limits::V1_CBOR_BYTES_MAX),
         ("V1_BATCH_BYTES_MAX", limits::V1_BATCH_BYTES_MAX),
         ("V1_BATCH_ENTRIES_MAX", limits::V1_BATCH_ENTRIES_MAX),

@@ -8,7 +8,7 @@
 
 use wire::limits::{
     STORED_BODY_BYTES_MAX, TOKEN_BYTES_MAX, V1_BATCH_ENTRIES_MAX, V1_LOGIN_BYTES_MAX,
-    V1_PACKET_BYTES_MAX, V2_FRAME_BYTES_MAX,
+    V1_PACKET_BYTES_MAX, V2_FRAME_BYTES_MAX, V2_REPLY_BYTES_MAX,
 };
 use wire::sniff::{Protocol, V2_PREFACE, sniff};
 use wire::v1::{self, Answer, Decoded, Packet};
@@ -128,7 +128,8 @@ pub(crate) fn v2_requests(mut bytes: &[u8]) {
 
 fn v2_request(bytes: &[u8]) -> Option<usize> {
     let decoded = v2::decode_request(bytes);
-    let len = v2_frame_len(bytes, decoded.map(|frame| frame.map(|(_, len)| len)))?;
+    let len =
+        v2_frame_len(bytes, V2_FRAME_BYTES_MAX, decoded.map(|frame| frame.map(|(_, len)| len)))?;
     assert_eq!(v2::decode_request(&bytes[..len - 1]), Ok(None));
     let Ok(Some((request, _))) = decoded else { return Some(len) };
     match request {
@@ -152,7 +153,8 @@ pub(crate) fn v2_replies(mut bytes: &[u8]) {
 
 fn v2_reply(bytes: &[u8]) -> Option<usize> {
     let decoded = v2::decode_reply(bytes);
-    let len = v2_frame_len(bytes, decoded.map(|frame| frame.map(|(_, len)| len)))?;
+    let len =
+        v2_frame_len(bytes, V2_REPLY_BYTES_MAX, decoded.map(|frame| frame.map(|(_, len)| len)))?;
     assert_eq!(v2::decode_reply(&bytes[..len - 1]), Ok(None));
     let Ok(Some((reply, _))) = decoded else { return Some(len) };
     let mut again = Vec::new();
@@ -164,7 +166,11 @@ fn v2_reply(bytes: &[u8]) -> Option<usize> {
 
 /// Where the frame at the start ends, good or skippable; `None` when the
 /// stream needs more bytes or cannot be followed.
-fn v2_frame_len(bytes: &[u8], decoded: Result<Option<usize>, Wrong>) -> Option<usize> {
+fn v2_frame_len(
+    bytes: &[u8],
+    len_max: usize,
+    decoded: Result<Option<usize>, Wrong>,
+) -> Option<usize> {
     let len = match decoded {
         Ok(Some(len)) | Err(Wrong::Fields(len)) => len,
         Err(Wrong::UnknownType(kind, len)) => {
@@ -172,16 +178,16 @@ fn v2_frame_len(bytes: &[u8], decoded: Result<Option<usize>, Wrong>) -> Option<u
             len
         }
         Ok(None) => {
-            assert!(bytes.len() < 4 + V2_FRAME_BYTES_MAX, "a full buffer that still waits");
+            assert!(bytes.len() < 4 + len_max, "a full buffer that still waits");
             return None;
         }
         Err(Wrong::Length) => {
             let said = u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"));
-            assert!(said < 2 || said as usize > V2_FRAME_BYTES_MAX);
+            assert!(said < 2 || said as usize > len_max);
             return None;
         }
     };
-    assert!((v2::HEADER_BYTES..=bytes.len()).contains(&len) && len <= 4 + V2_FRAME_BYTES_MAX);
+    assert!((v2::HEADER_BYTES..=bytes.len()).contains(&len) && len <= 4 + len_max);
     Some(len)
 }
 

@@ -5,9 +5,12 @@ use crate::parts::any_parts;
 use crate::stream::{chunks, drain};
 use crate::total;
 use proptest::prelude::*;
-use wire::id::Class;
-use wire::limits::{BODY_BYTES_MAX, NAME_BYTES_MAX, TOKEN_BYTES_MAX, V2_FRAME_BYTES_MAX};
-use wire::v2::{self, Hello, Reply, Request, Send, Wrong};
+use wire::id::{Class, MessageId};
+use wire::limits::{
+    BODY_BYTES_MAX, NAME_BYTES_MAX, STORED_BODY_BYTES_MAX, TOKEN_BYTES_MAX, V2_FRAME_BYTES_MAX,
+    V2_REPLY_BYTES_MAX,
+};
+use wire::v2::{self, Deliver, Hello, Reply, Request, Send, Wrong};
 
 fn request_bytes(request: &Request<'_>) -> Vec<u8> {
     let mut out = Vec::new();
@@ -187,15 +190,19 @@ proptest! {
 
 #[test]
 fn limits_are_refused_by_the_length_field_alone() {
-    let most = V2_FRAME_BYTES_MAX as u32;
+    let (most, most_of_server) = (V2_FRAME_BYTES_MAX as u32, V2_REPLY_BYTES_MAX as u32);
     for len in [0, 1, most + 1, u32::MAX] {
         let bytes = len.to_be_bytes();
         assert_eq!(v2::decode_request(&bytes), Err(Wrong::Length), "length {len}");
-        assert_eq!(v2::decode_reply(&bytes), Err(Wrong::Length), "length {len}");
         assert_eq!(v2::decode_request(&bytes[..3]), Ok(None));
+    }
+    for len in [0, 1, most_of_server + 1, u32::MAX] {
+        assert_eq!(v2::decode_reply(&len.to_be_bytes()), Err(Wrong::Length), "length {len}");
     }
     for len in [2, most] {
         assert_eq!(v2::decode_request(&len.to_be_bytes()), Ok(None), "length {len}");
+    }
+    for len in [2, most, most_of_server] {
         assert_eq!(v2::decode_reply(&len.to_be_bytes()), Ok(None), "length {len}");
     }
 }
@@ -217,6 +224,24 @@ fn the_largest_frames_are_taken() {
 
     let bytes = frame(0x77, 0, &vec![1; V2_FRAME_BYTES_MAX - 2]);
     assert_eq!(v2::decode_request(&bytes), Err(Wrong::UnknownType(0x77, bytes.len())));
+}
+
+/// A v1 client may send more than a v2 client, and to v2 devices, too.
+#[test]
+fn the_largest_message_of_v1_fits_a_delivery() {
+    let body = vec![0xa0; STORED_BODY_BYTES_MAX];
+    let deliver = Reply::Deliver(Deliver {
+        inbox_seq: 1,
+        id: MessageId([7; 16]),
+        flags: 0,
+        from_device: 0,
+        send_seq: 0,
+        time_ms: 1,
+        from: &body[..NAME_BYTES_MAX],
+        body: &body,
+    });
+    let bytes = reply_bytes(&deliver);
+    assert!(v2::decode_reply(&bytes) == Ok(Some((deliver, bytes.len()))));
 }
 
 /// A recipient's name comes back in REFUSED, however long it was.
