@@ -22,7 +22,8 @@ pub(crate) struct Leniency {
     /// Protocol v1: nothing is confirmed, so that what was not acknowledged may
     /// come again on a new connection.
     pub(crate) unconfirmed: bool,
-    /// Best effort: messages may be lost when the server dies.
+    /// Best effort: messages may be lost when the server dies, and one that was
+    /// delivered and then lost before its confirmation comes again.
     pub(crate) best_effort: bool,
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Findings {
     pub(crate) forgotten: u64,
     /// Refused for good.
     pub(crate) refused: u64,
-    /// v1: arrived again on a new connection, which is allowed.
+    /// v1 and best effort: arrived again on a new connection, which is allowed.
     pub(crate) redelivered: u64,
     /// Best effort or v1: not arrived after an outage, which is allowed.
     pub(crate) lost_allowed: u64,
@@ -211,7 +212,8 @@ impl Book {
             self.findings.example(|| format!("{name}: {number} arrived after {arrived}"));
             return true;
         }
-        if self.leniency.unconfirmed && generation != entry.generation {
+        let lenient = self.leniency.unconfirmed || self.leniency.best_effort;
+        if lenient && generation != entry.generation {
             self.findings.redelivered += 1;
         } else {
             self.findings.duplicates += 1;
@@ -411,6 +413,8 @@ mod tests {
     fn best_effort_may_lose_in_an_outage_only() {
         assert_eq!(play(BEST_EFFORT, 2, 2, &[(2, 1)], true).lost_allowed, 1);
         assert_eq!(play(BEST_EFFORT, 2, 2, &[(2, 1)], false).missing, 1);
+        assert_eq!(play(BEST_EFFORT, 2, 2, &[(1, 1), (1, 2), (2, 2)], true).redelivered, 1);
+        assert_eq!(play(BEST_EFFORT, 2, 2, &[(1, 1), (1, 1), (2, 2)], true).duplicates, 1);
     }
 
     #[test]

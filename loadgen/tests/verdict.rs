@@ -75,7 +75,7 @@ fn a_cut_is_survived_with_reconnect_only() {
     let json = passes(Fault::Cut, &format!("{PAIRS} --reconnect"));
     assert_eq!(json["lost_connections"], 20);
     assert!(json["outages"][0]["all_back_ms"].is_u64());
-    let (code, _) = run(model::start(Fault::Cut), PAIRS);
+    let (code, _) = run(model::start(Fault::Cut), &format!("{PAIRS} --drain-timeout 1"));
     assert_eq!(code, Some(1));
 }
 
