@@ -1,0 +1,475 @@
+//! The real server as a child process: started on free ports in a directory of
+//! its own, with small segments so that a boot takes milliseconds.
+//!
+//! Waits are for events (a line on stdout, its end, bytes on a socket), each
+//! with a limit that only a hang reaches. Whatever fails, the server's stderr
+//! is shown; and a server that panicked or died by itself fails its test.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+
+pub mod peer;
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use client::blocking::{Client, ClientV1};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a test waits for something that must come.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The end of such a wait, for conditions that can only be asked for again.
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// From now on.
+    #[allow(clippy::new_without_default, reason = "a default would hide that time runs")]
+    pub fn new() -> Deadline {
+        Deadline(Instant::now() + PATIENCE)
+    }
+
+    /// Fails when it is over.
+    #[track_caller]
+    pub fn check(&self, what: impl Fn() -> String) {
+        assert!(Instant::now() < self.0, "{} after {PATIENCE:?}", what());
+    }
+
+    /// Lets others run before asking again; fails when it is over.
+    #[track_caller]
+    pub fn pause(&self, what: impl Fn() -> String) {
+        self.check(what);
+        thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Shown of the server's stderr when something fails.
+const TAIL_LINES: usize = 60;
+
+/// How to start a server. Keeps the data directory, so that the next start
+/// finds what the last one left.
+#[derive(Clone)]
+pub struct Setup {
+    data_dir: PathBuf,
+    /// Removed with the last clone.
+    _temporary: Option<Arc<TempDir>>,
+    arguments: Vec<OsString>,
+    /// The hard limit of descriptors.
+    nofile: Option<u64>,
+}
+
+impl Setup {
+    /// Two shards in a new temporary directory.
+    pub fn new() -> Setup {
+        let temporary = tempfile::tempdir().expect("a temporary directory");
+        let data_dir = temporary.path().join("data");
+        Setup { _temporary: Some(Arc::new(temporary)), ..Setup::in_dir(&data_dir) }
+    }
+
+    /// In this directory, which is left alone at the end; as many shards as it
+    /// was written for, or as there are cores.
+    pub fn in_dir(data_dir: &Path) -> Setup {
+        let setup = Setup {
+            data_dir: data_dir.to_owned(),
+            _temporary: None,
+            arguments: Vec::new(),
+            nofile: None,
+        };
+        setup
+            .set("storage.segment_bytes", "1MiB")
+            .set("storage.tail_bytes", "1MiB")
+            .set("memory_bytes", "512MiB")
+    }
+
+    /// With this number of shards.
+    pub fn shards(self, shards: u16) -> Setup {
+        self.argument("--shards").argument(&shards.to_string())
+    }
+
+    /// With this setting.
+    pub fn set(self, key: &str, value: &str) -> Setup {
+        self.argument("--set").argument(&format!("{key}={value}"))
+    }
+
+    /// With one more argument.
+    pub fn argument(mut self, argument: &str) -> Setup {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// With this many descriptors at most.
+    pub fn nofile(mut self, nofile: u64) -> Setup {
+        self.nofile = Some(nofile);
+        self
+    }
+
+    /// Where the server keeps its data.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Starts the server and waits until it is ready.
+    #[track_caller]
+    pub fn start(&self) -> Server {
+        match self.try_start() {
+            Ok(server) => server,
+            Err(ended) => panic!("the server did not start: {ended:?}"),
+        }
+    }
+
+    /// Starts the server; gives how it ended if it did not become ready.
+    ///
+    /// # Errors
+    /// How it ended.
+    #[track_caller]
+    pub fn try_start(&self) -> Result<Server, Ended> {
+        let mut child = self.command().spawn().expect("the binary starts");
+        let stderr = Stderr::follow(child.stderr.take().expect("it is piped"));
+        let stdout = follow_lines(child.stdout.take().expect("it is piped"));
+        match stdout.recv_timeout(PATIENCE) {
+            Ok(line) => {
+                let (addr, admin) = addresses(&line).unwrap_or_else(|| {
+                    panic!("'{line}' does not say where it listens\n{}", stderr.tail())
+                });
+                let setup = self.clone();
+                Ok(Server { child, addr, admin, stdout, stderr, setup, is_over: false })
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                let status = child.wait().expect("our own child");
+                Err(Ended { code: status.code(), stderr: stderr.finish() })
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("no ready line in {PATIENCE:?}\n{}", stderr.finish());
+            }
+        }
+    }
+
+    /// Expects that the server refuses to start with this code and a message
+    /// that holds each of `told`.
+    #[track_caller]
+    pub fn check_refused(&self, code: i32, told: &[&str]) -> String {
+        let ended = match self.try_start() {
+            Ok(_server) => panic!("the server started instead of refusing with {code} {told:?}"),
+            Err(ended) => ended,
+        };
+        assert_eq!(ended.code, Some(code), "{}", ended.stderr);
+        for word in told {
+            assert!(ended.stderr.contains(word), "'{word}' is not in: {}", ended.stderr);
+        }
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        ended.stderr
+    }
+
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_iris-shard");
+        let mut command = match self.nofile {
+            None => Command::new(binary),
+            Some(nofile) => {
+                let mut command = Command::new("/bin/sh");
+                let script =
+                    format!("ulimit -Hn {nofile} && ulimit -Sn {nofile} && exec \"$0\" \"$@\"");
+                command.args(["-c", &script, binary]);
+                command
+            }
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("IRIS_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(&self.arguments)
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// How a server ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` when a signal killed it.
+    pub code: Option<i32>,
+    /// All it said.
+    pub stderr: String,
+}
+
+/// A running server; killed when dropped.
+pub struct Server {
+    child: Child,
+    addr: SocketAddr,
+    admin: SocketAddr,
+    /// Its end tells that the process has ended.
+    stdout: Receiver<String>,
+    stderr: Stderr,
+    setup: Setup,
+    is_over: bool,
+}
+
+impl Server {
+    /// As [`Setup::new`] says.
+    #[track_caller]
+    pub fn start() -> Server {
+        Setup::new().shards(2).start()
+    }
+
+    /// Where clients connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where the admin HTTP listens.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// How it was started.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A v2 device, logged in.
+    #[track_caller]
+    pub fn v2(&self, user: &str, device: u64) -> Client {
+        Client::connect(self.addr, user.as_bytes(), device)
+            .unwrap_or_else(|error| panic!("{user}/{device} cannot log in: {error}"))
+    }
+
+    /// A v1 user, logged in.
+    #[track_caller]
+    pub fn v1(&self, user: &str) -> ClientV1 {
+        ClientV1::connect(self.addr, user.as_bytes())
+            .unwrap_or_else(|error| panic!("{user} cannot log in: {error}"))
+    }
+
+    /// What it has said on stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Sends a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the server runs");
+    }
+
+    /// Kills it without a warning and waits until it is gone.
+    #[track_caller]
+    pub fn kill(mut self) -> Setup {
+        self.check_alive();
+        self.end_by(Signal::KILL);
+        self.setup.clone()
+    }
+
+    /// Asks it to stop and expects that it does, with code 0.
+    #[track_caller]
+    pub fn stop(mut self) -> Setup {
+        self.check_alive();
+        let status = self.end_by(Signal::TERM);
+        assert_eq!(status.code(), Some(0), "{}", self.stderr.tail());
+        self.setup.clone()
+    }
+
+    /// Kills it and starts it again on the same data.
+    #[track_caller]
+    pub fn crash_and_restart(self) -> Server {
+        self.kill().start()
+    }
+
+    /// Waits until it has ended by itself or by a signal sent before.
+    #[track_caller]
+    pub fn wait(mut self) -> Ended {
+        let status = self.wait_for_end();
+        Ended { code: status.code(), stderr: self.stderr.finish_ref() }
+    }
+
+    fn end_by(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait_for_end()
+    }
+
+    fn wait_for_end(&mut self) -> ExitStatus {
+        self.is_over = true;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.stdout.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().expect("ours"),
+                Err(RecvTimeoutError::Timeout) => {
+                    let _ = self.child.kill();
+                    let _ = self.child.wait();
+                    panic!("the server does not end\n{}", self.stderr.tail());
+                }
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check_alive(&mut self) {
+        let ended = self.child.try_wait().expect("our own child");
+        assert!(ended.is_none(), "the server ended by itself: {ended:?}\n{}", self.stderr.tail());
+    }
+
+    /// GET from the admin HTTP: status and body.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> (u16, String) {
+        get(self.admin, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// The sum over all series of a metric.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.get("/metrics");
+        assert_eq!(status, 200);
+        let samples = text.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let value = match rest.strip_prefix('{') {
+                Some(labels) => labels.split_once('}')?.1,
+                None => rest,
+            };
+            value.strip_prefix(' ')?.parse::<f64>().ok()
+        });
+        let values: Vec<f64> = samples.collect();
+        assert!(!values.is_empty(), "there is no metric {name}");
+        values.iter().sum()
+    }
+
+    /// Waits until a metric is as expected. Shards publish once a second.
+    #[track_caller]
+    pub fn wait_metric(&self, name: &str, is_fine: impl Fn(f64) -> bool) -> f64 {
+        let deadline = Deadline::new();
+        loop {
+            let value = self.metric(name);
+            if is_fine(value) {
+                return value;
+            }
+            deadline.pause(|| format!("{name} stays {value}"));
+        }
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid());
+        let text = std::fs::read_to_string(path).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+        kib * 1024
+    }
+
+    /// Descriptors it has open.
+    pub fn open_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ended = if self.is_over { None } else { self.child.try_wait().ok().flatten() };
+        // A stopped process dies by this, too.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let text = self.stderr.finish_ref();
+        if thread::panicking() {
+            eprintln!("the server's stderr:\n{}", tail(&text));
+        } else {
+            assert!(ended.is_none(), "the server ended by itself: {ended:?}\n{}", tail(&text));
+            assert!(!text.contains("panicked at"), "the server panicked\n{text}");
+        }
+    }
+}
+
+/// One answer of an HTTP server that closes after it.
+///
+/// # Errors
+/// What the socket says.
+pub fn get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&addr, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let broken = || std::io::Error::other(format!("not an HTTP answer: {answer}"));
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(broken)?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(broken)?;
+    Ok((status, body.to_owned()))
+}
+
+/// `ready listen=A,B admin=C`.
+fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+    let (listen, admin) = line.strip_prefix("ready listen=")?.split_once(" admin=")?;
+    Some((listen.split(',').next()?.parse().ok()?, admin.parse().ok()?))
+}
+
+fn follow_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
+    let (lines, receiver) = channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+            // The test may have lost interest; the pipe must not fill up.
+            let _ = lines.send(line);
+        }
+    });
+    receiver
+}
+
+/// What the server says, collected as it says it.
+struct Stderr {
+    text: Arc<Mutex<String>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Stderr {
+    fn follow(stderr: impl Read + Send + 'static) -> Stderr {
+        let text = Arc::new(Mutex::new(String::new()));
+        let collected = Arc::clone(&text);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut text = collected.lock().unwrap_or_else(PoisonError::into_inner);
+                text.push_str(&line);
+                text.push('\n');
+            }
+        });
+        Stderr { text, reader: Some(reader) }
+    }
+
+    fn text(&self) -> String {
+        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tail(&self) -> String {
+        tail(&self.text())
+    }
+
+    /// All of it, once the process has ended.
+    fn finish(mut self) -> String {
+        self.finish_ref()
+    }
+
+    fn finish_ref(&mut self) -> String {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.text()
+    }
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
+}
