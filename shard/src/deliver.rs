@@ -89,17 +89,19 @@ impl Shard {
         if !session.is_logged_in() {
             return;
         }
-        let Some(bytes) = bytes else { return self.damaged(conn, lsn, out) };
+        let Some(bytes) = bytes else { return self.damaged(now, conn, lsn, out) };
         let (at, device) = (session.user, usize::from(session.device));
         let user = &mut self.users[at];
         let cursor = user.devices[device].cursor;
         let Some(inbox) = user.inbox.as_deref_mut() else { return };
         let mut expired = Expired::default();
+        let mut damaged = None;
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = record_at(bytes, lsn, &entry) else { break };
             let Ok(Record::Message(message)) = wal::record::verify(record, self.salt, entry.lsn)
             else {
-                return self.damaged(conn, entry.lsn, out);
+                damaged = Some(entry.lsn);
+                break;
             };
             if expired.takes(now, session, inbox, seq, &message) {
                 continue;
@@ -108,7 +110,10 @@ impl Shard {
             self.metrics.counters.delivered += 1;
         }
         self.bury(at, device, &expired);
-        self.pump(now, conn.slot, out);
+        match damaged {
+            Some(lsn) => self.damaged(now, conn, lsn, out),
+            None => self.pump(now, conn.slot, out),
+        }
     }
 
     /// Counts what expired out of the inbox and moves the cursor over it.
@@ -125,13 +130,13 @@ impl Shard {
 
     /// What cannot be read is neither skipped nor called delivered: the
     /// connection ends, the message stays, and the operator hears of it.
-    fn damaged(&mut self, conn: Conn, lsn: Lsn, out: &mut Effects) {
+    fn damaged(&mut self, now: Now, conn: Conn, lsn: Lsn, out: &mut Effects) {
         self.metrics.counters.damaged += 1;
         out.push(Effect::Damaged { lsn });
         if self.sessions.at(conn.slot).kind == Kind::V2 {
-            self.goaway(conn, wire::refuse::Code::StorageFailed, 60_000, out);
+            self.goaway(now, conn, wire::refuse::Code::StorageFailed, 60_000, out);
         } else {
-            self.dismiss(conn, out);
+            self.dismiss(now, conn, out);
         }
     }
 

@@ -138,8 +138,8 @@ impl Shard {
     fn notice(&mut self, now: Now, input: Input<'_>, out: &mut Effects) {
         match input {
             Input::Opened { conn } => self.opened(now, conn),
-            Input::V1Bad { conn } => self.bad_v1(conn, out),
-            Input::V2Bad { conn, wrong } => self.bad_v2(conn, wrong, out),
+            Input::V1Bad { conn } => self.bad_v1(now, conn, out),
+            Input::V2Bad { conn, wrong } => self.bad_v2(now, conn, wrong, out),
             Input::Drained { conn } => self.drained(now, conn, out),
             Input::Closed { conn } => self.closed(now, conn),
             Input::Written { lsn, ok } => self.written(now, lsn, ok, out),

@@ -177,12 +177,12 @@ impl Shard {
         Outcome::Taken
     }
 
-    pub(crate) fn bad_v1(&mut self, conn: Conn, out: &mut Effects) {
+    pub(crate) fn bad_v1(&mut self, now: Now, conn: Conn, out: &mut Effects) {
         self.metrics.counters.bad_packets += 1;
         let Some(session) = self.sessions.get(conn) else { return };
         session.bad = session.bad.saturating_add(1);
         if session.bad == BAD_PACKETS_MAX {
-            self.dismiss(conn, out);
+            self.dismiss(now, conn, out);
         }
     }
 

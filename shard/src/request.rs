@@ -95,7 +95,7 @@ impl Shard {
     }
 
     /// Bytes that are no good frame. The caller skipped what could be skipped.
-    pub(crate) fn bad_v2(&mut self, conn: Conn, wrong: Wrong, out: &mut Effects) {
+    pub(crate) fn bad_v2(&mut self, now: Now, conn: Conn, wrong: Wrong, out: &mut Effects) {
         self.metrics.counters.bad_packets += 1;
         let Some(session) = self.sessions.get(conn) else { return };
         if session.kind == Kind::Leaving {
@@ -105,8 +105,8 @@ impl Shard {
         let is_last = session.bad >= BAD_FRAMES_MAX;
         match wrong {
             // Nothing after a wrong length can be understood.
-            Wrong::Length => self.goaway(conn, Code::TooLarge, 0, out),
-            _ if is_last => self.goaway(conn, Code::Malformed, 0, out),
+            Wrong::Length => self.goaway(now, conn, Code::TooLarge, 0, out),
+            _ if is_last => self.goaway(now, conn, Code::Malformed, 0, out),
             Wrong::Fields(_) => {
                 out.send(conn, |bytes| v2::put_error(bytes, Code::Malformed));
             }

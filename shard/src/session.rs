@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 
 use wal::record::Record;
 use wire::id::{MessageId, UserKey};
-use wire::limits::{BODY_BYTES_MAX, CREDIT_MAX, DEVICES_MAX, V1_WINDOW, V2_FRAME_BYTES_MAX};
+use wire::limits::{
+    BODY_BYTES_MAX, CREDIT_MAX, DEVICES_MAX, NAME_BYTES_MAX, V1_WINDOW, V2_FRAME_BYTES_MAX,
+};
 use wire::refuse::Code;
 use wire::{v1, v2};
 
@@ -18,8 +20,9 @@ use crate::user::{Device, NO_SLOT, UserIndex};
 /// How far beyond the inbox's last seq a device's cursor may be: what a crash
 /// can have cost of best-effort messages.
 const FLOOR_JUMP_MAX: u64 = 1 << 17;
-/// Log bytes that must be free before a login is looked at.
-const LOGIN_LOG_BYTES: usize = 2048;
+/// Log bytes that must be free before a login is looked at: for three records
+/// with a name each, and a block because they may not stand together.
+const LOGIN_LOG_BYTES: usize = 4 * NAME_BYTES_MAX + wal::BLOCK;
 /// A client that was refused for load comes back after this long.
 pub(crate) const RETRY_MS: u32 = 1_000;
 
@@ -150,14 +153,14 @@ impl Shard {
         out: &mut Effects,
     ) -> Outcome {
         if name.is_empty() {
-            return self.refuse_v1(conn, v1::AUTH_FAILED, out);
+            return self.refuse_v1(now, conn, v1::AUTH_FAILED, out);
         }
         let key = self.hasher.key(name);
         let login = Login { name, key, device: 0, last_seq: 0 };
         match self.login(now, conn, &login, out) {
             Ok(Outcome::Taken) => {}
             Ok(elsewhere) => return elsewhere,
-            Err(_) => return self.refuse_v1(conn, v1::RATE_LIMITED, out),
+            Err(_) => return self.refuse_v1(now, conn, v1::RATE_LIMITED, out),
         }
         let session = self.sessions.at(conn.slot);
         session.kind = Kind::V1;
@@ -167,10 +170,16 @@ impl Shard {
         Outcome::Taken
     }
 
-    fn refuse_v1(&mut self, conn: Conn, word: &'static [u8], out: &mut Effects) -> Outcome {
+    fn refuse_v1(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        word: &'static [u8],
+        out: &mut Effects,
+    ) -> Outcome {
         self.metrics.counters.logins_refused += 1;
         out.send(conn, |bytes| bytes.extend_from_slice(word));
-        self.dismiss(conn, out);
+        self.dismiss(now, conn, out);
         Outcome::Taken
     }
 
@@ -182,29 +191,36 @@ impl Shard {
         out: &mut Effects,
     ) -> Outcome {
         if hello.version_min > v2::VERSION || hello.version_max < v2::VERSION {
-            return self.refuse_v2(conn, Code::Version, 0, out);
+            return self.refuse_v2(now, conn, Code::Version, 0, out);
         }
         if !v2::is_name(hello.user) {
-            return self.refuse_v2(conn, Code::BadName, 0, out);
+            return self.refuse_v2(now, conn, Code::BadName, 0, out);
         }
         if hello.device == 0 {
-            return self.refuse_v2(conn, Code::Malformed, 0, out);
+            return self.refuse_v2(now, conn, Code::Malformed, 0, out);
         }
         let key = self.hasher.key(hello.user);
         let login = Login { name: hello.user, key, device: hello.device, last_seq: hello.last_seq };
         match self.login(now, conn, &login, out) {
             Ok(Outcome::Taken) => {}
             Ok(elsewhere) => return elsewhere,
-            Err(code) => return self.refuse_v2(conn, code, RETRY_MS, out),
+            Err(code) => return self.refuse_v2(now, conn, code, RETRY_MS, out),
         }
         self.welcome(now, conn, hello, out);
         self.pump(now, conn.slot, out);
         Outcome::Taken
     }
 
-    fn refuse_v2(&mut self, conn: Conn, code: Code, retry_ms: u32, out: &mut Effects) -> Outcome {
+    fn refuse_v2(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        code: Code,
+        retry_ms: u32,
+        out: &mut Effects,
+    ) -> Outcome {
         self.metrics.counters.logins_refused += 1;
-        self.goaway(conn, code, retry_ms, out);
+        self.goaway(now, conn, code, retry_ms, out);
         Outcome::Taken
     }
 
@@ -253,7 +269,7 @@ impl Shard {
         let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
         self.raise_floor(now, user, login)?;
         let device = self.register(now, user, login)?;
-        self.take_over(user, device, out);
+        self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;
         let sent = self.users[user].devices[device].cursor;
         let session = self.sessions.at(conn.slot);
@@ -313,7 +329,7 @@ impl Shard {
 
     /// Newest login wins. A v1 connection stays open and gets nothing more, as
     /// existing clients expect; a v2 connection is told and closed.
-    fn take_over(&mut self, user: UserIndex, device: usize, out: &mut Effects) {
+    fn take_over(&mut self, now: Now, user: UserIndex, device: usize, out: &mut Effects) {
         let slot = self.users[user].devices[device].slot;
         if slot == NO_SLOT {
             return;
@@ -325,7 +341,7 @@ impl Shard {
         let kind = std::mem::replace(&mut session.kind, Kind::Replaced);
         session.outstanding = None;
         if kind == Kind::V2 {
-            self.goaway(conn, Code::Replaced, 0, out);
+            self.goaway(now, conn, Code::Replaced, 0, out);
         }
     }
 
@@ -363,18 +379,24 @@ impl Shard {
     }
 
     /// Tells a v2 connection to go and closes it.
-    pub(crate) fn goaway(&mut self, conn: Conn, code: Code, retry_ms: u32, out: &mut Effects) {
+    pub(crate) fn goaway(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        code: Code,
+        retry_ms: u32,
+        out: &mut Effects,
+    ) {
         out.send(conn, |bytes| v2::put_goaway(bytes, code, retry_ms));
-        self.dismiss(conn, out);
+        self.dismiss(now, conn, out);
     }
 
-    /// Closes a connection. Its session must be out of its user's hands, or
-    /// leaves them when the connection reports that it is closed.
-    pub(crate) fn dismiss(&mut self, conn: Conn, out: &mut Effects) {
+    /// Closes a connection and ends its login: nothing it still says is looked
+    /// at, and nothing more is sent to it.
+    pub(crate) fn dismiss(&mut self, now: Now, conn: Conn, out: &mut Effects) {
+        self.log_out(now, conn);
         if let Some(session) = self.sessions.get(conn) {
-            if !session.is_logged_in() {
-                session.kind = Kind::Leaving;
-            }
+            session.kind = Kind::Leaving;
             out.push(Effect::Close { conn });
         }
     }
@@ -383,7 +405,7 @@ impl Shard {
         while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
             if self.sessions.get(conn).is_some_and(|session| session.kind == Kind::Fresh) {
                 self.metrics.counters.handshake_timeouts += 1;
-                self.dismiss(conn, out);
+                self.dismiss(now, conn, out);
             }
         }
     }
@@ -396,11 +418,10 @@ impl Shard {
             if kind == Kind::Free {
                 continue;
             }
-            self.log_out(now, conn);
             if kind == Kind::V2 {
                 out.send(conn, |bytes| v2::put_goaway(bytes, Code::Draining, RETRY_MS));
             }
-            self.dismiss(conn, out);
+            self.dismiss(now, conn, out);
         }
     }
 }

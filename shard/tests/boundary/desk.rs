@@ -83,8 +83,7 @@ fn recover(disk: &[u8]) -> Shard {
     let mut scanner = Scanner::new(SALT, log_options(), 0);
     let mut replay = Replay::new(options(), KeyHasher::new([1, 2]));
     for (n, segment) in disk.chunks(64 << 10).enumerate() {
-        let sink: wal::recover::Sink<'_> =
-            &mut |lsn, len, record| replay.record(lsn, len, &record);
+        let sink: wal::recover::Sink<'_> = &mut |lsn, len, record| replay.record(lsn, len, &record);
         scanner.segment(n as u64 * (64 << 10), segment, sink).expect("no damage");
     }
     let (start, _) = scanner.finish().expect("no damage");

@@ -349,7 +349,16 @@ fn the_32nd_bad_frame_in_a_row_is_the_last() {
          {}
          0 bad
          > 0 goaway Malformed
-         > 0 close",
+         > 0 close
+         # and that was the last word
+         0 ping 2
+         0 send alice 1 a
+         0 bad
+         1 hello bob 1
+         > 1 welcome 1..0
+         1 send alice 1 b
+         commit
+         > 1 sent alice 1",
         bad(31),
         bad(31)
     ));
