@@ -1,7 +1,11 @@
 //! Non-blocking sockets and epoll.
 //!
 //! Edge-triggered, both directions registered once: a connection costs one
-//! `epoll_ctl` in its life. One option of the kernel has no safe wrapper.
+//! `epoll_ctl` in its life. epoll instead of a ring because a relay by hand
+//! took 5.1 µs of CPU per message with epoll and 4.2 µs with a ring on the same
+//! machine: a fifth, of a part that the server's measurement does not contain,
+//! does not buy unsafe memory in the instrument. One option of the kernel has
+//! no safe wrapper.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -49,7 +49,7 @@ impl ClientV1 {
     /// Connects and logs in.
     ///
     /// # Errors
-    /// As [`Client::connect`].
+    /// As [`super::Client::connect`].
     pub fn connect(addr: impl ToSocketAddrs, user: &[u8]) -> io::Result<ClientV1> {
         let mut client = ClientV1::open(addr, user, None)?;
         let login = client.session.connect();
