@@ -524,3 +524,39 @@ fn hands_can_be_dropped_in_the_middle_of_everything() {
         let _ = closing.read_to_end(&mut rest);
     }
 }
+
+/// Late bytes stay through a flush, go out in order with something urgent, and never wait while
+/// the core sleeps.
+#[test]
+fn late_bytes_wait_for_company_but_not_for_ever() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let hands = &mut world.hands;
+        let before = hands.stats().sends;
+        hands.send_late(conn, b"late ");
+        hands.flush();
+        assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
+        hands.send(conn, b"urgent");
+        hands.flush();
+        assert_eq!(hands.stats().sends - before, 1, "one send for both");
+        let mut got = [0; 11];
+        client.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"late urgent");
+
+        world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
+        world.hands.send_late(conn, b"alone");
+        world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
+        client.read_exact(&mut got[..5]).unwrap();
+        assert_eq!(&got[..5], b"alone");
+
+        // An end does not leave them behind either.
+        world.hands.send_late(conn, b"bye");
+        world.hands.close(conn, After::Flush);
+        client.shutdown(Shutdown::Write).unwrap();
+        world.assert_clean();
+        let mut rest = Vec::new();
+        client.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, b"bye");
+    }
+}
