@@ -4,12 +4,14 @@
 //! Everything that can be refused is refused before the first client is
 //! accepted, and each refusal says what to do.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use glommio::{LocalExecutorBuilder, Placement};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
@@ -24,6 +26,10 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::signal::Signals;
 use crate::turn::{Core, MeshCargo, Shared};
+
+/// How long a taken port is tried again, and how often.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
+const PORT_RETRY: Duration = Duration::from_millis(20);
 
 /// What a core reports to the main thread.
 enum Report {
@@ -136,22 +142,36 @@ fn bind_all(
 
 /// SO_REUSEPORT lets a second server of the same user share a port silently;
 /// clients would then land on either. Without it the kernel tells.
+///
+/// The listeners of a server that was just killed are closed in the background,
+/// 0.2 to 0.5 s after its end, so a taken port is tried for a while.
 fn refuse_taken(address: SocketAddr) -> Result<(), Exit> {
     if address.port() == 0 {
         return Ok(());
     }
-    std::net::TcpListener::bind(address).map(drop).map_err(|error| cannot_bind(address, &error))
+    let began = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error)
+                if error.kind() == ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
+            {
+                std::thread::park_timeout(PORT_RETRY);
+            }
+            Err(error) => return Err(cannot_bind(address, &error)),
+        }
+    }
 }
 
 fn cannot_bind(address: SocketAddr, error: &std::io::Error) -> Exit {
     let what = match error.kind() {
-        std::io::ErrorKind::AddrInUse => format!(
+        ErrorKind::AddrInUse => format!(
             "{address} is taken by another program; stop it or choose another port with --listen"
         ),
-        std::io::ErrorKind::AddrNotAvailable => {
+        ErrorKind::AddrNotAvailable => {
             format!("{address} is not an address of this machine; see --listen")
         }
-        std::io::ErrorKind::PermissionDenied => {
+        ErrorKind::PermissionDenied => {
             format!("{address} may not be used without privileges; choose a port above 1023")
         }
         _ => format!("cannot listen on {address}: {error}"),
