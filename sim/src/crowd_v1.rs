@@ -14,7 +14,7 @@ const LAST_CRASH_NS: u64 = 1_500_000_000;
 impl World {
     /// Writes one letter, or a batch of them, or an old one again.
     pub(crate) fn write_v1(&mut self, device: usize, to: u16) {
-        let choice = if self.is_quiet() { 0 } else { self.chance.below(8) };
+        let choice = if self.is_quiet() { self.chance.pick(&[0, 6]) } else { self.chance.below(8) };
         match choice {
             0..=3 => {
                 let letter = self.new_letter(device, to, Kind::Plain);

@@ -3,22 +3,19 @@
 
 use sim::Plant;
 
-/// Seeds that found a defect once; each names what it found.
-const FOUND: [(u64, &str); 14] = [
-    (3, "a replaced v2 connection logged the newer one out"),
-    (6, "a replaced v2 connection still got deliveries"),
-    (27, "a body to be refused waited for room"),
-    (91, "an inbox seq that a crash took was given out again"),
-    (147, "bytes beyond the durable end were read and called damaged"),
-    (199, "an expired entry took up a window of one"),
-    (231, "bytes beyond the durable end were read and called damaged"),
-    (251, "two connections of one device reached the owner out of order"),
-    (389, "a refused send was called SENT when it was repeated"),
-    (451, "what waited for room was not woken by a failed write"),
-    (846, "an inbox seq that a crash took was given out again"),
-    (1142, "and so was a leap that the crash took as well"),
-    (1976, "a window and an expiry"),
-    (11273, "DELIVERED for an entry that expired unread"),
+/// Seeds that notice when the repair of a defect is undone, and which: tried
+/// with each of them taken out again. A world that draws otherwise needs others.
+const NOTICE: [(u64, &str); 10] = [
+    (0, "an answer overtakes one that waits for the disk"),
+    (1, "a hole takes up a window"),
+    (2, "a replaced v2 connection logs the newer one out"),
+    (2, "an inbox seq that a crash took is given out again"),
+    (4, "a body to be refused waits for room"),
+    (52, "a refused send is called SENT when it is repeated"),
+    (89, "an answer waits for a write although everything is durable"),
+    (281, "what waits for room is not woken by a failed write"),
+    (664, "bytes beyond the durable end are read and called damaged"),
+    (1185, "an entry is shown early before the leap is durable"),
 ];
 
 #[test]
@@ -44,8 +41,8 @@ fn check(seed: u64, why: &str) {
 }
 
 #[test]
-fn seeds_that_found_something_stay_quiet() {
-    for (seed, why) in FOUND {
+fn seeds_that_noticed_something_are_quiet() {
+    for (seed, why) in NOTICE {
         check(seed, why);
     }
 }

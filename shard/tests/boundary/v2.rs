@@ -249,6 +249,51 @@ fn delivered_is_told_to_the_device_that_asked() {
     );
 }
 
+/// One device was handed it, the other found it expired: nobody can say that
+/// anybody has it.
+#[test]
+fn what_expired_is_not_delivered() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         0 send bob 1 a ttl=1 delivered
+         0 send bob 2 b
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         > 1 deliver 2 alice b
+         > 0 sent bob 2
+         tick 1500
+         2 hello bob 2
+         > 2 welcome 1..2
+         > 2 deliver 2 alice b
+         2 ack 2",
+    );
+}
+
+/// What expires while it is handed out leaves its window to the next.
+#[test]
+fn a_window_goes_on_behind_what_expires() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a ttl=1
+         0 send bob 2 b ttl=1
+         0 send bob 3 c
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         1 hello bob 1 credit=0
+         > 1 welcome 1..3
+         tick 1500
+         1 credit 1
+         > 1 deliver 3 alice c",
+    );
+}
+
 #[test]
 fn a_cursor_above_the_inbox_raises_it() {
     check(
@@ -276,6 +321,7 @@ fn a_raised_floor_shows_nothing_early() {
          0 send bob 1 a
          2 hello bob 2 last=9
          > 2 welcome 10..9
+         1 credit 50
          commit
          > 1 deliver 1 alice a
          > 0 sent bob 1",
@@ -383,6 +429,35 @@ fn a_full_disk_refuses_messages_and_takes_acknowledgements() {
          > 0 deliver 2 bob b
          > 0 sent bob 2",
     );
+}
+
+/// A login writes up to three records. The log has room for one short one here,
+/// and behind it for none.
+#[test]
+fn a_login_waits_for_room_for_all_its_records() {
+    let (short, long) = ("s".repeat(200), "n".repeat(256));
+    check(&format!(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello 1{short} 1
+         > 1 welcome 1..0
+         2 hello 2{short} 1
+         > 2 welcome 1..0
+         commit
+         0 send bob 1 x*31880
+         0 send bob 2 x*27850
+         0 send bob 3 x*3280
+         1 close
+         2 close
+         3 hello {long} 1
+         > blocked
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         3 hello {long} 1
+         > 3 welcome 1..0",
+    ));
 }
 
 #[test]
