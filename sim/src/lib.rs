@@ -5,7 +5,7 @@
 //! disks that tear, links that break, a crowd of clients that come and go, and
 //! an oracle that knows what was promised. Nothing in it is a stand-in for the
 //! brain or the log: those are the ones that production runs. What production
-//! has around them (`src/turn.rs`) is played by [`mod@turn`].
+//! has around them (`src/turn.rs`) is played by the module `turn`.
 //!
 //! The same seed lives the same life, to the last byte that leaves the server:
 //! [`Outcome::hash`] says so. docs/decisions/0005-simulator.md says what is

@@ -2,10 +2,9 @@
 //! in one thread and in virtual time.
 //!
 //! The events of the queue happen one after the other; everything that is
-//! drawn is drawn from the seed. The world's other halves stand in [`crate::boot`]
-//! (lives and deaths of the server), [`crate::turn`] (its turns), [`crate::crowd`]
-//! (the clients), [`crate::watch`] (the oracle at the server's door) and
-//! [`crate::settle`] (the oracle at the end).
+//! drawn is drawn from the seed. The world's other halves stand in `boot` (lives and
+//! deaths of the server), `turn` (its turns), `crowd` (the clients), `watch` (the
+//! oracle at the server's door) and `settle` (the oracle at the end).
 
 use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
