@@ -3,8 +3,8 @@
 //! `cargo bench --bench allocations`.
 //!
 //! The brain is counted with every kind of traffic, the mesh with a parcel
-//! going round, the hands with real sockets. Each thread counts its own, so
-//! that the clients of the hands do not matter.
+//! going round, the hands with real sockets. Everything runs on one thread, and
+//! each thread counts its own.
 #![allow(unsafe_code)] // the counting allocator
 
 mod node;
@@ -13,7 +13,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::thread;
 use std::time::Duration;
 
 use net::{Event, Hands, HandsOptions, Mesh};
@@ -145,60 +144,51 @@ fn mesh() -> Row {
 
 /// Connections of the hands' row, each with one message under way.
 const CLIENTS: usize = 8;
-const ECHOES: usize = 2_000;
 const ECHO_BYTES: usize = 100;
 
-/// Real sockets: what is received goes back, one turn after the other.
+/// Real sockets: what is received goes back. The clients write and read on this
+/// same thread, so that each round is like the one before.
 fn hands() -> Row {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let listener = net::listen::bind(any).expect("a free port on loopback");
     let address = net::listen::local_addr(&listener).expect("it is bound");
     let mut hands = Hands::new(HandsOptions::default(), vec![listener]).expect("io_uring");
-    let clients: Vec<_> = (0..CLIENTS).map(|_| thread::spawn(move || client(address))).collect();
+    let connect = |_| TcpStream::connect(address).expect("the backlog holds them");
+    let mut clients: Vec<TcpStream> = (0..CLIENTS).map(connect).collect();
     let mut events = Vec::new();
-    let echoed = |hands: &mut Hands, events: &mut Vec<Event>| {
-        hands.reap(events);
-        let mut echoed = 0;
-        for event in events.drain(..) {
-            if let Event::Received { conn } = event {
-                let mut copy = [0; 4096];
-                let bytes = hands.received(conn);
-                let len = bytes.len();
-                copy[..len].copy_from_slice(bytes);
-                hands.consume(conn, len);
-                hands.send(conn, &copy[..len]);
-                echoed += len as u64;
-            }
+    measure("hands, echo over loopback", 0.0, 2_000, CLIENTS as u64, || {
+        for client in &mut clients {
+            client.write_all(&[7; ECHO_BYTES]).expect("the socket takes a hundred bytes");
         }
-        hands.flush();
-        hands.wait(Duration::from_millis(100));
-        echoed
-    };
-    // The first half grows pools and tables; the end is left out because
-    // connections close there.
-    let half = (CLIENTS * ECHOES * ECHO_BYTES / 2) as u64;
-    let mut bytes = 0;
-    while bytes < half {
-        bytes += echoed(&mut hands, &mut events);
-    }
-    let before = COUNT.get();
-    while bytes < half * 19 / 10 {
-        bytes += echoed(&mut hands, &mut events);
-    }
-    let allocations = COUNT.get() - before;
-    let messages = (bytes - half) / ECHO_BYTES as u64;
-    while hands.stats().closed.iter().sum::<u64>() < CLIENTS as u64 {
-        echoed(&mut hands, &mut events);
-    }
-    clients.into_iter().for_each(|client| client.join().expect("it got all its echoes"));
-    Row { what: "hands, echo over loopback", messages, allocations, allowed: 0.0 }
+        let mut drained = 0;
+        while drained < CLIENTS {
+            drained += echo(&mut hands, &mut events);
+            hands.wait(Duration::from_millis(if drained < CLIENTS { 100 } else { 0 }));
+        }
+        let mut back = [0; ECHO_BYTES];
+        for client in &mut clients {
+            client.read_exact(&mut back).expect("the kernel has it");
+        }
+    })
 }
 
-fn client(address: SocketAddr) {
-    let mut stream = TcpStream::connect(address).expect("the hands accept");
-    let mut back = [0; ECHO_BYTES];
-    for _ in 0..ECHOES {
-        stream.write_all(&[7; ECHO_BYTES]).expect("the hands read");
-        stream.read_exact(&mut back).expect("the hands answer");
+/// One turn; how many connections have got all of their bytes.
+fn echo(hands: &mut Hands, events: &mut Vec<Event>) -> usize {
+    let mut drained = 0;
+    hands.reap(events);
+    for event in events.drain(..) {
+        match event {
+            Event::Received { conn } => {
+                let mut copy = [0; 4096];
+                let len = hands.received(conn).len();
+                copy[..len].copy_from_slice(hands.received(conn));
+                hands.consume(conn, len);
+                hands.send(conn, &copy[..len]);
+            }
+            Event::Drained { .. } => drained += 1,
+            _ => {}
+        }
     }
+    hands.flush();
+    drained
 }
