@@ -133,11 +133,11 @@ impl Setup {
         let stdout = follow_lines(child.stdout.take().expect("it is piped"));
         match stdout.recv_timeout(PATIENCE) {
             Ok(line) => {
-                let (addr, admin) = addresses(&line).unwrap_or_else(|| {
+                let (addrs, admin) = addresses(&line).unwrap_or_else(|| {
                     panic!("'{line}' does not say where it listens\n{}", stderr.tail())
                 });
                 let setup = self.clone();
-                Ok(Server { child, addr, admin, stdout, stderr, setup, is_over: false })
+                Ok(Server { child, addrs, admin, stdout, stderr, setup, is_over: false })
             }
             Err(RecvTimeoutError::Disconnected) => {
                 let status = child.wait().expect("our own child");
@@ -165,6 +165,20 @@ impl Setup {
         }
         assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
         ended.stderr
+    }
+
+    /// Starts the server and kills it when it has said this many lines, or is
+    /// ready, or has ended: somewhere in its boot.
+    #[track_caller]
+    pub fn kill_in_boot(&self, lines: usize) {
+        let mut child = self.command().spawn().expect("the binary starts");
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let is_last = |line: &String| line.contains("protocols v1 and v2");
+        let lines = stderr.lines().map_while(Result::ok).take(lines);
+        let said: Vec<String> = lines.take_while(|line| !is_last(line)).collect();
+        let _ = child.kill();
+        let status = child.wait().expect("our own child");
+        assert_eq!(status.code(), None, "it did not end by itself: {}", said.join("\n"));
     }
 
     fn command(&self) -> Command {
@@ -209,7 +223,7 @@ pub struct Ended {
 /// A running server; killed when dropped.
 pub struct Server {
     child: Child,
-    addr: SocketAddr,
+    addrs: Vec<SocketAddr>,
     admin: SocketAddr,
     /// Its end tells that the process has ended.
     stdout: Receiver<String>,
@@ -227,7 +241,12 @@ impl Server {
 
     /// Where clients connect.
     pub fn addr(&self) -> SocketAddr {
-        self.addr
+        self.addrs[0]
+    }
+
+    /// All addresses where clients connect.
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
     }
 
     /// Where the admin HTTP listens.
@@ -248,14 +267,14 @@ impl Server {
     /// A v2 device, logged in.
     #[track_caller]
     pub fn v2(&self, user: &str, device: u64) -> Client {
-        Client::connect(self.addr, user.as_bytes(), device)
+        Client::connect(self.addr(), user.as_bytes(), device)
             .unwrap_or_else(|error| panic!("{user}/{device} cannot log in: {error}"))
     }
 
     /// A v1 user, logged in.
     #[track_caller]
     pub fn v1(&self, user: &str) -> ClientV1 {
-        ClientV1::connect(self.addr, user.as_bytes())
+        ClientV1::connect(self.addr(), user.as_bytes())
             .unwrap_or_else(|error| panic!("{user} cannot log in: {error}"))
     }
 
@@ -412,9 +431,10 @@ pub fn get(addr: SocketAddr, path: &str) -> std::io::Result<(u16, String)> {
 }
 
 /// `ready listen=A,B admin=C`.
-fn addresses(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+fn addresses(line: &str) -> Option<(Vec<SocketAddr>, SocketAddr)> {
     let (listen, admin) = line.strip_prefix("ready listen=")?.split_once(" admin=")?;
-    Some((listen.split(',').next()?.parse().ok()?, admin.parse().ok()?))
+    let listen: Result<Vec<SocketAddr>, _> = listen.split(',').map(str::parse).collect();
+    Some((listen.ok()?, admin.parse().ok()?))
 }
 
 fn follow_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
