@@ -160,6 +160,11 @@ impl Hands {
     /// passed.
     pub fn wait(&mut self, timeout: Duration) {
         self.flush_late();
+        self.wait_holding(timeout);
+    }
+
+    /// As [`wait`](Hands::wait), but what is late goes on waiting for company.
+    pub fn wait_holding(&mut self, timeout: Duration) {
         self.launch_sends();
         if self.has_pending() {
             self.ring.submit();

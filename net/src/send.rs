@@ -9,6 +9,15 @@ use crate::conn::{ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
 
+/// What became of late bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LateFlush {
+    /// They shared the send of something more urgent.
+    pub joined: u32,
+    /// They cost a send of their own.
+    pub alone: u32,
+}
+
 impl Hands {
     /// Appends `bytes` to what the connection has to send; nothing goes out before
     /// [`flush`](Hands::flush), [`wait`](Hands::wait) or [`park`](Hands::park).
@@ -37,15 +46,23 @@ impl Hands {
         !self.late.is_empty()
     }
 
-    /// Lets everything late go out with the next flush.
-    pub fn flush_late(&mut self) {
+    /// Lets everything late go out with the next flush, and tells how much of it had found company
+    /// in the meantime.
+    pub fn flush_late(&mut self) -> LateFlush {
+        let mut flushed = LateFlush::default();
         let mut late = std::mem::take(&mut self.late);
         for conn in late.drain(..) {
-            if let Some(slot) = self.table.current(conn) {
+            let Some(slot) = self.table.current(conn) else { continue };
+            let entry = &self.table[slot];
+            if entry.outgoing == NONE || entry.flags.any(Flags::SEND.or(Flags::DIRTY)) {
+                flushed.joined += 1;
+            } else {
+                flushed.alone += 1;
                 self.mark_dirty(slot);
             }
         }
         self.late = late;
+        flushed
     }
 
     /// Puts bytes behind what is unsent; `None` when nobody is there to get them.

@@ -278,7 +278,13 @@ impl Shard {
                 v2::Reply::Refused { seq: send_seq, code: code as u16, retry_after_ms, to }
             }
         };
-        out.send(conn, |bytes| v2::put_reply(bytes, &reply));
+        // A confirmation may share a send with the partner's answer; what the
+        // client must act on goes at once.
+        if matches!(posted, Posted::Sent { .. }) {
+            out.send_late(conn, |bytes| v2::put_reply(bytes, &reply));
+        } else {
+            out.send(conn, |bytes| v2::put_reply(bytes, &reply));
+        }
     }
 }
 

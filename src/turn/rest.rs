@@ -21,18 +21,55 @@ const PARK: Duration = Duration::from_millis(500);
 /// The same while deadlines run, somebody leaves, or a segment is awaited.
 const PARK_SHORT: Duration = Duration::from_millis(50);
 
-/// A confirmation waits no longer than this for a delivery to share its send
-/// with, and only while the core has other work.
-const LATE_NS_MAX: u64 = 10_000_000;
-
 /// When a core did what.
 #[derive(Default)]
 pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
+    late: Late,
+}
+
+/// A confirmation waits no longer than this for a delivery to share its send
+/// with, and only while the core has other work.
+const LATE_NS_MAX: u64 = 20_000_000;
+/// How long a core with nothing else to do waits for such company.
+const HOLD: Duration = Duration::from_micros(300);
+/// It does so while at least this share of what it held found company...
+const WORTH: f32 = 0.5;
+/// ...and otherwise once in so many times, to see whether that has changed.
+const PROBE: u32 = 32;
+
+/// Whether holding confirmations back pays: it does when clients answer each
+/// other, it only delays when they send to somebody who is not there.
+struct Late {
     /// Since when something late may be waiting.
-    late_ns: Option<u64>,
+    since_ns: Option<u64>,
+    /// Moving average of the share that found company.
+    gain: f32,
+    refused: u32,
+}
+
+impl Default for Late {
+    fn default() -> Late {
+        Late { since_ns: None, gain: 1.0, refused: 0 }
+    }
+}
+
+impl Late {
+    fn is_worth_holding(&mut self) -> bool {
+        self.refused = if self.gain >= WORTH { 0 } else { (self.refused + 1) % PROBE };
+        self.refused == 0
+    }
+
+    fn learn(&mut self, flushed: net::LateFlush) {
+        let all = flushed.joined + flushed.alone;
+        if all > 0 {
+            let share = flushed.joined as f32 / all as f32;
+            self.gain += (share - self.gain) / 8.0;
+        }
+        self.since_ns = None;
+    }
 }
 
 impl Core {
@@ -41,20 +78,25 @@ impl Core {
     /// ever.
     pub(super) fn flush_overdue(&mut self) {
         if !self.hands.has_late() {
-            self.rest.late_ns = None;
+            self.rest.late.since_ns = None;
             return;
         }
-        let since = *self.rest.late_ns.get_or_insert(self.now.mono_ns);
+        let since = *self.rest.late.since_ns.get_or_insert(self.now.mono_ns);
         if self.now.mono_ns - since >= LATE_NS_MAX {
-            self.rest.late_ns = None;
-            self.hands.flush_late();
+            self.flush_late();
         }
+    }
+
+    fn flush_late(&mut self) {
+        let flushed = self.hands.flush_late();
+        self.rest.late.learn(flushed);
     }
 
     /// Sleeps until something happens, if nothing has already.
     pub(super) async fn sleep(&mut self) {
         let now_ns = clock().mono_ns;
-        if self.was_busy() {
+        let was_busy = self.was_busy();
+        if was_busy {
             self.rest.busy_ns = now_ns;
         }
         if now_ns - self.rest.breathed_ns >= BREATHE_NS {
@@ -64,9 +106,15 @@ impl Core {
         if self.must_go_on() {
             return;
         }
+        let is_holding = self.hands.has_late() && was_busy && self.rest.late.is_worth_holding();
+        if !is_holding {
+            self.flush_late();
+        }
         let is_silent = now_ns - self.rest.busy_ns >= SILENCE_NS;
         if self.mesh.sleep() {
-            if is_silent {
+            if is_holding {
+                self.hands.wait_holding(HOLD);
+            } else if is_silent {
                 let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
                 self.hands.park(timeout).await;
             } else {
