@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crossbeam::queue::ArrayQueue;
 use glommio::{LocalExecutorBuilder, Placement};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
 use shard::{KeyHasher, Replay};
@@ -30,6 +31,9 @@ use crate::turn::{Core, MeshCargo, Shared};
 /// How long a taken port is tried again, and how often.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const PORT_RETRY: Duration = Duration::from_millis(20);
+
+/// Empty parcels kept between the cores, for each of them.
+const PARCELS_SPARE_PER_SHARD: usize = 24;
 
 /// What a core reports to the main thread.
 enum Report {
@@ -84,6 +88,7 @@ pub(crate) fn run(
         stop: AtomicBool::new(false),
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
         board,
+        empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
     });
     let seats = seats(config, machine, plan, &data, listeners, &shared)?;
     let (reports, from_cores) = channel();

@@ -15,7 +15,9 @@ mod rest;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam::queue::ArrayQueue;
 use net::{Clock, Event, Hands, Peer, Port};
+use shard::hop::Parcel;
 use shard::{Effects, Input, Now, Shard};
 use std::sync::OnceLock;
 use wal::disk::Segments;
@@ -43,6 +45,8 @@ pub(crate) struct Shared {
     /// Where each core's connections can be sent, as soon as its ring exists.
     pub(crate) peers: Vec<OnceLock<Peer>>,
     pub(crate) board: Arc<Board>,
+    /// Empty parcels that one core has too many of and another too few.
+    pub(crate) empties: ArrayQueue<Parcel>,
 }
 
 /// One core: its brain, its hands, and what joins them.
@@ -83,7 +87,7 @@ impl Core {
         port.set_waker(hands.waker());
         let known = shared.peers[usize::from(id)].set(hands.peer());
         assert!(known.is_ok(), "a core has one ring");
-        Core {
+        let mut core = Core {
             id,
             inbound: Inbound::default(),
             mesh: MeshIo::new(port),
@@ -101,13 +105,14 @@ impl Core {
             shared,
             hands,
             shard,
-        }
+        };
+        // Whoever is told that the server is ready may ask how it is.
+        core.publish();
+        core
     }
 
     /// Turns until the process stops and everything is on the disk.
     pub(crate) async fn run(mut self) {
-        // Whoever was told that the server is ready may ask how it is.
-        self.publish();
         while !self.is_done() {
             self.now = clock();
             let began_ns = self.now.mono_ns;
@@ -186,7 +191,8 @@ impl Core {
         let is_idle = self.hands.stats().conns == 0
             && self.out.list.is_empty()
             && (log.durable() >= log.end() || log.is_poisoned());
-        is_idle || self.now.mono_ns - since > DRAIN_NS_MAX
+        // The executor must outlive what it has given to its helper threads.
+        !self.log.is_preparing() && (is_idle || self.now.mono_ns - since > DRAIN_NS_MAX)
     }
 
     fn publish(&mut self) {

@@ -166,7 +166,7 @@ impl Core {
             self.adopt(prepared);
         }
         let is_due = self.now.mono_ns >= self.log.retry_ns;
-        if self.log.preparing.is_some() || !is_due {
+        if self.log.preparing.is_some() || !is_due || self.draining_since.is_some() {
             return;
         }
         let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
@@ -209,6 +209,11 @@ impl LogIo {
         let ended = self.preparing.as_ref()?.borrow_mut().take()?;
         self.preparing = None;
         Some(ended)
+    }
+
+    /// Whether a helper thread makes a segment.
+    pub(super) fn is_preparing(&self) -> bool {
+        self.preparing.is_some()
     }
 
     /// Whether a commit waits for its segment, so that looking again is urgent.

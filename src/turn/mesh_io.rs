@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crossbeam::queue::ArrayQueue;
 use net::{ConnId, Moved, Port};
 use shard::hop::Parcel;
 use shard::{Input, Outcome};
@@ -16,8 +17,10 @@ use super::inbound::Speaks;
 
 /// Parcels taken from one other core in one turn.
 const PARCELS_PER_TURN: usize = 4;
-/// Empty parcels kept for reuse.
-const SPARES_MAX: usize = 32;
+/// Empty parcels a core keeps for itself. A core that sends more parcels than
+/// it gets would allocate each of them anew; what one has too many of goes to
+/// the others by [`Shared::empties`](super::Shared).
+const SPARES_MAX: usize = 8;
 
 /// What travels between cores.
 pub(crate) enum Cargo {
@@ -66,14 +69,17 @@ impl MeshIo {
         self.departing.retain(|(departing, ..)| *departing != conn);
     }
 
-    fn spare(&mut self) -> Parcel {
-        self.spares.pop().unwrap_or_default()
+    fn spare(&mut self, empties: &ArrayQueue<Parcel>) -> Parcel {
+        self.spares.pop().or_else(|| empties.pop()).unwrap_or_default()
     }
 
-    fn keep_spare(&mut self, mut parcel: Parcel) {
+    fn keep_spare(&mut self, mut parcel: Parcel, empties: &ArrayQueue<Parcel>) {
+        parcel.clear();
         if self.spares.len() < SPARES_MAX {
-            parcel.clear();
             self.spares.push(parcel);
+        } else {
+            // More than all cores keep is given back to the allocator.
+            let _ = empties.push(parcel);
         }
     }
 
@@ -132,7 +138,7 @@ impl Core {
                 return false;
             }
         }
-        self.mesh.keep_spare(parcel);
+        self.mesh.keep_spare(parcel, &self.shared.empties);
         true
     }
 
@@ -170,7 +176,7 @@ impl Core {
             let parcel = match self.mesh.unsent[to].take() {
                 Some(parcel) => parcel,
                 None if self.shard.has_parcel(to as ShardId) => {
-                    let spare = self.mesh.spare();
+                    let spare = self.mesh.spare(&self.shared.empties);
                     self.shard.take_parcel(to as ShardId, spare)
                 }
                 None => return pushed,
