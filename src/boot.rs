@@ -249,6 +249,8 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         shards,
         node: 0,
         users_max: plan.users_max_per_shard,
+        waiting_messages_max: plan.waiting_messages_max_per_shard,
+        pairs_max: plan.waiting_messages_max_per_shard,
         inbox_messages_max: usize::try_from(config.inbox_messages_max).unwrap_or(usize::MAX),
         inbox_bytes_max: config.inbox_bytes_max,
         retention_ms: u64::from(config.retention_days) * 24 * 60 * 60 * 1000,

@@ -197,6 +197,8 @@ impl Core {
             shards,
             node: 0,
             users_max: 1 << 20,
+            waiting_messages_max: 1 << 20,
+            pairs_max: 1 << 20,
             inbox_messages_max: 1 << 20,
             inbox_bytes_max: 1 << 30,
             retention_ms: 30 * 24 * 60 * 60 * 1000,

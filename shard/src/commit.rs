@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use wal::Lsn;
 use wal::record::Record;
+use wire::refuse::Code;
 
 use crate::Shard;
 use crate::hop::{Posted, ReplyTo};
@@ -88,8 +89,10 @@ impl Shard {
         let before = self.log.durable();
         let durable = self.log.written(lsn, ok);
         if !ok {
-            // What waited for room is refused now instead.
+            // What waited for room is refused now instead, and what waits for
+            // an fsync waits in vain: better that its senders know.
             self.room_epoch += 1;
+            self.dismiss_all(now, Code::StorageFailed, out);
         }
         self.metrics.counters.poisoned = u64::from(self.log.is_poisoned());
         if durable == before {

@@ -227,16 +227,25 @@ impl Inbox {
         (entries, bytes)
     }
 
+    pub(crate) fn knows(&self, key: PairKey) -> bool {
+        self.pairs.find(key.hash(), |pair| pair.key == key).is_some()
+    }
+
     pub(crate) fn pair(&self, key: PairKey) -> Pair {
         *self.pairs.find(key.hash(), |pair| pair.key == key).unwrap_or(&Pair::new(key))
     }
 
-    pub(crate) fn put_pair(&mut self, pair: Pair) {
+    /// Remembers what a sending device is at; whether it is new here.
+    pub(crate) fn put_pair(&mut self, pair: Pair) -> bool {
         let hash = pair.key.hash();
         match self.pairs.find_mut(hash, |known| known.key == pair.key) {
-            Some(known) => *known = pair,
+            Some(known) => {
+                *known = pair;
+                false
+            }
             None => {
                 self.pairs.insert_unique(hash, pair, |pair| pair.key.hash());
+                true
             }
         }
     }

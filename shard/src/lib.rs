@@ -59,6 +59,12 @@ pub struct Options {
     pub node: u16,
     /// Users this shard may know; further ones are refused with Busy.
     pub users_max: usize,
+    /// Messages all inboxes of this shard may hold together; further ones are
+    /// refused with Busy.
+    pub waiting_messages_max: usize,
+    /// Sending devices all inboxes of this shard may know together; messages of
+    /// further ones are refused with Busy.
+    pub pairs_max: usize,
     /// Messages one inbox may hold.
     pub inbox_messages_max: usize,
     /// Log bytes one inbox may hold.

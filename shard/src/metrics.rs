@@ -35,6 +35,8 @@ pub struct Counters {
     pub sessions: u64,
     /// Users known now, connected or not.
     pub users: u64,
+    /// Sending devices that inboxes know, each by its last number, now.
+    pub pairs: u64,
     /// Messages waiting in inboxes now.
     pub waiting_messages: u64,
     /// Bytes of them, log records included.

@@ -25,7 +25,7 @@ impl Shard {
         let (user, device, sent) = (session.user, usize::from(session.device), session.sent);
         // Nobody can have what was not handed out.
         let seq = seq.min(sent);
-        if seq > self.users[user].devices[device].cursor {
+        if seq > self.users[user].devices[device].cursor && !self.log.is_poisoned() {
             self.acknowledge(now, user, device, seq);
             self.send_receipts(user, seq, out);
             self.pump(now, conn.slot, out);
@@ -49,7 +49,12 @@ impl Shard {
         let (user, device) = (session.user, usize::from(session.device));
         let record_device = self.users[user].devices[device].id;
         let key = self.users[user].key;
-        if !self.users[user].inbox_mut().mark_acked_by_v1(seq) || self.log.is_poisoned() {
+        if self.log.is_poisoned() {
+            return Outcome::Taken;
+        }
+        if !self.users[user].inbox_mut().mark_acked_by_v1(seq) {
+            // It has expired meanwhile; its place in the window is free.
+            self.pump(now, conn.slot, out);
             return Outcome::Taken;
         }
         self.metrics.counters.acks += 1;
@@ -86,7 +91,7 @@ impl Shard {
         counters.waiting_bytes -= bytes;
     }
 
-    fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {
+    pub(crate) fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {
         while let Some(inbox) = self.users[user].inbox.as_deref_mut()
             && let Some(receipt) = inbox.pop_receipt(seq)
         {

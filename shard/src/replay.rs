@@ -116,7 +116,7 @@ impl Replay {
         let mut pair = inbox.pair(PairKey::new(from, device));
         if pair.judge(how, seq) == crate::dedup::Verdict::New {
             pair.accept(how, seq);
-            inbox.put_pair(pair);
+            self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
         } else {
             self.contradictions += 1;
         }

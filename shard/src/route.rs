@@ -7,14 +7,14 @@ use wire::limits::NAME_BYTES_MAX;
 use wire::refuse::Code;
 use wire::v2;
 
-use crate::Shard;
 use crate::commit::Waiting;
-use crate::dedup::{Numbering, PairKey, RECORD_NUMBERED_V1, Verdict};
+use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict};
 use crate::hop::{Hop, Post, Posted, ReplyTo, Span};
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::metrics::Stage;
 use crate::session::{Kind, RETRY_MS};
 use crate::user::UserIndex;
+use crate::{Options, Shard};
 
 /// Log bytes of a message's record beyond its names and body.
 const RECORD_OVERHEAD: usize = 256;
@@ -57,20 +57,41 @@ impl Shard {
         if !self.log.room(bytes) {
             return Outcome::Blocked;
         }
-        let Some(user) = self.users.find_or_add(post.to_key, post.to) else {
-            return self.refuse(post, Code::Busy, out);
-        };
+        // Nobody is put into the table before there is something to keep.
         let key = PairKey::new(post.from_key, post.device);
-        match self.users[user].inbox_mut().pair(key).judge(post.numbering, post.send_seq) {
-            Verdict::New => self.accept_new(now, user, post, out),
-            Verdict::Known => self.accept_known(now, user, post, out),
-            Verdict::Gap { expected } => {
+        let user = self.users.find(post.to_key);
+        let inbox = user.and_then(|user| self.users[user].inbox.as_deref());
+        let pair = inbox.map_or(Pair::new(key), |inbox| inbox.pair(key));
+        match (pair.judge(post.numbering, post.send_seq), user) {
+            (Verdict::Gap { expected }, _) => {
                 self.metrics.counters.gaps += 1;
                 let gap = Posted::Gap { expected };
                 self.reply(post.reply, post.to, post.send_seq, gap, out);
             }
+            (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
+            _ if self.is_overfull(user, key) => return self.refuse(post, Code::Busy, out),
+            _ => {
+                let user = self.users.find_or_add(post.to_key, post.to);
+                let user = user.expect("an overfull table was refused");
+                self.accept_new(now, user, post, out);
+            }
         }
         Outcome::Taken
+    }
+
+    /// Whether the shard's own tables have no place for what a new message
+    /// would add to them.
+    fn is_overfull(&self, user: Option<UserIndex>, key: PairKey) -> bool {
+        let Options { users_max, pairs_max, waiting_messages_max, .. } = self.options;
+        let counters = &self.metrics.counters;
+        // The last quarter is for those who log in: whoever writes to random
+        // names must not lock them out.
+        let has_no_place = user.is_none() && self.users.len() >= users_max - users_max / 4;
+        let inbox = user.and_then(|user| self.users[user].inbox.as_deref());
+        let is_new_pair = inbox.is_none_or(|inbox| !inbox.knows(key));
+        has_no_place
+            || is_new_pair && counters.pairs >= pairs_max as u64
+            || counters.waiting_messages >= waiting_messages_max as u64
     }
 
     /// It was taken before. That one may still be on its way to the disk; then
@@ -176,7 +197,7 @@ impl Shard {
         let inbox = self.users[user].inbox_mut();
         let mut pair = inbox.pair(PairKey::new(post.from_key, post.device));
         pair.accept(post.numbering, post.send_seq);
-        inbox.put_pair(pair);
+        self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
     }
 
     /// Shows and answers a post once everything appended so far is durable; at

@@ -14,12 +14,16 @@ use wire::refuse::Code;
 use wire::{v1, v2};
 
 use crate::Shard;
+use crate::inbox::EARLY_MAX;
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
 use crate::user::{Device, NO_SLOT, UserIndex};
 
 /// How far beyond the inbox's last seq a device's cursor may be: what a crash
 /// can have cost of best-effort messages.
 const FLOOR_JUMP_MAX: u64 = 1 << 17;
+/// The same while messages wait: each number in between takes up memory, and a
+/// crash costs no more than what was shown early in a few lives of the server.
+const FLOOR_JUMP_WAITING_MAX: u64 = 4 * EARLY_MAX;
 /// Log bytes that must be free before a login is looked at: for three records
 /// with a name each, and a block because they may not stand together.
 const LOGIN_LOG_BYTES: usize = 4 * NAME_BYTES_MAX + wal::BLOCK;
@@ -267,8 +271,11 @@ impl Shard {
         }
         self.log_out(now, conn);
         let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
-        self.raise_floor(now, user, login)?;
-        let device = self.register(now, user, login)?;
+        self.check_device(user, login)?;
+        self.raise_floor(now, user, login);
+        let device = self.register(now, user, login);
+        let cursor = self.users[user].devices[device].cursor;
+        self.send_receipts(user, cursor, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;
         let sent = self.users[user].devices[device].cursor;
@@ -285,29 +292,37 @@ impl Shard {
 
     /// A device may have best-effort messages that a crash took from the
     /// server; their numbers must not be given out again.
-    fn raise_floor(&mut self, now: Now, user: UserIndex, login: &Login<'_>) -> Result<(), Code> {
-        let last = self.users[user].last_seq();
-        if login.last_seq <= last {
-            return Ok(());
-        }
-        if login.last_seq - last > FLOOR_JUMP_MAX {
-            return Err(Code::BadCursor);
+    fn raise_floor(&mut self, now: Now, user: UserIndex, login: &Login<'_>) {
+        if login.last_seq <= self.users[user].last_seq() {
+            return;
         }
         let record = Record::Floor { key: login.key, name: login.name, seq: login.last_seq };
         self.append(now, &record);
         self.users[user].inbox_mut().raise_floor(login.last_seq);
+    }
+
+    /// Everything that refuses a device, before anything changes.
+    fn check_device(&self, user: UserIndex, login: &Login<'_>) -> Result<(), Code> {
+        let user = &self.users[user];
+        let is_known = user.device_position(login.device).is_some();
+        if !is_known && user.devices.len() >= DEVICES_MAX {
+            return Err(Code::TooManyDevices);
+        }
+        // Numbers between what waits and the new floor cost memory.
+        let has_waiting = user.inbox.as_ref().is_some_and(|inbox| inbox.len() > 0);
+        let jump_max = if has_waiting { FLOOR_JUMP_WAITING_MAX } else { FLOOR_JUMP_MAX };
+        if login.last_seq > user.last_seq().saturating_add(jump_max) {
+            return Err(Code::BadCursor);
+        }
         Ok(())
     }
 
-    fn register(&mut self, now: Now, user: UserIndex, login: &Login<'_>) -> Result<usize, Code> {
+    fn register(&mut self, now: Now, user: UserIndex, login: &Login<'_>) -> usize {
         if let Some(device) = self.users[user].device_position(login.device) {
             if login.last_seq > self.users[user].devices[device].cursor {
                 self.acknowledge(now, user, device, login.last_seq);
             }
-            return Ok(device);
-        }
-        if self.users[user].devices.len() >= DEVICES_MAX {
-            return Err(Code::TooManyDevices);
+            return device;
         }
         let first = self.users[user].inbox.as_ref().map_or(1, |inbox| inbox.first_seq());
         let cursor = login.last_seq.max(first - 1);
@@ -324,7 +339,7 @@ impl Shard {
         let device = Device { id: login.device, cursor, slot: NO_SLOT };
         let position = self.users[user].add_device(device);
         self.burn(user);
-        Ok(position)
+        position
     }
 
     /// Newest login wins. A v1 connection stays open and gets nothing more, as
@@ -356,18 +371,17 @@ impl Shard {
         session.outstanding = None;
         self.metrics.counters.sessions -= 1;
         let at_s = u32::try_from(now.wall_ms / 1000).unwrap_or(u32::MAX);
-        let user = &mut self.users[user];
-        user.devices[device].slot = NO_SLOT;
-        user.last_seen_s = at_s;
-        let key = user.key;
-        let name = std::mem::take(&mut user.name);
+        let gone = &mut self.users[user];
+        gone.devices[device].slot = NO_SLOT;
+        gone.last_seen_s = at_s;
+        let key = gone.key;
+        let name = std::mem::take(&mut gone.name);
         // Nothing is lost when the log has no room for this one: the time of a
         // last visit is a courtesy.
         let record = Record::Seen { key, name: &name, at_s: u64::from(at_s) };
         if self.log.room(wal::record::encoded_len(&record)) {
             self.append(now, &record);
         }
-        let user = self.users.find(key).expect("users are never removed");
         self.users[user].name = name;
     }
 
@@ -413,13 +427,18 @@ impl Shard {
     /// Asks every connection to leave.
     pub(crate) fn drain(&mut self, now: Now, out: &mut Effects) {
         self.draining = true;
+        self.dismiss_all(now, Code::Draining, out);
+    }
+
+    /// Tells everybody to go.
+    pub(crate) fn dismiss_all(&mut self, now: Now, code: Code, out: &mut Effects) {
         let conns: Vec<(Conn, Kind)> = self.sessions.conns().collect();
         for (conn, kind) in conns {
             if kind == Kind::Free {
                 continue;
             }
             if kind == Kind::V2 {
-                out.send(conn, |bytes| v2::put_goaway(bytes, Code::Draining, RETRY_MS));
+                out.send(conn, |bytes| v2::put_goaway(bytes, code, RETRY_MS));
             }
             self.dismiss(now, conn, out);
         }

@@ -100,6 +100,8 @@ impl World {
             shards: self.knobs.shards,
             node: 1,
             users_max: 100_000,
+            waiting_messages_max: usize::MAX,
+            pairs_max: usize::MAX,
             inbox_messages_max: self.knobs.inbox_messages_max,
             inbox_bytes_max: 1 << 30,
             retention_ms: 30 * 24 * 60 * 60 * 1000,

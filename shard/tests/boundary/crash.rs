@@ -11,8 +11,8 @@ fn a_failed_write_stops_everything_and_says_so() {
          0 send bob 1 a
          write
          fail
-         0 send bob 2 b
-         > 0 refused bob 2 StorageFailed
+         > 0 goaway StorageFailed
+         > 0 close
          1 hello carol 1
          > 1 goaway StorageFailed
          > 1 close

@@ -62,6 +62,8 @@ fn options() -> Options {
         shards: 1,
         node: 1,
         users_max: 8,
+        waiting_messages_max: 1000,
+        pairs_max: 1000,
         inbox_messages_max: 4,
         inbox_bytes_max: 1 << 20,
         retention_ms: 1_000_000,

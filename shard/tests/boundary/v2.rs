@@ -478,3 +478,17 @@ fn a_drain_sends_everybody_away() {
          > 3 close",
     );
 }
+
+#[test]
+fn who_is_written_to_out_of_order_is_not_remembered() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         commit
+         0 send nobody 2 b
+         > 0 gap nobody 1
+         0 send nobody 1 a
+         commit
+         > 0 sent nobody 1",
+    );
+}
