@@ -107,7 +107,8 @@ impl Hands {
     /// Everything is with the kernel: waits for the peer's end.
     pub(crate) fn linger(&mut self, slot: u32) {
         let entry = &mut self.table[slot];
-        entry.flags.clear(Flags::FLUSHING.or(Flags::PAUSED).or(Flags::CHOKED));
+        let held = Flags::PAUSED.or(Flags::CHOKED).or(Flags::REVISIT);
+        entry.flags.clear(Flags::FLUSHING.or(held));
         entry.flags.set(Flags::LINGERING);
         self.ring.shut_sending(entry.target());
         if entry.flags.any(Flags::READABLE) {

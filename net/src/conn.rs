@@ -64,6 +64,9 @@ impl Flags {
     /// The peer has ended: receive until nothing is left, no poll will tell again.
     pub(crate) const ENDING: Flags = Flags(1 << 17);
 
+    /// Resumed, and what it had received before is to be looked at first.
+    pub(crate) const REVISIT: Flags = Flags(1 << 18);
+
     /// Something the kernel still works on.
     pub(crate) const BUSY: Flags =
         Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);

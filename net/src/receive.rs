@@ -37,6 +37,7 @@ impl Hands {
             return;
         };
         assert!(n <= self.unconsumed(slot).len(), "consumed what never came");
+        self.table[slot].flags.clear(Flags::REVISIT);
         if self.table[slot].partial != NONE {
             self.consume_partial(slot, n);
         } else if self.has_slice_bytes(slot) {
@@ -53,7 +54,9 @@ impl Hands {
         }
     }
 
-    /// Receives again. If bytes are waiting unconsumed, the next reap says `Received`.
+    /// Receives again. If bytes are waiting unconsumed, the next reap says `Received`, and more is
+    /// received only when they have been looked at: whoever is paused and resumed again and again,
+    /// and uses little each time, must not gather more and more.
     pub fn resume(&mut self, conn: ConnId) {
         let Some(slot) = self.table.open(conn) else {
             return;
@@ -63,6 +66,7 @@ impl Hands {
         }
         self.table[slot].flags.clear(Flags::PAUSED);
         if !self.unconsumed(slot).is_empty() {
+            self.table[slot].flags.set(Flags::REVISIT);
             self.pending.push(Event::Received { conn });
         }
         self.queue_receive(slot);
@@ -169,7 +173,7 @@ impl Hands {
     fn wants_receive(&self, slot: u32) -> bool {
         let entry = &self.table[slot];
         let may = entry.flags.any(Flags::OPEN.or(Flags::LINGERING));
-        let held = Flags::RECEIVE.or(Flags::PAUSED).or(Flags::CHOKED);
+        let held = Flags::RECEIVE.or(Flags::PAUSED).or(Flags::CHOKED).or(Flags::REVISIT);
         may && entry.flags.any(Flags::READABLE) && !entry.flags.any(held) && entry.slice == NONE
     }
 

@@ -208,6 +208,37 @@ fn incomplete_frames_are_bounded_together() {
     world.assert_clean();
 }
 
+/// The shard has room for a little at a time, the client sends as fast as it can.
+#[test]
+fn resumed_again_and_again_gathers_nothing() {
+    const TOTAL: usize = 3 << 20;
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let writer = thread::spawn(move || client.write_all(&pattern(TOTAL)).map(|()| client));
+        let mut all = Vec::new();
+        while all.len() < TOTAL {
+            world.until("bytes", |hands, event| match event {
+                Event::Received { .. } => {
+                    let little = hands.received(conn).len().min(500);
+                    all.extend_from_slice(&hands.received(conn)[..little]);
+                    hands.consume(conn, little);
+                    hands.pause(conn);
+                    Some(())
+                }
+                Event::Closed { reason, .. } => panic!("{reason:?} after {} bytes", all.len()),
+                _ => None,
+            });
+            let held = world.hands.stats().partial_bytes;
+            assert!(held <= 128 << 10, "{held} bytes gathered");
+            world.hands.resume(conn);
+        }
+        assert!(all == pattern(TOTAL));
+        drop(writer.join().unwrap().unwrap());
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn paused_means_not_read_and_resumed_means_all_of_it() {
     for options in ways() {
