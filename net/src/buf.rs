@@ -300,6 +300,10 @@ pub(crate) struct PartialPool {
 /// The most one connection may leave unconsumed: twice the largest frame any protocol here has.
 pub(crate) const PARTIAL_BYTES_MAX: usize = 2 << 20;
 
+/// An incomplete frame that holds no more than this is small: a login, a short message, or what
+/// came with one receive.
+const SMALL_BYTES_MAX: usize = 16 << 10;
+
 /// The most that is received into an incomplete frame at once.
 const RECEIVE_BYTES_MAX: usize = 32 << 10;
 
@@ -345,7 +349,9 @@ impl PartialPool {
         let needed = entry.bytes.len() + more;
         // Doubling keeps the copying linear; the bound is checked before anything is allocated.
         let capacity = needed.max(before * 2).max(512);
-        if needed > PARTIAL_BYTES_MAX || self.bytes - before + capacity > self.bytes_max {
+        if needed > PARTIAL_BYTES_MAX
+            || self.bytes - before + capacity > bound(self.bytes_max, capacity)
+        {
             return Err(Exhausted);
         }
         entry.bytes.reserve_exact(capacity - entry.bytes.len());
@@ -402,6 +408,12 @@ impl PartialPool {
     pub(crate) fn held(&self) -> usize {
         self.bytes
     }
+}
+
+/// How much all may hold when one wants `capacity`. The last eighth is for small ones: whoever
+/// leaves halves of large packets behind must not keep others from logging in.
+fn bound(bytes_max: usize, capacity: usize) -> usize {
+    if capacity <= SMALL_BYTES_MAX { bytes_max } else { bytes_max / 8 * 7 }
 }
 
 /// Size of one disk read buffer: the longest log record (256 KiB and its header) and two blocks of
@@ -526,6 +538,19 @@ mod tests {
         assert!(pool.append(index, &[3; 8000]).is_err());
         assert_eq!(pool.bytes(index).len(), 3001, "refused, not damaged");
         pool.release(index);
+        assert_eq!(pool.held(), 0);
+    }
+
+    #[test]
+    fn large_partial_frames_leave_room_for_small_ones() {
+        let mut pool = PartialPool::new(1 << 20);
+        let large: Vec<u32> = (0..20).map(|_| pool.take()).collect();
+        let taken = large.iter().filter(|index| pool.append(**index, &[1; 100 << 10]).is_ok());
+        assert_eq!(taken.count(), 8);
+        let small: Vec<u32> = (0..20).map(|_| pool.take()).collect();
+        assert!(small.iter().all(|index| pool.append(*index, &[2; 4096]).is_ok()));
+        assert!(pool.held() <= 1 << 20);
+        large.into_iter().chain(small).for_each(|index| pool.release(index));
         assert_eq!(pool.held(), 0);
     }
 
