@@ -34,7 +34,7 @@ pub(super) struct Rest {
 /// with, and only while the core has other work.
 const LATE_NS_MAX: u64 = 20_000_000;
 /// How long a core with nothing else to do waits for such company.
-const HOLD: Duration = Duration::from_micros(300);
+const HOLD: Duration = Duration::from_millis(1);
 /// It does so while at least this share of what it held found company...
 const WORTH: f32 = 0.5;
 /// ...and otherwise once in so many times, to see whether that has changed.
