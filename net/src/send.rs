@@ -121,7 +121,9 @@ impl Hands {
 
     fn launch_send(&mut self, slot: u32) {
         let entry = &mut self.table[slot];
-        if entry.outgoing == NONE || entry.flags.any(Flags::SEND) {
+        // Whoever is torn down may still be in the list; what it had to send is dropped.
+        let may = entry.flags.any(Flags::OPEN.or(Flags::FLUSHING));
+        if !may || entry.outgoing == NONE || entry.flags.any(Flags::SEND) {
             return;
         }
         if let Some(area) = self.buffers.outgoing.lend(entry.outgoing) {

@@ -427,6 +427,24 @@ fn close_now_drops_what_is_unsent() {
     }
 }
 
+/// Bytes of the very turn that closes are dropped like any other, while the poll is still being
+/// taken back.
+#[test]
+fn close_now_starts_no_send() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        world.hands.send(conn, b"too late");
+        world.hands.close(conn, After::Now);
+        assert_eq!(closed(&mut world, conn), CloseReason::Local);
+        world.assert_clean();
+        assert_eq!(world.hands.stats().sends, 0);
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest); // an end or a reset
+        assert_eq!(rest, b"");
+    }
+}
+
 #[test]
 fn nobody_lingers_for_ever() {
     for options in ways() {
