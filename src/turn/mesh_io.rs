@@ -92,11 +92,16 @@ impl MeshIo {
         self.port.awake();
     }
 
-    /// Whether something that did not fit waits to be tried again.
+    /// Whether something from another core waits for room here. What is behind
+    /// it in the ring is no reason to stay awake then.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.unfinished.iter().any(Option::is_some)
+    }
+
+    /// Whether something for another core waits for room there. That core does
+    /// not say when it has taken something.
     pub(super) fn is_congested(&self) -> bool {
-        !self.stranded.is_empty()
-            || self.unsent.iter().any(Option::is_some)
-            || self.unfinished.iter().any(Option::is_some)
+        !self.stranded.is_empty() || self.unsent.iter().any(Option::is_some)
     }
 
     fn others(&self) -> impl Iterator<Item = usize> + use<> {

@@ -16,9 +16,12 @@ const BREATHE_NS: u64 = 1_000_000;
 const SILENCE_NS: u64 = 20_000_000;
 /// Longest wait in the ring.
 const WAIT: Duration = Duration::from_millis(5);
+/// The same while something waits that no completion announces: room in another
+/// core's ring, a segment from a helper thread.
+const NAP: Duration = Duration::from_millis(1);
 /// Longest park; deadlines and counters are looked at this often.
 const PARK: Duration = Duration::from_millis(500);
-/// The same while deadlines run, somebody leaves, or a segment is awaited.
+/// The same while somebody leaves or the disk has no room.
 const PARK_SHORT: Duration = Duration::from_millis(50);
 
 /// When a core did what.
@@ -110,18 +113,29 @@ impl Core {
         if !is_holding {
             self.flush_late();
         }
-        let is_silent = now_ns - self.rest.busy_ns >= SILENCE_NS;
-        if self.mesh.sleep() {
-            if is_holding {
-                self.hands.wait_holding(HOLD);
-            } else if is_silent {
-                let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
-                self.hands.park(timeout).await;
-            } else {
-                self.hands.wait(WAIT);
-            }
+        if self.mesh.is_stuck() {
+            // A ring that cannot be emptied would keep the core awake, so sleep
+            // is not announced. Room comes with the end of a write, which the
+            // ring reports.
+            self.hands.wait_holding(NAP);
+        } else if self.mesh.sleep() {
+            self.wait(is_holding, now_ns).await;
         }
         self.mesh.awake();
+    }
+
+    /// Waits in the way that suits what may come next.
+    async fn wait(&mut self, is_holding: bool, now_ns: u64) {
+        if is_holding {
+            self.hands.wait_holding(HOLD);
+        } else if self.mesh.is_congested() || self.log.is_awaited() {
+            self.hands.wait(NAP);
+        } else if now_ns - self.rest.busy_ns < SILENCE_NS {
+            self.hands.wait(WAIT);
+        } else {
+            let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
+            self.hands.park(timeout).await;
+        }
     }
 
     /// Whether the last turn had anything to do.
@@ -143,6 +157,6 @@ impl Core {
 
     /// Something will be due soon.
     fn is_expectant(&self) -> bool {
-        self.draining_since.is_some() || self.log.is_held() || self.mesh.is_congested()
+        self.draining_since.is_some() || self.log.is_held()
     }
 }
