@@ -66,11 +66,16 @@ impl Core {
     /// One write for everything appended since the last one, if none is under
     /// way or enough has gathered for another.
     pub(super) fn commit(&mut self) {
+        if self.log.is_preparing() {
+            // What waits for the segment must not wait for the next tick, too.
+            self.prepare_segment();
+        }
         while let Some(write) = self.shard.next_write() {
             self.log.held.push_back(write);
         }
         while let Some(&write) = self.log.held.front() {
             if !self.log.segments.has_space_for(write.lsn + u64::from(write.len)) {
+                self.prepare_segment();
                 break;
             }
             self.log.held.pop_front();
@@ -166,7 +171,9 @@ impl Core {
             self.adopt(prepared);
         }
         let is_due = self.now.mono_ns >= self.log.retry_ns;
-        if self.log.preparing.is_some() || !is_due || self.draining_since.is_some() {
+        // A core that stops makes one only for what must still be written.
+        let is_needed = self.draining_since.is_none() || self.log.is_held();
+        if self.log.is_preparing() || !is_due || !is_needed {
             return;
         }
         let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
@@ -216,9 +223,14 @@ impl LogIo {
         self.preparing.is_some()
     }
 
-    /// Whether a commit waits for its segment, so that looking again is urgent.
+    /// Whether a commit waits for its segment.
     pub(super) fn is_held(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    /// Whether that segment is being made, so that looking again is urgent.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.is_held() && self.is_preparing()
     }
 }
 
