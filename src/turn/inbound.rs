@@ -13,6 +13,9 @@ const HTTP_REFUSAL: &[u8] = b"HTTP/1.1 501 Not Implemented\r\nConnection: close\
     Content-Type: text/plain\r\nContent-Length: 61\r\n\r\n\
     This port speaks the messaging protocol; see docs/WIRE.md.\r\n\n";
 
+/// So many blocked connections are remembered without a look at who has ended.
+const BLOCKED_MIN: usize = 64;
+
 /// What a connection has turned out to speak.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Speaks {
@@ -28,8 +31,11 @@ pub(crate) enum Speaks {
 pub(super) struct Inbound {
     /// By connection slot.
     speaks: Vec<Speaks>,
-    /// Paused because the shard had no room for what they sent.
+    /// Paused because the shard had no room for what they sent; some may have
+    /// ended since.
     blocked: Vec<ConnId>,
+    /// How many there may be before those that have ended are looked for.
+    prune_at: usize,
     /// The shard's room when they were last tried.
     tried_epoch: u64,
 }
@@ -60,9 +66,15 @@ impl Core {
     pub(super) fn opened(&mut self, conn: ConnId) {
         self.speak(conn, Speaks::Unknown);
         self.tell(Input::Opened { conn: name(conn) });
+        if self.draining_since.is_some() {
+            // Accepted just before the listeners were closed; those that were
+            // there have been asked to leave already.
+            self.hands.close(conn, After::Now);
+        }
     }
 
-    /// A connection arrived from another core, with its login still unread.
+    /// A connection arrived from another core, with its login still unread. A
+    /// shard that drains refuses that and closes.
     pub(super) fn arrived(&mut self, moved: net::Moved, speaks: Speaks) {
         let conn = self.hands.attach(moved);
         self.speak(conn, speaks);
@@ -95,7 +107,7 @@ impl Core {
             Stop::Dry => {}
             Stop::Blocked => {
                 self.hands.pause(conn);
-                self.inbound.blocked.push(conn);
+                self.block(conn);
             }
             Stop::Move(to) => self.depart(conn, to),
             Stop::Foreign(answer) => {
@@ -168,6 +180,19 @@ impl Core {
                 None
             }
         }
+    }
+
+    /// Remembers who found no room. While the log stands still nobody is tried
+    /// again, and connections that come, block and go must not add up.
+    fn block(&mut self, conn: ConnId) {
+        let Inbound { blocked, prune_at, .. } = &mut self.inbound;
+        if blocked.len() >= *prune_at {
+            // What a blocked connection sent is still unread, what an ended one
+            // sent is gone. Twice as many as live keeps this cheap.
+            blocked.retain(|conn| !self.hands.received(*conn).is_empty());
+            *prune_at = (2 * blocked.len()).max(BLOCKED_MIN);
+        }
+        blocked.push(conn);
     }
 
     /// Lets everybody try again who found no room, if there may be some now.
