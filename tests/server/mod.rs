@@ -392,9 +392,19 @@ impl Server {
         kib * 1024
     }
 
-    /// Descriptors it has open.
-    pub fn open_descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs").count()
+    /// Waits until it has this many sockets open, listeners included.
+    #[track_caller]
+    pub fn wait_sockets(&self, expected: usize) {
+        let deadline = Deadline::new();
+        while self.open_sockets() != expected {
+            deadline.pause(|| format!("{} sockets, not {expected}", self.open_sockets()));
+        }
+    }
+
+    fn open_sockets(&self) -> usize {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        let links = entries.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
     }
 }
 

@@ -1,0 +1,252 @@
+//! The admin HTTP of the real process, quiet and under load, and how the
+//! server stops.
+
+mod server;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use client::blocking::Notice;
+use rustix::process::Signal;
+use serde_json::Value;
+use server::peer::{Peer, hello};
+use server::{PATIENCE, Server, Setup, get};
+use wire::id::Class;
+use wire::refuse::Code;
+
+const STAGES: [&str; 5] =
+    ["receive_to_append", "append_to_durable", "durable_to_delivered", "end_to_end", "turn"];
+
+#[track_caller]
+fn json(server: &Server, path: &str) -> Value {
+    let (status, body) = server.get(path);
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).expect("JSON")
+}
+
+/// `count` messages from one user to another, delivered and acknowledged.
+#[track_caller]
+fn talk(server: &Server, from: &str, to: &str, count: u32) {
+    let mut sender = server.v2(from, 1);
+    let mut receiver = server.v2(to, 1);
+    for n in 0..count {
+        sender.send(to.as_bytes(), &n.to_be_bytes(), Class::Guaranteed).unwrap();
+    }
+    // More than a window is on its way: the rest goes out as answers come.
+    sender.wait_sent(to.as_bytes(), count.into(), PATIENCE).unwrap();
+    for _ in 0..count {
+        let delivery = receiver.next_delivery(PATIENCE).unwrap().expect("a message");
+        receiver.ack(delivery.inbox_seq).unwrap();
+    }
+    receiver.ping(1, PATIENCE).unwrap();
+}
+
+#[test]
+fn health_is_good_from_the_first_moment() {
+    for _ in 0..5 {
+        let server = Setup::new().shards(3).start();
+        let health = json(&server, "/health");
+        assert_eq!(health["status"], "ok", "{health}");
+        assert_eq!(health["shards"].as_array().unwrap().len(), 3);
+    }
+}
+
+#[test]
+fn counts_are_those_of_what_happened() {
+    let server = Setup::new().shards(2).start();
+    talk(&server, "alice", "bob", 300);
+    server.wait_metric("iris_messages_appended_total", |count| count == 300.0);
+    server.wait_metric("iris_sends_total", |count| count == 300.0);
+    server.wait_metric("iris_deliveries_total", |count| count == 300.0);
+    server.wait_metric("iris_messages_burned_total", |count| count == 300.0);
+    server.wait_metric("iris_inbox_messages", |count| count == 0.0);
+    server.wait_metric("iris_users", |count| count == 2.0);
+    server.wait_metric("iris_logins_total", |count| count == 2.0);
+    server.wait_metric("iris_sessions", |count| count == 0.0);
+    assert!(server.metric("iris_log_bytes_total") > 300.0 * 4.0);
+    assert!(server.metric("process_resident_memory_bytes") > 1e6);
+}
+
+#[test]
+fn latencies_are_there_with_their_percentiles() {
+    let server = Setup::new().shards(2).start();
+    talk(&server, "alice", "bob", 500);
+    server.wait_metric("iris_deliveries_total", |count| count == 500.0);
+    let latency = json(&server, "/latency?by=shard");
+    for stage in STAGES {
+        let found = &latency["since_start"]["stages"][stage];
+        let at = |name: &str| found[name].as_u64().unwrap_or_else(|| panic!("{stage} {found}"));
+        if stage != "turn" {
+            assert!(at("count") >= 1, "{stage} {found}");
+        }
+        let order = ["min", "p50", "p75", "p90", "p99", "p99_9", "p99_99", "p99_999", "max"];
+        let values: Vec<u64> = order.into_iter().map(at).collect();
+        assert!(values.is_sorted(), "{stage} {values:?}");
+        let (status, text) = server.get(&format!("/latency.hgrm?stage={stage}"));
+        assert_eq!(status, 200);
+        assert!(text.contains("Percentile") && text.contains("#[Mean"), "{text}");
+    }
+    let count = latency["since_start"]["stages"]["append_to_durable"]["count"].as_u64().unwrap();
+    assert_eq!(count, 500);
+    let by_shard: u64 = latency["shards"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shard| shard["since_start"]["stages"]["append_to_durable"]["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(by_shard, 500);
+}
+
+#[test]
+fn what_is_not_there_is_said_to_be_missing() {
+    let server = Server::start();
+    for (path, status) in [
+        ("/", 200),
+        ("/nothing", 404),
+        ("/latency.hgrm", 404),
+        ("/latency.hgrm?stage=none", 404),
+        ("/latency?by=user", 400),
+    ] {
+        assert_eq!(server.get(path).0, status, "{path}");
+    }
+}
+
+/// Every core does nothing but messages, and the admin answers beside it.
+#[test]
+fn it_answers_while_all_cores_are_busy() {
+    const PAIRS: usize = 6;
+    let server = Setup::new().shards(2).start();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for pair in 0..PAIRS {
+            let is_over = &is_over;
+            let (from, to) = (format!("from-{pair}"), format!("to-{pair}"));
+            let (mut sender, mut receiver) = (server.v2(&from, 1), server.v2(&to, 1));
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let mut last = 0;
+                    for _ in 0..100 {
+                        last = sender.send(to.as_bytes(), b"load", Class::BestEffort).unwrap();
+                    }
+                    for _ in 0..100 {
+                        let delivery = receiver.next_delivery(PATIENCE).unwrap().expect("served");
+                        receiver.ack(delivery.inbox_seq).unwrap();
+                    }
+                    sender.wait_sent(to.as_bytes(), last, PATIENCE).unwrap();
+                }
+            });
+        }
+        let _over = Over(&is_over);
+        server.wait_metric("iris_deliveries_total", |count| count > 1_000.0);
+        let mut before = 0.0;
+        let mut slowest = std::time::Duration::ZERO;
+        for _ in 0..20 {
+            for path in ["/health", "/metrics", "/latency", "/latency.hgrm?stage=end_to_end"] {
+                let began = Instant::now();
+                assert_eq!(server.get(path).0, 200, "{path}");
+                slowest = slowest.max(began.elapsed());
+            }
+            before = server.wait_metric("iris_turns_total", |turns| turns >= before);
+        }
+        println!("slowest answer {slowest:?}");
+        assert!(slowest < PATIENCE / 3, "{slowest:?}");
+        let latency = json(&server, "/latency");
+        let interval = &latency["last_interval"]["stages"]["end_to_end"];
+        assert!(interval["p99_999"].as_u64().unwrap() > 0, "{latency}");
+    });
+}
+
+/// Tells the others when this test ends, however it does.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_stop_says_goodbye_and_loses_nothing() {
+    let server = Setup::new().shards(3).start();
+    let admin = server.admin();
+    let addr = server.addr();
+    let mut alice = server.v2("alice", 1);
+    for n in 0..200_u8 {
+        alice.send(b"bob", &[n], Class::Guaranteed).unwrap();
+    }
+    alice.wait_sent(b"bob", 200, PATIENCE).unwrap();
+    let mut device = Peer::v2(addr, &hello("carol", 1)).0;
+    let mut old = Peer::v1(addr, "dave");
+    let mut fresh = Peer::connect(addr);
+    server.signal(Signal::TERM);
+    device.expect_goaway(Code::Draining);
+    old.expect_closed();
+    fresh.expect_closed();
+    let goodbye = alice.next_notice(PATIENCE).unwrap().expect("a goodbye");
+    let Notice::Goaway { code, reconnect_after_ms } = goodbye else { panic!("{goodbye:?}") };
+    assert_eq!(code, Code::Draining as u16);
+    assert!(reconnect_after_ms > 0, "it says when to come back");
+    let setup = server.setup().clone();
+    drop((device, old, fresh));
+    let session = alice.into_session();
+    let ended = server.wait();
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("SIGTERM"), "{}", ended.stderr);
+    assert!(get(admin, "/health").is_err(), "the admin has ended, too");
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for n in 0..200_u8 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(delivery.body, [n]);
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    let mut alice =
+        client::blocking::Client::connect_session(server.addr(), session).expect("again");
+    alice.send_and_wait(b"bob", b"after", PATIENCE).unwrap();
+}
+
+/// In the middle of everything, again and again: what was not confirmed is
+/// sent again by its client, and nothing comes twice.
+#[test]
+fn a_stop_under_load_loses_nothing() {
+    let mut server = Setup::new().shards(2).start();
+    let mut alice = server.v2("alice", 1);
+    let mut sent = 0_u32;
+    for _ in 0..5 {
+        for _ in 0..200 {
+            alice.session().send(b"bob", &sent.to_be_bytes(), Class::Guaranteed).unwrap();
+            sent += 1;
+        }
+        // Some are confirmed, some are under way.
+        let first = alice.session().unsent();
+        while alice.session().unsent() == first {
+            alice.ping(1, PATIENCE).unwrap();
+        }
+        server.signal(Signal::INT);
+        // Reads on until the end, as a good client does.
+        while alice.next_notice(PATIENCE).is_ok() {}
+        let setup = server.setup().clone();
+        let ended = server.wait();
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        server = setup.start();
+        alice.reconnect(Some(server.addr())).unwrap();
+    }
+    alice.wait_sent(b"bob", sent.into(), PATIENCE).unwrap();
+    let mut bob = server.v2("bob", 1);
+    for n in 0..sent {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(delivery.body, n.to_be_bytes());
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+}
+
+/// Somebody who does not leave holds up a stop for seconds only.
+#[test]
+fn who_does_not_leave_is_left() {
+    let server = Setup::new().shards(2).start();
+    let _deaf: Vec<Peer> = (0..20).map(|n| Peer::v1(server.addr(), &format!("deaf-{n}"))).collect();
+    let began = Instant::now();
+    server.stop();
+    println!("stopped after {:?}", began.elapsed());
+}
