@@ -64,7 +64,9 @@ impl Flags {
     /// The peer has ended: receive until nothing is left, no poll will tell again.
     pub(crate) const ENDING: Flags = Flags(1 << 17);
 
-    /// Resumed, and what it had received before is to be looked at first.
+    /// The caller is told of bytes outside of a slice: received straight into an incomplete frame,
+    /// or waiting since before a pause or a move. Nothing is received until it has looked at them:
+    /// more would be taken for a part of them, and an end would take them away.
     pub(crate) const REVISIT: Flags = Flags(1 << 18);
 
     /// Something the kernel still works on.

@@ -66,10 +66,17 @@ impl Hands {
         }
         self.table[slot].flags.clear(Flags::PAUSED);
         if !self.unconsumed(slot).is_empty() {
-            self.table[slot].flags.set(Flags::REVISIT);
-            self.pending.push(Event::Received { conn });
+            return self.revisit(slot);
         }
         self.queue_receive(slot);
+    }
+
+    /// Shows bytes that were received before once more. Nothing is received until they are
+    /// [consumed](Hands::consume), not even by this reap.
+    pub(crate) fn revisit(&mut self, slot: u32) {
+        let conn = self.table.id(slot);
+        self.table[slot].flags.set(Flags::REVISIT);
+        self.pending.push(Event::Received { conn });
     }
 
     pub(crate) fn unconsumed(&self, slot: u32) -> &[u8] {
@@ -243,6 +250,11 @@ impl Hands {
         }
         match -result {
             n if n < 0 => self.on_bytes(slot, got),
+            // Under way since before the pause. An end comes again, once the bytes before it have
+            // been looked at.
+            _ if self.table[slot].flags.any(Flags::REVISIT) => {
+                self.table[slot].flags.set(Flags::READABLE);
+            }
             libc::EAGAIN | libc::EINTR => self.on_empty(slot),
             0 if open => self.end(slot, CloseReason::Peer),
             _ if open => self.end(slot, CloseReason::Reset),
@@ -278,11 +290,13 @@ impl Hands {
             entry.flags.set(Flags::READABLE); // there may be more
         }
         if entry.flags.any(Flags::OPEN) {
-            let holds_slice = entry.slice != NONE;
-            let conn = self.table.id(slot);
-            if holds_slice {
-                self.lent.push(conn);
+            if entry.slice == NONE {
+                // A receive that ends late, seen by a reap that goes on to receive more.
+                entry.flags.set(Flags::REVISIT);
+            } else {
+                self.lent.push(self.table.id(slot));
             }
+            let conn = self.table.id(slot);
             self.pending.push(Event::Received { conn });
         }
         self.read_on(slot);

@@ -103,7 +103,8 @@ impl Hands {
     }
 
     /// Takes a connection from another core in. If bytes came along, the next reap says
-    /// `Received`; what was unsent goes out with the next flush.
+    /// `Received` and shows exactly them: more is received only when they have been
+    /// [consumed](Hands::consume). What was unsent goes out with the next flush.
     ///
     /// `conns_max` does not apply: the connection was admitted elsewhere.
     ///
@@ -136,8 +137,7 @@ impl Hands {
         if self.buffers.partials.append(index, unread).is_err() {
             return self.cut(slot, CloseReason::Overload);
         }
-        let conn = self.table.id(slot);
-        self.pending.push(Event::Received { conn });
+        self.revisit(slot);
     }
 
     /// Waits until the connection has no receive and no send in flight. Both end at once: a

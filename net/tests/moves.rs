@@ -199,6 +199,47 @@ fn plain_ones_move_at_once() {
     to.assert_clean();
 }
 
+/// What travelled is shown first and alone, although the client's next bytes, or its end, are in
+/// the socket already.
+#[test]
+fn what_travelled_is_looked_at_first() {
+    for options in ways().into_iter().filter(|options| !options.direct_descriptors) {
+        for leaves in [false, true] {
+            let mut from = World::new(options.clone());
+            let mut to = World::new(options.clone());
+            let (mut client, conn) = from.connect();
+            client.write_all(b"login").unwrap();
+            let moved = from.until("the login", |hands, event| match event {
+                Event::Received { conn } => hands.detach(conn),
+                _ => None,
+            });
+            assert!(from.hands.received(conn).is_empty());
+            client.write_all(b"next").unwrap();
+            if leaves {
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            let conn = to.hands.attach(moved);
+            let mut expected = [&b"login"[..], &b"next"[..]].into_iter();
+            for _ in 0..2 {
+                to.until("bytes", |hands, event| match event {
+                    Event::Received { conn } => {
+                        assert_eq!(Some(hands.received(conn)), expected.next());
+                        let n = hands.received(conn).len();
+                        hands.consume(conn, n);
+                        Some(())
+                    }
+                    Event::Closed { .. } => panic!("closed before everything was shown"),
+                    _ => None,
+                });
+            }
+            assert_eq!(to.hands.received(conn), b"");
+            from.assert_clean();
+            drop(client);
+            to.assert_clean();
+        }
+    }
+}
+
 /// No room in the other table: the connection is cut and says why.
 #[test]
 fn a_full_table_there_cuts_the_connection_here() {

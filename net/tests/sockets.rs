@@ -274,6 +274,74 @@ fn paused_means_not_read_and_resumed_means_all_of_it() {
     }
 }
 
+/// The client leaves while it is paused, or as it is resumed: its end must not overtake its last
+/// words.
+#[test]
+fn an_end_does_not_overtake_resumed_bytes() {
+    for (options, early) in ways().into_iter().flat_map(|way| [(way.clone(), true), (way, false)]) {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        client.write_all(b"last words").unwrap();
+        world.until("the words", |hands, event| match event {
+            Event::Received { conn } => {
+                assert_eq!(hands.received(conn), b"last words");
+                hands.consume(conn, 5);
+                hands.pause(conn);
+                Some(())
+            }
+            _ => None,
+        });
+        if early {
+            drop(client);
+            // Another connection proves that the hands have gone around with the end there.
+            drop(world.connect());
+            world.turn();
+            world.hands.resume(conn);
+        } else {
+            world.hands.flush(); // the poll is armed
+            world.hands.resume(conn);
+            drop(client);
+        }
+        world.until("the rest", |hands, event| match event {
+            Event::Received { conn } => {
+                assert_eq!(hands.received(conn), b"words");
+                hands.consume(conn, 5);
+                Some(())
+            }
+            Event::Closed { conn: gone, .. } => {
+                assert_ne!(gone, conn, "closed before its words were heard");
+                None
+            }
+            _ => None,
+        });
+        assert_eq!(closed(&mut world, conn), CloseReason::Peer);
+        world.assert_clean();
+    }
+}
+
+/// Whoever closes instead of consuming does not wait for bytes that nobody will look at.
+#[test]
+fn a_resumed_connection_can_be_closed_at_once() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        client.write_all(b"nobody cares").unwrap();
+        world.until("the words", |hands, event| match event {
+            Event::Received { conn } => {
+                hands.consume(conn, 0);
+                hands.pause(conn);
+                hands.resume(conn);
+                hands.close(conn, After::Flush);
+                Some(())
+            }
+            _ => None,
+        });
+        assert_eq!(closed(&mut world, conn), CloseReason::Local);
+        drop(client);
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn a_slow_reader_is_not_read_until_it_reads() {
     for options in ways() {
