@@ -35,6 +35,11 @@ const PORT_RETRY: Duration = Duration::from_millis(20);
 /// Empty parcels kept between the cores, for each of them.
 const PARCELS_SPARE_PER_SHARD: usize = 24;
 
+// The plan's numbers, where they are used.
+const _: () = assert!(tuning::plan::SEGMENT_BYTES_MIN == wal::disk::SEGMENT_BYTES_MIN);
+const _: () = assert!(tuning::plan::SEGMENT_BYTES_MAX == wal::disk::SEGMENT_BYTES_MAX);
+const _: () = assert!(tuning::plan::READ_BUFFER_BYTES == net::READ_BYTES_MAX as u64);
+
 /// What a core reports to the main thread.
 enum Report {
     /// It accepts connections; ring it to make it look around.
@@ -110,16 +115,7 @@ fn open_data(config: &Config, plan: &Plan) -> Result<DataDir, Exit> {
         default_shards: plan.shards,
         segment_bytes: plan.segment_bytes,
     };
-    let data =
-        DataDir::open(&config.data_dir, options).map_err(|error| Exit::data(error.to_string()))?;
-    if config.shards.is_none() && data.manifest().shards != plan.shards {
-        tracing::info!(
-            "the data directory was written for {} shards and keeps them (the plan would be {})",
-            data.manifest().shards,
-            plan.shards
-        );
-    }
-    Ok(data)
+    DataDir::open(&config.data_dir, options).map_err(|error| Exit::data(error.to_string()))
 }
 
 /// Every shard's own listener on every address; ports chosen by the kernel are

@@ -112,6 +112,7 @@ impl Config {
             tail_bytes: self.tail_bytes,
             segment_bytes: self.segment_bytes,
             direct_descriptors: self.direct_descriptors,
+            written: None,
         }
     }
 }

@@ -10,12 +10,13 @@ mod signal;
 mod turn;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use tuning::doctor::Report;
-use tuning::{Machine, Plan};
+use tuning::{Machine, Plan, Wishes, Written, plan};
+use wal::manifest::Manifest;
 
 use cli::{Cli, Command};
 use config::{Config, Loaded};
@@ -58,8 +59,20 @@ fn tune(config: &Config) -> (Machine, Plan) {
     // A directory that cannot be written to is the business of the data
     // directory, which says so in its own words.
     let _ = machine.probe_disk(&config.data_dir);
-    let plan = tuning::plan(&machine, &config.wishes());
+    let wishes = Wishes { written: written(&config.data_dir), ..config.wishes() };
+    let plan = plan(&machine, &wishes);
     (machine, plan)
+}
+
+/// What the data directory was written with. A manifest that cannot be read or
+/// says something impossible is refused when the directory is opened, in words
+/// of its own.
+fn written(data_dir: &Path) -> Option<Written> {
+    let manifest = Manifest::load(data_dir).ok()?;
+    let sizes = plan::SEGMENT_BYTES_MIN..=plan::SEGMENT_BYTES_MAX;
+    sizes
+        .contains(&manifest.segment_bytes)
+        .then_some(Written { shards: manifest.shards, segment_bytes: manifest.segment_bytes })
 }
 
 fn doctor(config: &Config, json: bool) -> ExitCode {

@@ -1,7 +1,11 @@
 //! The real binary's command line: what it prints, and the exit codes that
 //! scripts rely on.
 
+mod server;
+
 use std::process::{Command, Output};
+
+use server::Setup;
 
 /// Runs the binary in an empty directory with none of our variables set.
 fn iris_shard(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -42,6 +46,7 @@ fn nonsense_is_refused_with_code_2() {
     check_refused(&["frobnicate"], &[], 2, "frobnicate");
     check_refused(&["--shards", "0"], &[], 2, "from 1 to 256");
     check_refused(&["--shards", "many"], &[], 2, "whole number");
+    check_refused(&["--set", "storage.segment_bytes=2GiB"], &[], 2, "1 GiB");
     check_refused(&["--listen", "0.0.0.0:8085"], &[], 2, "TLS and authentication");
     check_refused(&["--config", "missing.toml"], &[], 2, "missing.toml");
     check_refused(&["--set", "limits.conn_max=3"], &[], 2, "did you mean limits.conns_max?");
@@ -80,6 +85,33 @@ fn the_doctor_speaks_to_people_and_programs() {
     assert_eq!(output.status.code(), json.status.code());
     assert!(report["plan"]["shards"].as_u64().expect("a number") >= 1);
     assert!(!report["machine"]["cores"].as_array().expect("a list").is_empty());
+}
+
+#[test]
+fn a_data_directory_is_opened_again_without_its_flags() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let data_dir = dir.path().join("data");
+    Setup::in_dir(&data_dir).shards(3).start().stop();
+
+    // What is planned without a word about sizes is what is there.
+    let path = data_dir.to_str().expect("UTF-8");
+    let output = iris_shard(&["doctor", "--json", "--data-dir", path], &[]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let plan = &report["plan"];
+    assert_eq!(plan["shards"], 3);
+    assert_eq!(plan["core_of_shard"].as_array().map(Vec::len), Some(3));
+    assert_eq!(
+        (&plan["segment_bytes"], &plan["tail_bytes"]),
+        (&(1 << 20).into(), &(1 << 20).into())
+    );
+
+    let defaults = Setup::in_dir(&data_dir)
+        .set("storage.segment_bytes", "64MiB")
+        .set("storage.tail_bytes", "8MiB");
+    let server = defaults.start();
+    assert!(server.stderr().contains("3 shards serve"), "{}", server.stderr());
+    server.stop();
+    defaults.shards(2).check_refused(3, &["was written for 3 shards"]);
 }
 
 #[test]

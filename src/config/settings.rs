@@ -205,11 +205,11 @@ pub(crate) static SETTINGS: [Setting; 16] = [
     },
     Setting {
         key: "storage.segment_bytes",
-        about: "Size of a log segment of a new data directory, a power of two, 1MiB to 4GiB; at most 64MiB by default",
+        about: "Size of a log segment of a new data directory, a power of two, 1MiB to 1GiB; at most 64MiB by default",
         list: false,
         hidden: false,
         set: |config, values| {
-            power_of_two(one(values)?, plan::SEGMENT_BYTES_MIN..=4 << 30)
+            power_of_two(one(values)?, plan::SEGMENT_BYTES_MIN..=plan::SEGMENT_BYTES_MAX)
                 .map(|value| config.segment_bytes = Some(value))
         },
         show: |config| config.segment_bytes.map(|value| value.to_string()),

@@ -17,6 +17,6 @@ pub mod ring;
 
 pub use apply::Applied;
 pub use disk::DiskProbe;
-pub use plan::{Limit, Plan, Reason, Stop, Wishes, plan};
+pub use plan::{Limit, Plan, Reason, Stop, Wishes, Written, plan};
 pub use probe::Machine;
 pub use ring::RingFeatures;

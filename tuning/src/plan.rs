@@ -23,6 +23,12 @@ pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
 pub const TAIL_BYTES_MIN: u64 = 1 << 20;
 /// Smallest log segment.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
+/// Largest log segment.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// One buffer for reading the log back.
+pub const READ_BUFFER_BYTES: u64 = 320 << 10;
+/// How many of them one shard makes, at most.
+pub const READ_BUFFERS: u64 = 8;
 /// User-space memory of one idle logged-in connection, upper estimate: its
 /// slab entry, its session, its user.
 pub const CONN_USER_BYTES: u64 = 400;
@@ -34,8 +40,6 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// One slice of the receive arena.
 const SLICE_BYTES: u64 = 4 * KIB;
-/// One buffer for reading the log back.
-const READ_BUFFER_BYTES: u64 = 256 * KIB;
 /// Upper estimate of one message between shards, its share of the ring.
 const MESH_SLOT_BYTES: u64 = 128;
 /// Stack, executor, tables and counters of one shard, without its buffers.
@@ -61,6 +65,18 @@ pub struct Wishes {
     pub segment_bytes: Option<u64>,
     /// Connections in the rings' own tables instead of the process's.
     pub direct_descriptors: Option<bool>,
+    /// What the data directory was written with, if there is one.
+    pub written: Option<Written>,
+}
+
+/// What an existing data directory has decided: it keeps this for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its number of shards. A wish for another one is planned for; the
+    /// directory itself refuses it.
+    pub shards: u16,
+    /// The size of its log segments, whatever is wished.
+    pub segment_bytes: u64,
 }
 
 /// Every size the server uses.
@@ -82,8 +98,6 @@ pub struct Plan {
     pub ring_entries: u32,
     /// 4 KiB slices in each shard's receive arena.
     pub arena_slices: usize,
-    /// 256 KiB buffers for reading the log back, per shard.
-    pub read_buffers: usize,
     /// `io_memory` of each shard's executor.
     pub executor_memory_bytes: usize,
     /// The log's window in memory, per shard; a power of two.
@@ -182,7 +196,6 @@ impl<'a> Draft<'a> {
             fixed_bytes: 0,
             ring_entries: 0,
             arena_slices: 0,
-            read_buffers: 0,
             executor_memory_bytes: (64 * KIB) as usize,
             tail_bytes: 0,
             segment_bytes: 0,
@@ -255,7 +268,8 @@ impl<'a> Draft<'a> {
         let quota = self.machine.cgroup_cpus.map_or(u64::MAX, |cpus| cpus.floor().max(1.0) as u64);
         let fit_memory = (self.plan.memory_bytes / 2 / SHARD_BYTES_MIN).max(1);
         let most = u64::from(SHARDS_MAX);
-        let chosen = match self.wishes.shards {
+        let written = self.wishes.written.map(|written| written.shards);
+        let chosen = match self.wishes.shards.or(written) {
             Some(wish) => u64::from(wish).clamp(1, most),
             None => cores.min(quota).min(fit_memory).min(most),
         };
@@ -264,6 +278,9 @@ impl<'a> Draft<'a> {
                 format!("set by shards; {} share a core", chosen.div_ceil(cores))
             }
             Some(_) => "set by shards".to_owned(),
+            None if written.is_some() => {
+                "the data directory was written for as many and keeps them".to_owned()
+            }
             None if chosen == cores => "one for each core this process may use".to_owned(),
             None if chosen == quota => {
                 "the control group's CPU quota allows no more at once".to_owned()
@@ -294,10 +311,9 @@ impl<'a> Draft<'a> {
 
     fn choose_buffers(&mut self) {
         let small = self.plan.memory_bytes / u64::from(self.plan.shards) < 128 * MIB;
-        let (entries, slices, read_buffers) = if small { (1024, 128, 4) } else { (4096, 256, 8) };
+        let (entries, slices) = if small { (1024, 128) } else { (4096, 256) };
         self.plan.ring_entries = (entries / self.crowd).max(256) as u32;
         self.plan.arena_slices = (slices / self.crowd).max(32) as usize;
-        self.plan.read_buffers = (read_buffers / self.crowd).max(2) as usize;
         let arena = bytes(self.plan.arena_slices as u64 * SLICE_BYTES);
         let because = match (self.crowd, small) {
             (1, false) => {
@@ -316,20 +332,18 @@ impl<'a> Draft<'a> {
 
     fn choose_log(&mut self) {
         let per_core = self.plan.memory_bytes / u64::from(self.plan.shards) * self.crowd;
-        let tail = match self.wishes.tail_bytes {
-            Some(wish) => wish,
-            None => {
-                let share = floor_power_of_two(per_core / 16).clamp(TAIL_BYTES_MIN, 8 * MIB);
-                let fits_segment =
-                    floor_power_of_two(self.wishes.segment_bytes.unwrap_or(u64::MAX / 2));
-                (share / self.crowd).max(TAIL_BYTES_MIN).min(fits_segment)
-            }
-        };
+        let wanted = self.wishes.tail_bytes.unwrap_or_else(|| {
+            let share = floor_power_of_two(per_core / 16).clamp(TAIL_BYTES_MIN, 8 * MIB);
+            (share / self.crowd).max(TAIL_BYTES_MIN)
+        });
+        let tail = wanted.min(self.fixed_segment().map_or(u64::MAX, power_of_two_in));
         self.plan.tail_bytes = tail as usize;
-        let because = if self.wishes.tail_bytes.is_some() {
-            "set by storage.tail_bytes"
-        } else {
-            "recent messages are delivered from it without reading the disk"
+        let because = match self.wishes.tail_bytes {
+            Some(wish) if wish > tail => {
+                "storage.tail_bytes is more, but tails must fill a segment exactly"
+            }
+            Some(_) => "set by storage.tail_bytes",
+            None => "recent messages are delivered from it without reading the disk",
         };
         self.because("log tail per shard", bytes(tail), because);
 
@@ -338,9 +352,17 @@ impl<'a> Draft<'a> {
         self.because("log segment", bytes(segment), because);
     }
 
+    /// The size of a segment, where the plan does not choose it.
+    fn fixed_segment(&self) -> Option<u64> {
+        self.wishes.written.map(|written| written.segment_bytes).or(self.wishes.segment_bytes)
+    }
+
     /// Segments are zeroed before use, one ahead: many shards on a small disk
     /// must not fill it with zeros.
     fn segment(&self, tail: u64) -> (u64, &'static str) {
+        if let Some(written) = self.wishes.written {
+            return (written.segment_bytes, "the data directory's segments have this size");
+        }
         if let Some(wish) = self.wishes.segment_bytes {
             return (wish, "set by storage.segment_bytes");
         }
@@ -382,7 +404,7 @@ impl<'a> Draft<'a> {
         let per_shard = SHARD_BASE_BYTES
             + plan.tail_bytes as u64
             + plan.arena_slices as u64 * SLICE_BYTES
-            + plan.read_buffers as u64 * READ_BUFFER_BYTES
+            + READ_BUFFERS * READ_BUFFER_BYTES
             + plan.executor_memory_bytes as u64
             + queues;
         let mesh = shards * (shards - 1) * plan.mesh_capacity as u64 * MESH_SLOT_BYTES;
@@ -452,6 +474,11 @@ fn because_of_ring(crowd: u64, small: bool) -> &'static str {
         (1, true) => "small, because memory is",
         _ => "divided, because shards share a core",
     }
+}
+
+/// The largest power of two that divides `n`, which is not 0.
+fn power_of_two_in(n: u64) -> u64 {
+    1 << n.trailing_zeros().min(63)
 }
 
 /// The largest power of two that is not above `n`; 0 stays 0.

@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use tuning::doctor::Report;
-use tuning::{DiskProbe, Machine, Plan, RingFeatures, Wishes, plan};
+use tuning::{DiskProbe, Machine, Plan, RingFeatures, Wishes, Written, plan};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -144,6 +144,25 @@ fn many_shards_on_two_cores_stay_small() {
         check("fifty-one-shards", &two_cores(), &Wishes { shards: Some(51), ..Wishes::default() });
     assert_eq!(plan.core_of_shard[..4], [0, 1, 0, 1]);
     assert!(plan.fixed_bytes < GIB);
+}
+
+#[test]
+fn a_data_directory_keeps_what_it_was_written_with() {
+    let written = Some(Written { shards: 16, segment_bytes: 3 * MIB });
+    let plan = check("written", &two_cores(), &Wishes { written, ..Wishes::default() });
+    assert_eq!((plan.shards, plan.segment_bytes), (16, 3 * MIB));
+    assert_eq!(plan.tail_bytes as u64, MIB, "tails fill the segment that is there");
+
+    let wishes = Wishes {
+        shards: Some(2),
+        tail_bytes: Some(8 * MIB),
+        segment_bytes: Some(64 * MIB),
+        written,
+        ..Wishes::default()
+    };
+    let plan = tuning::plan(&two_cores(), &wishes);
+    assert_eq!(plan.shards, 2, "the directory itself refuses another number");
+    assert_eq!((plan.tail_bytes as u64, plan.segment_bytes), (MIB, 3 * MIB));
 }
 
 #[test]

@@ -18,7 +18,7 @@ mod sys;
 #[cfg(test)]
 mod tests;
 
-pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MIN};
+pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{DataDirError, RecoverError};
 pub use probe::{DirectMode, probe};
 pub use segments::{Prepare, Prepared, Segments};

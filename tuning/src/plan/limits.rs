@@ -80,7 +80,7 @@ impl Draft<'_> {
     /// connections, if a plan with them works: a suggestion that fails is worse
     /// than none.
     fn shards_for(&self, wanted: u64, capacity: &Capacity) -> Option<u16> {
-        if self.wishes.direct_descriptors == Some(false) {
+        if self.wishes.direct_descriptors == Some(false) || self.wishes.written.is_some() {
             return None;
         }
         let table = capacity.direct?.per_shard;

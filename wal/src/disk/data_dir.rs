@@ -26,7 +26,8 @@ use crate::{BLOCK_LSN, FORMAT};
 
 /// The smallest segment a data directory is made with, bytes.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
-const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// The largest one, bytes.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 const LOCK_NAME: &str = "lock";
 
 /// How to open a data directory.
