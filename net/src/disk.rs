@@ -34,6 +34,8 @@ pub const READ_BYTES_MAX: u32 = READ_BYTES as u32;
 pub(crate) struct DiskOps {
     entries: Vec<DiskOp>,
     free: Vec<u32>,
+    /// Writes whose memory the kernel still reads. It belongs to the caller.
+    pub(crate) writing: usize,
 }
 
 #[derive(Debug)]
@@ -91,8 +93,13 @@ impl Hands {
     ///
     /// # Safety
     /// `ptr..ptr + len` must be readable, stay valid and stay unmodified until the `Written` event
-    /// with this tag was reaped, or until these hands were dropped (dropping waits for writes in
-    /// flight). `fd` must stay open as long.
+    /// with this tag was reaped, or until these hands were dropped. `fd` must stay open as long.
+    ///
+    /// Dropping waits for writes in flight, so that the memory may be freed behind it. A disk that
+    /// does not answer for some ten seconds would make that a lie, and what the kernel then writes
+    /// would be whatever the memory holds by that time: the process is aborted instead. To end in
+    /// order with a disk that may hang, reap all writes before dropping. The hands must not be
+    /// leaked with writes in flight unless their memory is, too.
     pub unsafe fn write(
         &mut self,
         tag: u64,
@@ -115,6 +122,7 @@ impl Hands {
         });
         // SAFETY: the caller promises exactly what an area needs.
         let area = unsafe { Area::foreign(ptr, len) };
+        self.disk.writing += 1;
         self.ring.write(fd, &area, offset, mode, slot);
     }
 
@@ -147,6 +155,7 @@ impl Hands {
     }
 
     pub(crate) fn on_write(&mut self, slot: u32, result: i32) {
+        self.disk.writing -= 1;
         self.disk.entries[slot as usize].transferred = result;
         self.on_written_part(slot);
     }

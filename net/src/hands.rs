@@ -26,6 +26,15 @@ use crate::relocate::Moved;
 use crate::ring::{Completion, Op, Ring, Token};
 use crate::stats::HandsStats;
 
+/// One round of waiting for the last operations, at most.
+const ROUND: Duration = Duration::from_millis(10);
+
+/// Only the disk may take its time; a second is far beyond what a healthy one needs.
+const ROUNDS_MAX: usize = 100;
+
+/// A write is waited for ten times as long: to give up on it costs the process.
+const WRITE_ROUNDS_MAX: usize = 10 * ROUNDS_MAX;
+
 /// The hands of one core. They belong to the thread that made them.
 #[derive(Debug)]
 pub struct Hands {
@@ -248,7 +257,8 @@ impl Hands {
         self.arm_wake();
     }
 
-    /// Ends every operation and waits for its completion. `false`: the kernel kept some.
+    /// Ends every operation and waits for its completion. `false`: the kernel kept some, but none
+    /// that touches the memory of others.
     fn quiesce(&mut self) -> bool {
         for slot in 0..self.listeners.len() as u32 {
             self.stop_listener(slot);
@@ -262,20 +272,26 @@ impl Hands {
                 }
             }
         }
-        // Only the disk may take its time; a second is far beyond what a healthy one needs.
-        const ROUNDS_MAX: usize = 100;
         let mut batch = Vec::new();
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..WRITE_ROUNDS_MAX {
             if self.ring.inflight() == 0 {
                 return true;
             }
-            self.ring.wait(Duration::from_millis(10));
+            if round >= ROUNDS_MAX && self.disk.writing == 0 {
+                return false;
+            }
+            self.ring.wait(ROUND);
             batch.clear();
             self.ring.take(&mut batch);
             // Closed by the drop below, not twice; and what got its descriptor meanwhile is.
             for completion in &batch {
                 self.forget(completion);
             }
+        }
+        if self.disk.writing > 0 {
+            // Our own buffers can be leaked, but whoever lent us theirs frees them when we return.
+            eprintln!("a write to the disk does not end: aborting, so that it writes no garbage");
+            std::process::abort();
         }
         self.ring.inflight() == 0
     }
@@ -289,6 +305,7 @@ impl Hands {
             }
             // The descriptor is closed: keep `drop` from closing a stranger's.
             Op::Close => self.table[slot].flags.set(Flags::GONE),
+            Op::Write => self.disk.writing -= 1,
             _ => {}
         }
     }

@@ -7,7 +7,9 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 
 use net::{Event, HandsOptions, NoBuffer, READ_BYTES_MAX, ReadBuf, WriteMode};
 use world::{World, pattern, ways};
@@ -133,4 +135,39 @@ fn dropping_the_hands_waits_for_writes_in_flight() {
     let mut back = vec![0; 8192];
     File::open(&path).unwrap().read_exact_at(&mut back, 0).unwrap();
     assert!(back == page.0);
+}
+
+/// The name of the variable that makes the test below the process that dies.
+const VICTIM: &str = "NET_TEST_DROP_WITH_A_WRITE_THAT_HANGS";
+
+/// A pipe that nobody reads stands for a disk that does not answer. The process that drops its
+/// hands then must not go on, since it would free memory that is still to be written.
+#[test]
+fn dropping_the_hands_before_a_write_that_hangs_aborts() {
+    if std::env::var_os(VICTIM).is_some() {
+        drop_with_a_write_that_hangs();
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", "dropping_the_hands_before_a_write_that_hangs_aborts"])
+        .env(VICTIM, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{told}");
+    assert!(told.contains("a write to the disk does not end"), "{told}");
+}
+
+fn drop_with_a_write_that_hangs() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let page = Box::new(Page([0; 8192]));
+    let mut world = World::new(HandsOptions::default());
+    // SAFETY: `page` is dropped behind the hands. What is more than a pipe holds must wait.
+    unsafe {
+        for tag in 0..256 {
+            let (ptr, mode) = (page.0.as_ptr(), WriteMode::Dsync);
+            world.hands.write(tag, writer.as_raw_fd(), ptr, 8192, 0, mode);
+        }
+    }
+    drop(world);
 }
