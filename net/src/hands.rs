@@ -24,6 +24,7 @@ use crate::listen::Listener;
 use crate::options::{Features, HandsOptions};
 use crate::relocate::Moved;
 use crate::ring::{Completion, Op, Ring, Token};
+use crate::send::UNSENT_BYTES_MAX_TOTAL;
 use crate::stats::HandsStats;
 
 /// One round of waiting for the last operations, at most.
@@ -57,6 +58,9 @@ pub struct Hands {
     pub(crate) dirty: Vec<ConnId>,
     /// Connections with something to send that may wait for company.
     pub(crate) late: Vec<ConnId>,
+    /// Bytes that all connections together have to send, those that are closing included.
+    pub(crate) unsent_bytes: usize,
+    pub(crate) unsent_bytes_max_total: usize,
     /// Connections that may flush or linger until the time given; the times only rise.
     pub(crate) closing: VecDeque<(u64, ConnId)>,
     /// As of the last tick.
@@ -94,6 +98,8 @@ impl Hands {
             lent: Vec::new(),
             dirty: Vec::new(),
             late: Vec::new(),
+            unsent_bytes: 0,
+            unsent_bytes_max_total: UNSENT_BYTES_MAX_TOTAL,
             closing: VecDeque::new(),
             now_ms: 0,
             stats: HandsStats::default(),
@@ -125,6 +131,7 @@ impl Hands {
             conns: self.table.live(),
             table_bytes: self.table.bytes(),
             send_buffers: self.buffers.outgoing.used(),
+            unsent_bytes: self.unsent_bytes,
             slices: self.buffers.arena.used(),
             inflight: self.ring.inflight(),
             ..self.stats

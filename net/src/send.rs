@@ -2,12 +2,20 @@
 //!
 //! The kernel's send is most of what a message costs, so coalescing is where the speed is. What a
 //! connection may leave unsent is bounded twice: above `send_pause_bytes` it is not read any more,
-//! above `send_buffer_bytes_max` it is cut.
+//! above `send_buffer_bytes_max` it is cut. What all of them leave is bounded, too: above
+//! [`Hands::limit_unsent`] those that have more than a little are cut when they ask for more.
 
 use crate::close::CloseReason;
 use crate::conn::{ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
+
+/// How much all connections of one core may leave unsent before it is told otherwise.
+pub(crate) const UNSENT_BYTES_MAX_TOTAL: usize = 256 << 20;
+
+/// What any connection may have unsent, however much the others have: whoever reads is not to
+/// suffer from those that do not.
+const LITTLE_BYTES: usize = 16 << 10;
 
 /// What became of late bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,7 +30,9 @@ impl Hands {
     /// Appends `bytes` to what the connection has to send; nothing goes out before
     /// [`flush`](Hands::flush), [`wait`](Hands::wait) or [`park`](Hands::park).
     ///
-    /// More than `send_buffer_bytes_max` unsent cuts the connection (`CloseReason::SlowReader`).
+    /// More than `send_buffer_bytes_max` unsent cuts the connection (`CloseReason::SlowReader`). So
+    /// does asking for more while all connections together are at their bound
+    /// ([`limit_unsent`](Hands::limit_unsent)) and this one has more than 16 KiB unsent already.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
         if let Some(slot) = self.append(conn, bytes) {
             self.mark_dirty(slot);
@@ -65,14 +75,26 @@ impl Hands {
         flushed
     }
 
+    /// Bounds the bytes that all connections of this core together may leave unsent; 256 MiB if
+    /// never called. A connection with little unsent may go beyond it, see [`send`](Hands::send).
+    pub fn limit_unsent(&mut self, bytes_max_total: usize) {
+        self.unsent_bytes_max_total = bytes_max_total;
+    }
+
+    /// Whether the connection may have `more` bytes in addition to those unsent.
+    fn has_send_room(&self, slot: u32, more: usize) -> bool {
+        let unsent = self.unsent_in(slot);
+        let crowded = self.unsent_bytes + more > self.unsent_bytes_max_total;
+        unsent + more <= self.options.send_buffer_bytes_max && !(crowded && unsent > LITTLE_BYTES)
+    }
+
     /// Puts bytes behind what is unsent; `None` when nobody is there to get them.
     fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<u32> {
         let slot = self.table.open(conn)?;
         if bytes.is_empty() || self.table[slot].flags.any(Flags::DEAF) {
             return None;
         }
-        let unsent = self.unsent_in(slot) + bytes.len();
-        if unsent > self.options.send_buffer_bytes_max {
+        if !self.has_send_room(slot, bytes.len()) {
             self.cut(slot, CloseReason::SlowReader);
             return None;
         }
@@ -81,8 +103,9 @@ impl Hands {
             entry.outgoing = self.buffers.outgoing.take();
         }
         self.buffers.outgoing.append(entry.outgoing, bytes);
-        if unsent > self.options.send_pause_bytes {
-            entry.flags.set(Flags::CHOKED);
+        self.unsent_bytes += bytes.len();
+        if self.unsent_in(slot) > self.options.send_pause_bytes {
+            self.table[slot].flags.set(Flags::CHOKED);
         }
         Some(slot)
     }
@@ -138,6 +161,7 @@ impl Hands {
         entry.flags.clear(Flags::SEND);
         let sent = usize::try_from(result).unwrap_or(0);
         self.buffers.outgoing.returned(entry.outgoing, sent);
+        self.unsent_bytes -= sent;
         self.stats.bytes_out += sent as u64;
         if !entry.flags.any(Flags::OPEN.or(Flags::FLUSHING)) {
             return self.finish(slot);
@@ -183,6 +207,7 @@ impl Hands {
     }
 
     pub(crate) fn release_outgoing(&mut self, slot: u32) {
+        self.unsent_bytes -= self.unsent_in(slot);
         let index = std::mem::replace(&mut self.table[slot].outgoing, NONE);
         if index != NONE {
             self.buffers.outgoing.release(index);

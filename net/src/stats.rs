@@ -37,6 +37,8 @@ pub struct HandsStats {
     pub table_bytes: usize,
     /// Connections with something to send, now.
     pub send_buffers: usize,
+    /// Bytes the kernel has not taken yet, of all connections, now.
+    pub unsent_bytes: usize,
     /// Arena slices in use, now.
     pub slices: usize,
     /// Operations in flight in the ring, now.

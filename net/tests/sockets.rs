@@ -406,6 +406,45 @@ fn a_reader_that_never_reads_is_cut() {
     }
 }
 
+/// Many that do not read are bounded together, below what each may have, and only those that have
+/// much pay for it.
+#[test]
+fn slow_readers_are_bounded_together() {
+    const TOTAL: usize = 1 << 20;
+    const ONE: usize = 16 << 10;
+    for options in ways() {
+        assert!(options.send_buffer_bytes_max >= TOTAL, "the bound of one would hide that of all");
+        let mut world = World::new(options);
+        world.hands.limit_unsent(TOTAL);
+        let (mut reading, reader) = world.connect();
+        let slow: Vec<_> = (0..4).map(|_| connect_small_window(&mut world)).collect();
+        // Everyone gets the same in turn; nothing is flushed, so nothing is taken.
+        let chunk = pattern(ONE);
+        for _ in 0..TOTAL / ONE / slow.len() {
+            slow.iter().for_each(|(_, conn)| world.hands.send(*conn, &chunk));
+        }
+        let held = |world: &World| world.hands.stats().unsent_bytes;
+        let cuts = |world: &World| world.hands.stats().closed[CloseReason::SlowReader as usize];
+        assert_eq!((held(&world), cuts(&world)), (TOTAL, 0));
+
+        // Full: whoever has little is served, the one that has much and asks for more is cut.
+        world.hands.send(reader, b"yours");
+        assert_eq!((held(&world), cuts(&world)), (TOTAL + 5, 0));
+        world.hands.send(slow[1].1, b"!");
+        assert_eq!(closed(&mut world, slow[1].1), CloseReason::SlowReader);
+        let mut got = [0; 5];
+        reading.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"yours");
+
+        // What it held is room for others.
+        world.until_state("room", |hands| hands.stats().unsent_bytes <= TOTAL * 3 / 4);
+        world.hands.send(slow[0].1, &chunk);
+        assert_eq!(cuts(&world), 1);
+        drop((slow, reading));
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn peers_leave() {
     for options in ways() {
