@@ -58,6 +58,8 @@ pub struct Hands {
     pub(crate) dirty: Vec<ConnId>,
     /// Connections with something to send that may wait for company.
     pub(crate) late: Vec<ConnId>,
+    /// The same, and since before the last [`Hands::age_late`].
+    pub(crate) late_before: Vec<ConnId>,
     /// Bytes that all connections together have to send, those that are closing included.
     pub(crate) unsent_bytes: usize,
     pub(crate) unsent_bytes_max_total: usize,
@@ -98,6 +100,7 @@ impl Hands {
             lent: Vec::new(),
             dirty: Vec::new(),
             late: Vec::new(),
+            late_before: Vec::new(),
             unsent_bytes: 0,
             unsent_bytes_max_total: UNSENT_BYTES_MAX_TOTAL,
             closing: VecDeque::new(),

@@ -53,14 +53,23 @@ impl Hands {
 
     /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting.
     pub fn has_late(&self) -> bool {
-        !self.late.is_empty()
+        !self.late.is_empty() || !self.late_before.is_empty()
     }
 
     /// Lets everything late go out with the next flush, and tells how much of it had found company
     /// in the meantime.
     pub fn flush_late(&mut self) -> LateFlush {
+        let older = self.age_late();
+        let newer = self.age_late();
+        LateFlush { joined: older.joined + newer.joined, alone: older.alone + newer.alone }
+    }
+
+    /// As [`flush_late`](Hands::flush_late), for what was there at the call before this one. Called
+    /// every now and then, it lets nothing wait for more than two such times, and everything for
+    /// at least one.
+    pub fn age_late(&mut self) -> LateFlush {
         let mut flushed = LateFlush::default();
-        let mut late = std::mem::take(&mut self.late);
+        let mut late = std::mem::take(&mut self.late_before);
         for conn in late.drain(..) {
             let Some(slot) = self.table.current(conn) else { continue };
             let entry = &self.table[slot];
@@ -71,7 +80,7 @@ impl Hands {
                 self.mark_dirty(slot);
             }
         }
-        self.late = late;
+        self.late_before = std::mem::replace(&mut self.late, late);
         flushed
     }
 

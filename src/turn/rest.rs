@@ -33,9 +33,9 @@ pub(super) struct Rest {
     late: Late,
 }
 
-/// A confirmation waits no longer than this for a delivery to share its send
-/// with, and only while the core has other work.
-const LATE_NS_MAX: u64 = 20_000_000;
+/// A confirmation waits for a delivery to share its send with at most between
+/// once and twice this long, and only while the core has other work.
+const LATE_NS: u64 = 10_000_000;
 /// How long a core with nothing else to do waits for such company.
 const HOLD: Duration = Duration::from_millis(1);
 /// It does so while at least this share of what it held found company...
@@ -85,8 +85,9 @@ impl Core {
             return;
         }
         let since = *self.rest.late.since_ns.get_or_insert(self.now.mono_ns);
-        if self.now.mono_ns - since >= LATE_NS_MAX {
-            self.flush_late();
+        if self.now.mono_ns - since >= LATE_NS {
+            let flushed = self.hands.age_late();
+            self.rest.late.learn(flushed);
         }
     }
 
