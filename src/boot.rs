@@ -223,6 +223,7 @@ fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
         arena_slices: plan.arena_slices,
         send_buffer_bytes_max: plan.send_buffer_bytes_max,
         send_pause_bytes: plan.send_pause_bytes,
+        unsent_bytes_max_total: HandsOptions::default().unsent_bytes_max_total,
         partial_bytes_max_total: plan.partial_bytes_max_per_shard,
         conns_max: plan.conns_max_per_shard,
         direct_descriptors: plan.direct_descriptors,

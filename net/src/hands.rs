@@ -24,7 +24,6 @@ use crate::listen::Listener;
 use crate::options::{Features, HandsOptions};
 use crate::relocate::Moved;
 use crate::ring::{Completion, Op, Ring, Token};
-use crate::send::UNSENT_BYTES_MAX_TOTAL;
 use crate::stats::HandsStats;
 
 /// One round of waiting for the last operations, at most.
@@ -62,7 +61,6 @@ pub struct Hands {
     pub(crate) late_before: Vec<ConnId>,
     /// Bytes that all connections together have to send, those that are closing included.
     pub(crate) unsent_bytes: usize,
-    pub(crate) unsent_bytes_max_total: usize,
     /// Connections that may flush or linger until the time given; the times only rise.
     pub(crate) closing: VecDeque<(u64, ConnId)>,
     /// As of the last tick.
@@ -102,7 +100,6 @@ impl Hands {
             late: Vec::new(),
             late_before: Vec::new(),
             unsent_bytes: 0,
-            unsent_bytes_max_total: UNSENT_BYTES_MAX_TOTAL,
             closing: VecDeque::new(),
             now_ms: 0,
             stats: HandsStats::default(),

@@ -83,6 +83,10 @@ pub struct HandsOptions {
     pub send_buffer_bytes_max: usize,
     /// A connection with more unsent bytes than this is not read until half of them are gone.
     pub send_pause_bytes: usize,
+    /// Bound on the bytes that all connections of the core together may leave unsent. While they
+    /// are above it, a connection that asks for more and has more than 16 KiB unsent already is
+    /// cut as a slow reader.
+    pub unsent_bytes_max_total: usize,
     /// Bound on the memory of all incomplete frames together. The connection that would exceed it
     /// is cut.
     pub partial_bytes_max_total: usize,
@@ -102,6 +106,7 @@ impl Default for HandsOptions {
             arena_slices: 256,
             send_buffer_bytes_max: 1 << 20,
             send_pause_bytes: 64 << 10,
+            unsent_bytes_max_total: 256 << 20,
             partial_bytes_max_total: 64 << 20,
             conns_max: 1 << 20,
             direct_descriptors: false,

@@ -3,15 +3,12 @@
 //! The kernel's send is most of what a message costs, so coalescing is where the speed is. What a
 //! connection may leave unsent is bounded twice: above `send_pause_bytes` it is not read any more,
 //! above `send_buffer_bytes_max` it is cut. What all of them leave is bounded, too: above
-//! [`Hands::limit_unsent`] those that have more than a little are cut when they ask for more.
+//! `unsent_bytes_max_total` those that have more than a little are cut when they ask for more.
 
 use crate::close::CloseReason;
 use crate::conn::{ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
-
-/// How much all connections of one core may leave unsent before it is told otherwise.
-pub(crate) const UNSENT_BYTES_MAX_TOTAL: usize = 256 << 20;
 
 /// What any connection may have unsent, however much the others have: whoever reads is not to
 /// suffer from those that do not.
@@ -32,7 +29,7 @@ impl Hands {
     ///
     /// More than `send_buffer_bytes_max` unsent cuts the connection (`CloseReason::SlowReader`). So
     /// does asking for more while all connections together are at their bound
-    /// ([`limit_unsent`](Hands::limit_unsent)) and this one has more than 16 KiB unsent already.
+    /// (`unsent_bytes_max_total`) and this one has more than 16 KiB unsent already.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
         if let Some(slot) = self.append(conn, bytes) {
             self.mark_dirty(slot);
@@ -84,16 +81,10 @@ impl Hands {
         flushed
     }
 
-    /// Bounds the bytes that all connections of this core together may leave unsent; 256 MiB if
-    /// never called. A connection with little unsent may go beyond it, see [`send`](Hands::send).
-    pub fn limit_unsent(&mut self, bytes_max_total: usize) {
-        self.unsent_bytes_max_total = bytes_max_total;
-    }
-
     /// Whether the connection may have `more` bytes in addition to those unsent.
     fn has_send_room(&self, slot: u32, more: usize) -> bool {
         let unsent = self.unsent_in(slot);
-        let crowded = self.unsent_bytes + more > self.unsent_bytes_max_total;
+        let crowded = self.unsent_bytes + more > self.options.unsent_bytes_max_total;
         unsent + more <= self.options.send_buffer_bytes_max && !(crowded && unsent > LITTLE_BYTES)
     }
 

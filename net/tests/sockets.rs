@@ -412,10 +412,10 @@ fn a_reader_that_never_reads_is_cut() {
 fn slow_readers_are_bounded_together() {
     const TOTAL: usize = 1 << 20;
     const ONE: usize = 16 << 10;
-    for options in ways() {
+    for mut options in ways() {
+        options.unsent_bytes_max_total = TOTAL;
         assert!(options.send_buffer_bytes_max >= TOTAL, "the bound of one would hide that of all");
         let mut world = World::new(options);
-        world.hands.limit_unsent(TOTAL);
         let (mut reading, reader) = world.connect();
         let slow: Vec<_> = (0..4).map(|_| connect_small_window(&mut world)).collect();
         // Everyone gets the same in turn; nothing is flushed, so nothing is taken.
