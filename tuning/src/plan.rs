@@ -123,7 +123,8 @@ pub struct Plan {
     pub send_pause_bytes: usize,
     /// Users that one shard keeps known.
     pub users_max_per_shard: usize,
-    /// Messages waiting in all inboxes of one shard (16 bytes of index each).
+    /// Messages waiting in all inboxes of one shard (16 bytes of index each);
+    /// as many pairs of a device and an inbox are remembered at most.
     pub waiting_messages_max_per_shard: usize,
     /// The soft limit of descriptors to raise to.
     pub nofile_target: u64,
