@@ -204,7 +204,8 @@ fn is_end(error: &io::Error) -> bool {
 /// A message of these tests: who, the how-manieth to this recipient, and
 /// whether it is guaranteed. Bodies have many lengths, some of several blocks.
 fn body(sender: &str, number: u64, is_guaranteed: bool) -> Vec<u8> {
-    let length = (number * 7919 % 1500) as usize + if number.is_multiple_of(97) { 20_000 } else { 0 };
+    let length =
+        (number * 7919 % 1500) as usize + if number.is_multiple_of(97) { 20_000 } else { 0 };
     let class = if is_guaranteed { 'g' } else { 'b' };
     let mut body = format!("{sender} {number} {class} ").into_bytes();
     body.resize(body.len() + length, b'.');
