@@ -5,7 +5,7 @@
 //! and the next one that fits says how many. What is logged is chosen by the
 //! callers: names and counts, never tokens or message bodies.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -49,6 +49,7 @@ pub(crate) fn start(config: &Config) -> Log {
     let lines = tracing_subscriber::fmt()
         .with_max_level(filter(config.log_level))
         .with_target(false)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(queue.clone());
     match config.log_format {
         LogFormat::Text => lines.init(),
