@@ -119,6 +119,7 @@ impl Core {
             self.reap();
             self.take_from_mesh();
             self.commit();
+            self.prepare_segment();
             self.send();
             self.tick();
             self.turns += 1;
@@ -165,7 +166,6 @@ impl Core {
             self.ticked_ns = self.now.mono_ns;
             self.hands.tick(self.now.mono_ns / 1_000_000);
             self.tell(Input::Tick);
-            self.prepare_segment();
             self.drain_if_asked();
             self.apply();
         }

@@ -79,14 +79,16 @@ impl Segments {
         Some((file.as_raw_fd(), segment::file_offset(lsn, self.dir.segment_bytes)))
     }
 
-    /// The segment to make next, once the one that holds `end` is half full.
-    /// Answers the same until it is adopted: the caller runs one job at a time,
-    /// and may ask again after a failure.
+    /// The segment to make next, once less than one and a half are left. The
+    /// whole one is a reserve: when no next one can be made because the disk is
+    /// full, what is under way and acknowledgements still have a place, also
+    /// after a restart. Answers the same until it is adopted: the caller runs
+    /// one job at a time, and may ask again after a failure.
     pub fn wants_next(&self, end: Lsn) -> Option<Prepare> {
         let missing = self.first_missing();
-        let half = segment::base(missing, self.dir.segment_bytes)
-            .saturating_sub(self.dir.segment_bytes / 2);
-        (end >= half).then(|| self.prepare(missing))
+        let ahead = self.dir.segment_bytes + self.dir.segment_bytes / 2;
+        let due = segment::base(missing, self.dir.segment_bytes).saturating_sub(ahead);
+        (end >= due).then(|| self.prepare(missing))
     }
 
     /// Takes a segment that is ready.

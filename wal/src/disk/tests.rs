@@ -156,20 +156,19 @@ fn every_mode_writes_what_recovery_reads() {
 }
 
 #[test]
-fn the_next_segment_is_asked_for_at_half() {
+fn one_and_a_half_segments_are_kept_ahead() {
     let (dir, _) = filled(1);
     let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
     let mut segments = shard.open_segments(4096, DirectMode::BufferedFdatasync).unwrap();
-    assert!(segments.wants_next(SEGMENT_BYTES / 2 - 1).is_none());
     assert!(segments.has_space_for(SEGMENT_BYTES) && !segments.has_space_for(SEGMENT_BYTES + 1));
     assert_eq!(segments.locate(SEGMENT_BYTES), None);
-    let job = segments.wants_next(SEGMENT_BYTES / 2).unwrap();
+    let job = segments.wants_next(0).unwrap();
     let prepared = std::thread::scope(|scope| scope.spawn(|| job.run()).join().unwrap()).unwrap();
     segments.adopt(prepared);
     assert!(segments.has_space_for(2 * SEGMENT_BYTES));
     assert_eq!(segments.locate(SEGMENT_BYTES + 5).unwrap().1, 4096 + 5);
-    assert!(segments.wants_next(SEGMENT_BYTES).is_none());
-    assert!(segments.wants_next(SEGMENT_BYTES + SEGMENT_BYTES / 2).is_some());
+    assert!(segments.wants_next(SEGMENT_BYTES / 2 - 1).is_none());
+    assert!(segments.wants_next(SEGMENT_BYTES / 2).is_some());
     // It is whole on the disk, and recovery finds nothing in it.
     assert_eq!(recover(&shard).unwrap().0.segments, 2);
     assert_eq!(recover(&shard).unwrap().0.torn, None);
