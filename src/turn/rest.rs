@@ -38,10 +38,12 @@ pub(super) struct Rest {
 const LATE_NS: u64 = 10_000_000;
 /// How long a core with nothing else to do waits for such company.
 const HOLD: Duration = Duration::from_millis(1);
-/// It does so while at least this share of what it held found company...
+/// Nothing is held back unless at least this share of it finds company...
 const WORTH: f32 = 0.5;
-/// ...and otherwise once in so many times, to see whether that has changed.
-const PROBE: u32 = 32;
+/// ...except for so long...
+const PROBE_NS: u64 = 20_000_000;
+/// ...once in so long, to see whether that has changed.
+const PROBE_EVERY_NS: u64 = 4_000_000_000;
 
 /// Whether holding confirmations back pays: it does when clients answer each
 /// other, it only delays when they send to somebody who is not there.
@@ -50,19 +52,27 @@ struct Late {
     since_ns: Option<u64>,
     /// Moving average of the share that found company.
     gain: f32,
-    refused: u32,
+    /// When to look again, and until when.
+    probe_ns: u64,
+    probe_until_ns: u64,
 }
 
 impl Default for Late {
     fn default() -> Late {
-        Late { since_ns: None, gain: 1.0, refused: 0 }
+        Late { since_ns: None, gain: 1.0, probe_ns: 0, probe_until_ns: 0 }
     }
 }
 
 impl Late {
-    fn is_worth_holding(&mut self) -> bool {
-        self.refused = if self.gain >= WORTH { 0 } else { (self.refused + 1) % PROBE };
-        self.refused == 0
+    fn is_worth_holding(&mut self, now_ns: u64) -> bool {
+        if self.gain >= WORTH {
+            return true;
+        }
+        if now_ns >= self.probe_ns {
+            self.probe_ns = now_ns + PROBE_EVERY_NS;
+            self.probe_until_ns = now_ns + PROBE_NS;
+        }
+        now_ns < self.probe_until_ns
     }
 
     fn learn(&mut self, flushed: net::LateFlush) {
@@ -82,6 +92,11 @@ impl Core {
     pub(super) fn flush_overdue(&mut self) {
         if !self.hands.has_late() {
             self.rest.late.since_ns = None;
+            return;
+        }
+        if !self.rest.late.is_worth_holding(self.now.mono_ns) {
+            self.rest.late.since_ns = None;
+            self.hands.flush_late();
             return;
         }
         let since = *self.rest.late.since_ns.get_or_insert(self.now.mono_ns);
@@ -110,7 +125,8 @@ impl Core {
         if self.must_go_on() {
             return;
         }
-        let is_holding = self.hands.has_late() && was_busy && self.rest.late.is_worth_holding();
+        let is_holding =
+            self.hands.has_late() && was_busy && self.rest.late.is_worth_holding(now_ns);
         if !is_holding {
             self.flush_late();
         }
