@@ -59,6 +59,8 @@ pub struct Setup {
     /// Removed with the last clone.
     _temporary: Option<Arc<TempDir>>,
     arguments: Vec<OsString>,
+    listen: SocketAddr,
+    admin: SocketAddr,
     /// The hard limit of descriptors.
     nofile: Option<u64>,
 }
@@ -78,6 +80,8 @@ impl Setup {
             data_dir: data_dir.to_owned(),
             _temporary: None,
             arguments: Vec::new(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             nofile: None,
         };
         setup
@@ -100,6 +104,16 @@ impl Setup {
     pub fn argument(mut self, argument: &str) -> Setup {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// On this address instead of a free port.
+    pub fn listen(self, listen: SocketAddr) -> Setup {
+        Setup { listen, ..self }
+    }
+
+    /// With the admin HTTP on this address instead of a free port.
+    pub fn admin(self, admin: SocketAddr) -> Setup {
+        Setup { admin, ..self }
     }
 
     /// With this many descriptors at most.
@@ -188,7 +202,7 @@ impl Setup {
             Some(nofile) => {
                 let mut command = Command::new("/bin/sh");
                 let script =
-                    format!("ulimit -Hn {nofile} && ulimit -Sn {nofile} && exec \"$0\" \"$@\"");
+                    format!("ulimit -Sn {nofile} && ulimit -Hn {nofile} && exec \"$0\" \"$@\"");
                 command.args(["-c", &script, binary]);
                 command
             }
@@ -201,7 +215,7 @@ impl Setup {
         command
             .arg("--data-dir")
             .arg(&self.data_dir)
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--listen", &self.listen.to_string(), "--admin", &self.admin.to_string()])
             .args(&self.arguments)
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())

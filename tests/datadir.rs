@@ -1,0 +1,515 @@
+//! Everything that can be wrong with a data directory, the ports or the limits
+//! when the real server starts: a sentence that says what to do, the right exit
+//! code, and nothing lost.
+
+mod server;
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use client::blocking::{Client, Notice};
+use server::peer::Peer;
+use server::{Deadline, PATIENCE, Server, Setup};
+use wal::manifest::Manifest;
+use wire::id::Class;
+use wire::refuse::Code;
+
+/// A directory of one shard with this many messages for "bob", each confirmed
+/// and each in a commit of its own, left behind by a crash.
+fn written(setup: &Setup, messages: usize) {
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    for n in 0..messages {
+        alice.send_and_wait(b"bob", body(n).as_bytes(), PATIENCE).unwrap();
+    }
+    server.kill();
+}
+
+/// One can be found in a file.
+fn body(n: usize) -> String {
+    format!("this is message number {n:06}")
+}
+
+#[track_caller]
+fn check_messages(server: &Server, messages: usize) {
+    let mut bob = server.v2("bob", 1);
+    for n in 0..messages {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), body(n));
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    assert!(bob.next_delivery(std::time::Duration::ZERO).unwrap().is_none(), "nothing more");
+}
+
+fn segment(setup: &Setup, index: u32) -> PathBuf {
+    setup.data_dir().join(format!("shard-0000/segment-{index:010}.log"))
+}
+
+/// Turns one bit of the first place where `text` stands in a file; gives the
+/// place.
+#[track_caller]
+fn damage(path: &Path, text: &str) -> u64 {
+    let bytes = fs::read(path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+    let at = at.unwrap_or_else(|| panic!("'{text}' is not in {}", path.display())) as u64;
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 1]).unwrap();
+    at
+}
+
+/// Every file below a directory with its bytes, the lock's apart.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.extension().is_some_and(|extension| extension == "tmp") {
+            // A segment that a kill left unfinished; every boot removes those.
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            let bytes = fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Refused with code 3 and these words, and not a byte has changed.
+#[track_caller]
+fn check_untouched(setup: &Setup, told: &[&str]) -> String {
+    let before = contents(setup.data_dir());
+    let stderr = setup.check_refused(3, told);
+    assert!(contents(setup.data_dir()) == before, "something has changed: {stderr}");
+    stderr
+}
+
+#[test]
+fn a_running_server_keeps_others_out() {
+    let server = Setup::new().shards(2).start();
+    let pid = server.pid().to_string();
+    let words = ["in use", &pid, "choose another directory"];
+    server.setup().check_refused(3, &words);
+    // It is not hurt by that.
+    drop(server.v2("alice", 1));
+    // Nor does its death leave a lock behind.
+    let server = server.crash_and_restart();
+    drop(server.v2("alice", 1));
+}
+
+#[test]
+fn another_number_of_shards_is_refused() {
+    let setup = Setup::new().shards(3);
+    drop(setup.start());
+    let other = Setup::in_dir(setup.data_dir());
+    check_untouched(&other.clone().shards(2), &["3 shards", "2 are asked for", "--shards 3"]);
+    // Without being asked it keeps what it has.
+    let server = other.start();
+    assert_eq!(server.metric("iris_shards"), 3.0);
+}
+
+#[test]
+fn another_format_is_refused() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 3);
+    let path = setup.data_dir().join("manifest.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("format = 1\n", "format = 2\n")).unwrap();
+    check_untouched(&setup, &["format 2", "reads format 1", "or a newer one"]);
+    // An edited manifest is noticed.
+    fs::write(&path, text.replace("shards = 1\n", "shards = 2\n")).unwrap();
+    check_untouched(&setup, &["manifest.toml", "edited or damaged", "backup"]);
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    check_untouched(&setup, &["manifest.toml", "backup"]);
+    fs::write(&path, [0xff, 0xfe, 0]).unwrap();
+    check_untouched(&setup, &["manifest.toml", "not text"]);
+    fs::remove_file(&path).unwrap();
+    check_untouched(&setup, &["no manifest.toml", "shard-0000"]);
+    fs::write(&path, text).unwrap();
+    check_messages(&setup.start(), 3);
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_left_alone() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("thesis.txt"), "all there is").unwrap();
+    let setup = Setup::in_dir(home.path()).shards(1);
+    check_untouched(&setup, &["thesis.txt", "choose an empty or new directory"]);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1, "nothing was added");
+}
+
+#[test]
+fn what_is_no_directory_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "a file").unwrap();
+    Setup::in_dir(&file).check_refused(2, &["is a file", "name a directory"]);
+    Setup::in_dir(&file.join("below")).check_refused(3, &["not a directory"]);
+    // A device is neither.
+    Setup::in_dir(Path::new("/dev/null")).check_refused(3, &["not a directory"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a file");
+    // What is not there is made, parents included.
+    let deep = home.path().join("a/b/c");
+    drop(Setup::in_dir(&deep).start());
+    assert!(Manifest::load(&deep).is_ok());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let setup = Setup::new().shards(2);
+    drop(setup.start());
+    let shard = setup.data_dir().join("shard-0001");
+    let aside = setup.data_dir().join("../aside");
+    fs::rename(&shard, &aside).unwrap();
+    check_untouched(&setup, &["shard-0001", "missing", "backup"]);
+    fs::rename(&aside, &shard).unwrap();
+    drop(setup.start());
+}
+
+/// Two segments' worth of messages, confirmed in batches.
+fn filled(setup: &Setup) {
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    let body = vec![b'f'; 10_000];
+    for n in 1..=250 {
+        let seq = alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+        if n % 50 == 0 {
+            alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
+        }
+    }
+    server.kill();
+}
+
+#[test]
+fn a_missing_or_cut_segment_stops_the_boot() {
+    let setup = Setup::new().shards(1);
+    filled(&setup);
+    let (first, second) = (segment(&setup, 0), segment(&setup, 1));
+    let aside = setup.data_dir().join("../aside");
+    fs::rename(&first, &aside).unwrap();
+    check_untouched(&setup, &["segment-0000000000.log", "missing"]);
+    // Another one's place.
+    fs::copy(&second, &first).unwrap();
+    check_untouched(&setup, &["segment-0000000000.log"]);
+    // Half of it.
+    let whole = fs::read(&aside).unwrap();
+    fs::write(&first, &whole[..whole.len() / 2]).unwrap();
+    check_untouched(&setup, &["segment-0000000000.log", "bytes long instead of"]);
+    fs::rename(&aside, &first).unwrap();
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for seq in 1..=250 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(delivery.send_seq, seq);
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+}
+
+#[test]
+fn damage_in_the_middle_stops_the_boot() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 60);
+    let path = segment(&setup, 0);
+    for n in [0, 30, 50] {
+        let at = damage(&path, &body(n));
+        let stderr = check_untouched(&setup, &["segment-0000000000.log", "damaged at file offset"]);
+        let told = stderr.split("file offset ").nth(1).and_then(|rest| rest.split(' ').next());
+        let told: u64 = told.unwrap().parse().unwrap();
+        assert!(told <= at && at < told + 8192, "damage at {at}, told {told}");
+        // The same bit again: whole as before.
+        let damaged = body(n).replacen('t', "u", 1);
+        assert_eq!(damage(&path, &damaged), at);
+    }
+    check_messages(&setup.start(), 60);
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_reported() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 40);
+    // The last commit, for which no later one vouches, as if it had been torn.
+    damage(&segment(&setup, 0), &body(39));
+    let server = setup.start();
+    let stderr = server.stderr();
+    assert!(stderr.contains("cut"), "{stderr}");
+    check_messages(&server, 39);
+    // It goes on behind what is left.
+    let mut alice = server.v2("alice", 2);
+    alice.send_and_wait(b"bob", body(39).as_bytes(), PATIENCE).unwrap();
+    let server = server.crash_and_restart();
+    check_messages(&server, 40);
+}
+
+#[test]
+fn strange_files_are_told_of_and_left_alone() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 5);
+    let shard = setup.data_dir().join("shard-0000");
+    fs::write(shard.join("notes.txt"), "mine").unwrap();
+    fs::write(shard.join("segment-0000000009.log.tmp"), "left by a crash").unwrap();
+    let server = setup.start();
+    check_messages(&server, 5);
+    assert!(server.stderr().contains("notes.txt"), "{}", server.stderr());
+    assert!(shard.join("notes.txt").exists(), "not ours to remove");
+    assert!(!shard.join("segment-0000000009.log.tmp").exists(), "ours, and never finished");
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let port = addr.port().to_string();
+    let setup = Setup::new().shards(2);
+    setup.clone().listen(addr).check_refused(4, &[&port, "taken", "--listen"]);
+    setup.clone().admin(addr).check_refused(4, &[&port, "--admin"]);
+    // Also when it is another server that has it.
+    let server = setup.start();
+    let other = Setup::new().shards(1);
+    other.clone().listen(server.addr()).check_refused(4, &["taken", "--listen"]);
+    other.listen("192.0.2.1:0".parse().unwrap()).check_refused(2, &["loopback"]);
+    drop(server.v2("alice", 1));
+}
+
+/// A server may take the port of the one before it at once.
+#[test]
+fn a_port_is_free_again_after_a_stop() {
+    let setup = Setup::new().shards(2);
+    let server = setup.start();
+    let addr = server.addr();
+    // Connections that the server ends leave their traces with the port.
+    let mut peers: Vec<Peer> = (0..20).map(|n| Peer::v1(addr, &format!("user-{n}"))).collect();
+    server.signal(rustix::process::Signal::TERM);
+    peers.iter_mut().for_each(Peer::expect_closed);
+    drop(peers);
+    assert_eq!(server.wait().code, Some(0));
+    let again = setup.clone().listen(addr);
+    match again.try_start() {
+        Ok(server) => assert_eq!(server.addr(), addr),
+        // The kernel gives free ports to other tests, too.
+        Err(ended) => {
+            let taken = TcpListener::bind(addr).is_err();
+            assert!(ended.code == Some(4) && taken, "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn limits_that_are_too_low_are_told_before_anything_starts() {
+    let setup = Setup::new().shards(2);
+    let stderr = setup.clone().nofile(64).check_refused(5, &["RLIMIT_NOFILE 64", "prlimit"]);
+    assert!(stderr.contains("iris-shard doctor"), "{stderr}");
+    assert!(!setup.data_dir().exists(), "nothing was made");
+    // More wanted than there can be.
+    let greedy = setup.clone().set("limits.conns_max", "100000").set("memory_bytes", "8GiB");
+    let greedy = greedy.nofile(1024);
+    greedy.argument("--direct-descriptors").argument("off").check_refused(5, &["RLIMIT_NOFILE"]);
+}
+
+/// Few descriptors are enough for few connections; more are turned away and
+/// hurt nobody.
+#[test]
+fn few_descriptors_serve_few_connections() {
+    let server = Setup::new().shards(1).nofile(300).start();
+    assert!(server.stderr().contains("RLIMIT_NOFILE"), "it says what holds it back");
+    let mut alice = server.v2("alice", 1);
+    let mut bob = server.v2("bob", 1);
+    let crowd: Vec<_> =
+        (0..400).map(|_| std::net::TcpStream::connect(server.addr()).unwrap()).collect();
+    alice.send_and_wait(b"bob", b"in the crowd", PATIENCE).unwrap();
+    assert_eq!(bob.next_delivery(PATIENCE).unwrap().expect("served").body, b"in the crowd");
+    // The admin has a descriptor, too.
+    assert_eq!(server.get("/health").0, 200);
+    drop(crowd);
+    server.wait_metric("iris_connections", |conns| conns == 2.0);
+    drop(server.v2("carol", 1));
+}
+
+/// A file system of a test, gone with it.
+struct Mounted {
+    dir: tempfile::TempDir,
+    /// The file behind a loop device.
+    _image: Option<tempfile::NamedTempFile>,
+}
+
+impl Mounted {
+    /// In memory; `None`, with the reason on stdout, where that is not allowed.
+    fn tmpfs(size: &str) -> Option<Mounted> {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={size},mode=700");
+        let path = dir.path().to_str().expect("a plain path");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", path])?;
+        Some(Mounted { dir, _image: None })
+    }
+
+    /// On a loop device.
+    fn ext4(bytes: u64) -> Option<Mounted> {
+        let dir = tempfile::tempdir().unwrap();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(bytes).unwrap();
+        let (file, path) = (image.path().to_str()?, dir.path().to_str()?);
+        run("mkfs.ext4", &["-q", "-F", "-m", "0", file])?;
+        run("mount", &["-o", "loop", file, path])?;
+        Some(Mounted { dir, _image: Some(image) })
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn make_read_only(&self) -> Option<()> {
+        run("mount", &["-o", "remount,ro", self.path().to_str().expect("a plain path")])
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = run("umount", &["-l", self.path().to_str().expect("a plain path")]);
+    }
+}
+
+/// Runs a program of the system; `None` when that does not work here.
+fn run(program: &str, arguments: &[&str]) -> Option<()> {
+    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
+    match Command::new(program).args(arguments).env("PATH", path).output() {
+        Ok(output) if output.status.success() => Some(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            println!("skipped: {program} {arguments:?}: {said}");
+            None
+        }
+        Err(error) => {
+            println!("skipped: {program}: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_read_only_file_system_is_told() {
+    let Some(mounted) = Mounted::tmpfs("64m") else { return };
+    let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
+    written(&setup, 3);
+    if mounted.make_read_only().is_none() {
+        return;
+    }
+    check_untouched(&setup, &["read-only", "mount it writable"]);
+    // A new directory there cannot be made either.
+    Setup::in_dir(&mounted.path().join("new")).check_refused(3, &["read-only"]);
+}
+
+#[test]
+fn a_full_disk_at_the_start_is_told() {
+    let Some(mounted) = Mounted::tmpfs("1m") else { return };
+    let setup = Setup::in_dir(&mounted.path().join("data")).shards(2);
+    setup.check_refused(3, &["no space is left", "free some"]);
+}
+
+/// Fills the disk with messages until they are refused, and makes room again.
+fn check_full_disk(mounted: &Mounted) {
+    let ballast = mounted.path().join("ballast");
+    fs::write(&ballast, vec![1; 6 << 20]).unwrap();
+    let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    let body = |n: u64| [&n.to_be_bytes()[..], &[b'x'; 20_000]].concat();
+    let mut sent = 0;
+    let deadline = Deadline::new();
+    while !is_refused_for_space(&mut alice) {
+        sent += 1;
+        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
+        deadline.check(|| format!("{sent} messages fit a full disk"));
+    }
+    server.wait_metric("iris_storage_full", |full| full == 1.0);
+    let (status, health) = server.get("/health");
+    assert!(status == 200 && health.contains("refuses new messages"), "{status} {health}");
+    // Deliveries and acknowledgements go on, logins as well.
+    let confirmed = sent - alice.session().unsent() as u64;
+    println!("{confirmed} of {sent} confirmed");
+    assert!(confirmed > 0);
+    let mut bob = server.v2("bob", 1);
+    let take = |bob: &mut Client, numbers: std::ops::RangeInclusive<u64>| {
+        for n in numbers {
+            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+            assert!(delivery.body == body(n), "message {n} is another");
+            bob.ack(delivery.inbox_seq).unwrap();
+        }
+    };
+    take(&mut bob, 1..=confirmed);
+    bob.ping(1, PATIENCE).unwrap();
+    Peer::v1(server.addr(), "old").expect_quiet_v1();
+    // A crash in this state loses nothing, and the next server serves, too.
+    let server = server.crash_and_restart();
+    bob.reconnect(Some(server.addr())).unwrap();
+    alice.reconnect(Some(server.addr())).unwrap();
+    // Until it has found out, what is left is used.
+    while !is_refused_for_space(&mut alice) {
+        sent += 1;
+        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
+        deadline.check(|| "there is room after the crash".to_owned());
+    }
+    // Space returns, and what was refused is taken, by itself.
+    fs::remove_file(&ballast).unwrap();
+    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
+    take(&mut bob, confirmed + 1..=sent);
+    bob.ping(2, PATIENCE).unwrap();
+    server.wait_metric("iris_storage_full", |full| full == 0.0);
+    server.wait_metric("iris_inbox_messages", |waiting| waiting == 0.0);
+    server.stop();
+}
+
+/// Looks for a moment whether a message was refused because the disk is full.
+#[track_caller]
+fn is_refused_for_space(client: &mut Client) -> bool {
+    match client.next_notice(std::time::Duration::from_millis(2)).unwrap() {
+        Some(Notice::Held { code, .. }) => {
+            assert_eq!(code, Code::StorageFull as u16);
+            true
+        }
+        Some(Notice::Gap { .. }) | None => false,
+        Some(other) => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_full_memory_disk_refuses_and_recovers() {
+    if let Some(mounted) = Mounted::tmpfs("14m") {
+        check_full_disk(&mounted);
+    }
+}
+
+#[test]
+fn a_full_real_disk_refuses_and_recovers() {
+    if let Some(mounted) = Mounted::ext4(24 << 20) {
+        check_full_disk(&mounted);
+    }
+}
+
+/// Two servers that start at once on one new directory: one serves, the other
+/// says why it does not.
+#[test]
+fn of_two_that_start_at_once_one_serves() {
+    for _ in 0..5 {
+        let setup = Setup::new().shards(2);
+        let other = setup.clone();
+        let first = thread::spawn(move || other.try_start());
+        let second = setup.try_start();
+        let first = first.join().unwrap();
+        match (first, second) {
+            (Ok(server), Err(ended)) | (Err(ended), Ok(server)) => {
+                assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+                assert!(ended.stderr.contains("in use"), "{}", ended.stderr);
+                drop(server.v2("alice", 1));
+            }
+            (Ok(_), Ok(_)) => panic!("both serve"),
+            (Err(first), Err(second)) => panic!("neither serves: {first:?} {second:?}"),
+        }
+    }
+}
