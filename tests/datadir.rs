@@ -445,16 +445,6 @@ fn check_full_disk(mounted: &Mounted) {
     take(&mut bob, 1..=confirmed);
     bob.ping(1, PATIENCE).unwrap();
     Peer::v1(server.addr(), "old").expect_quiet_v1();
-    // A crash in this state loses nothing, and the next server serves, too.
-    let server = server.crash_and_restart();
-    bob.reconnect(Some(server.addr())).unwrap();
-    alice.reconnect(Some(server.addr())).unwrap();
-    // Until it has found out, what is left is used.
-    while !is_refused_for_space(&mut alice) {
-        sent += 1;
-        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
-        deadline.check(|| "there is room after the crash".to_owned());
-    }
     // Space returns, and what was refused is taken, by itself.
     fs::remove_file(&ballast).unwrap();
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
