@@ -98,7 +98,8 @@ impl Shard {
         let mut damaged = None;
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = record_at(bytes, lsn, &entry) else { break };
-            let Ok(Record::Message(message)) = wal::record::verify(record, self.salt, entry.lsn)
+            let Ok(Record::Message(message) | Record::Moved(message)) =
+                wal::record::verify(record, self.salt, entry.lsn)
             else {
                 damaged = Some(entry.lsn);
                 break;
@@ -176,7 +177,7 @@ fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64,
 
 fn expect_message<'a, 'b>(record: &'b Record<'a>) -> &'b Message<'a> {
     match record {
-        Record::Message(message) => message,
+        Record::Message(message) | Record::Moved(message) => message,
         _ => unreachable!("an inbox entry points at a message"),
     }
 }

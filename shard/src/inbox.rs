@@ -159,6 +159,14 @@ impl Inbox {
         bytes
     }
 
+    /// A waiting message has moved to `lsn`, if it still waits.
+    pub(crate) fn repoint(&mut self, seq: u64, lsn: Lsn) {
+        let Some(at) = seq.checked_sub(self.first) else { return };
+        if let Some(entry) = self.entries.get_mut(at as usize).filter(|entry| !entry.is_hole()) {
+            entry.lsn = lsn;
+        }
+    }
+
     /// Continues the numbering after `seq`. What waits stays; the numbers in
     /// between become holes that nobody gets.
     pub(crate) fn raise_floor(&mut self, seq: u64) {

@@ -58,6 +58,8 @@ impl Replay {
                 let user = self.user(key, name);
                 self.number(user, from_key, device, send_seq, Numbering::Higher);
             }
+            Record::Moved(ref message) => self.moved(lsn, message),
+            Record::Dropped { key, first, last } => self.dropped(key, first, last),
         }
     }
 
@@ -106,6 +108,31 @@ impl Replay {
         inbox.push(lsn, len);
         self.metrics.counters.waiting_messages += 1;
         self.metrics.counters.waiting_bytes += u64::from(len);
+    }
+
+    /// What has been acknowledged since stays so.
+    fn moved(&mut self, lsn: Lsn, message: &Message<'_>) {
+        let Some(at) = self.users.find(message.key) else {
+            self.contradictions += 1;
+            return;
+        };
+        if let Some(inbox) = self.users[at].inbox.as_deref_mut() {
+            inbox.repoint(message.inbox_seq, lsn);
+        }
+    }
+
+    fn dropped(&mut self, key: UserKey, first: u64, last: u64) {
+        let Some(at) = self.users.find(key) else {
+            self.contradictions += 1;
+            return;
+        };
+        let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return };
+        for seq in first.max(inbox.first_seq())..=last.min(inbox.last_seq()) {
+            if inbox.entry(seq).is_some_and(|entry| !entry.is_hole()) {
+                self.metrics.counters.waiting_messages -= 1;
+                self.metrics.counters.waiting_bytes -= inbox.make_hole(seq);
+            }
+        }
     }
 
     fn number(&mut self, user: UserIndex, from: UserKey, device: u64, seq: u64, how: Numbering) {

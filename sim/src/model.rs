@@ -141,7 +141,7 @@ impl Model {
                 self.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
-            Record::Seen { .. } => Ok(()),
+            Record::Seen { .. } | Record::Moved(_) | Record::Dropped { .. } => Ok(()),
         }
     }
 

@@ -10,7 +10,7 @@ use proptest::test_runner::TestCaseError;
 use crate::commit::COMMIT_BYTES;
 use crate::record::encoded_len;
 use crate::record::tests::{Owned, any_record, message};
-use crate::recover::What;
+use crate::recover::{Proof, What};
 use crate::{Appended, BLOCK, Damage, Log, LogOptions, LogStart, Record, Scanner, Torn, Write};
 
 const SALT: u64 = 0x5a17;
@@ -57,9 +57,15 @@ impl Disk {
         self.recover_with(Scanner::new(SALT, options(), 0))
     }
 
+    /// Recovers from a checkpoint on, the log durable up to `vouched`.
+    fn resume(&self, start: LogStart, vouched: u64) -> Result<Recovered, Damage> {
+        self.recover_with(Scanner::resume(start, vouched, options()))
+    }
+
     fn recover_with(&self, mut scanner: Scanner) -> Result<Recovered, Damage> {
         let mut records = Vec::new();
-        for (n, segment) in self.segments.iter().enumerate() {
+        let first = (scanner.next_base() / options().segment_bytes) as usize;
+        for (n, segment) in self.segments.iter().enumerate().skip(first) {
             let base = n as u64 * options().segment_bytes;
             scanner.segment(base, segment, &mut |lsn, len, record| {
                 records.push((Appended { lsn, len }, format!("{record:?}")));
@@ -215,6 +221,76 @@ fn a_log_may_begin_at_a_later_segment() {
     assert_eq!((start.lsn, start.commit_seq, torn, count), (log.durable(), 40, None, 24));
 }
 
+/// The checkpoints of a log of `n` commits of one block each, one before each
+/// commit and one after the last, and what is on the disk.
+fn checkpoints(n: usize) -> (Vec<LogStart>, Disk) {
+    let (mut log, mut disk) = (Log::new(options(), LogStart::fresh(SALT)), Disk::default());
+    let mut starts = vec![log.checkpoint()];
+    for fill in 0..n {
+        let (write, bytes) = commit(&mut log, fill as u8, 500);
+        starts.push(log.checkpoint());
+        disk.write(write, &bytes, |_| true);
+        log.written(write.lsn, true);
+    }
+    (starts, disk)
+}
+
+#[test]
+fn a_checkpoint_is_before_what_is_not_sealed() {
+    let mut log = Log::new(options(), LogStart::fresh(SALT));
+    assert_eq!(log.checkpoint(), LogStart::fresh(SALT));
+    log.append(&Record::Message(message(b"open")), 5).unwrap();
+    assert_eq!(log.checkpoint().lsn, 0);
+    let write = log.next_write().unwrap();
+    let sealed = log.checkpoint();
+    assert_eq!((sealed.lsn, sealed.commit_seq, sealed.hlc_ms), (u64::from(write.len), 1, 5));
+    // More than one commit waits, none of them sealed.
+    for _ in 0..4 {
+        log.append(&Record::Message(message(&[7; 5000])), 6).unwrap();
+    }
+    assert_eq!(log.checkpoint(), LogStart { hlc_ms: 6, ..sealed });
+}
+
+#[test]
+fn a_log_goes_on_from_any_checkpoint() {
+    let (starts, disk) = checkpoints(40);
+    let whole = disk.recover().unwrap();
+    for (n, start) in starts.into_iter().enumerate() {
+        for vouched in [start.lsn, 40 * 4096] {
+            let found = disk.resume(start, vouched).unwrap();
+            assert_eq!(found.records, whole.records[n..]);
+            assert_eq!((found.start, found.torn), (whole.start, None));
+        }
+    }
+}
+
+#[test]
+fn an_end_before_what_was_vouched_for_is_damage() {
+    let (starts, mut disk) = checkpoints(20);
+    let check = |disk: &Disk, vouched, lsn, what| {
+        let damage = disk.resume(starts[5], vouched).err().unwrap();
+        assert_eq!((damage.lsn, damage.what), (lsn, what));
+        assert_eq!(damage.proof, Some(Proof::Snapshot(vouched)));
+        assert!(damage.to_string().contains("the snapshot shows"));
+    };
+    check(&disk, 20 * 4096 + 1, 20 * 4096, What::NoCommit);
+    // Rot at the very end, which would be cut otherwise.
+    *disk.byte(19 * 4096 + 100) ^= 1;
+    assert!(disk.resume(starts[5], 19 * 4096).unwrap().torn.is_some());
+    check(&disk, 20 * 4096, 19 * 4096, What::Record(crate::record::Malformed::Checksum));
+    disk.segments.truncate(1);
+    check(&disk, 20 * 4096, 16 * 4096, What::NoCommit);
+}
+
+#[test]
+fn a_checkpoint_of_another_history_breaks_the_chain() {
+    let (starts, disk) = checkpoints(20);
+    let other = LogStart { prev_crc: starts[5].prev_crc ^ 1, ..starts[5] };
+    assert_eq!(disk.resume(other, 0).err().unwrap().what, What::Chain);
+    let other = LogStart { commit_seq: starts[5].commit_seq + 1, ..starts[5] };
+    assert_eq!(disk.resume(other, 0).err().unwrap().what, What::Chain);
+}
+
 #[test]
 fn a_write_without_its_last_sectors_is_not_complete() {
     // Every record ends where a sector ends. Lost sectors read as zero, which is
@@ -249,7 +325,12 @@ enum Step {
     Write,
     /// Completes one of the writes in flight.
     Complete(bool),
+    /// Begins a snapshot, which ends after so many more steps.
+    Checkpoint(usize),
 }
+
+/// Where a snapshot began, and how far the log must be durable for it to count.
+type Checkpoint = (LogStart, u64);
 
 fn life() -> impl Strategy<Value = Life> {
     let step = prop_oneof![
@@ -257,6 +338,7 @@ fn life() -> impl Strategy<Value = Life> {
         1 => any_record(9000).prop_map(Step::Append),
         3 => Just(Step::Write),
         3 => any::<bool>().prop_map(Step::Complete),
+        1 => (0..6usize).prop_map(Step::Checkpoint),
     ];
     (prop::collection::vec(step, 0..60), prop::collection::vec(any::<u64>(), 1..4))
         .prop_map(|(steps, sectors)| Life { steps, sectors })
@@ -269,11 +351,21 @@ fn live(
     start: LogStart,
     disk: &mut Disk,
     history: &mut Vec<(Appended, String)>,
+    checkpoints: &mut Vec<Checkpoint>,
 ) -> Result<u64, TestCaseError> {
     let mut log = Log::new(options(), start);
     let mut flying: Vec<(Write, Vec<u8>)> = Vec::new();
-    for step in &life.steps {
+    let mut begun: Vec<(usize, LogStart)> = Vec::new();
+    let mut encoded: Vec<Checkpoint> = Vec::new();
+    for (at, step) in life.steps.iter().enumerate() {
+        begun.retain(|&(end, start)| {
+            if end <= at {
+                encoded.push((start, log.end()));
+            }
+            end > at
+        });
         match step {
+            Step::Checkpoint(steps) => begun.push((at + steps, log.checkpoint())),
             Step::Append(owned) => {
                 let record = owned.record();
                 if let Ok(at) = log.append(&record, 1) {
@@ -295,6 +387,8 @@ fn live(
             Step::Complete(_) => {}
         }
     }
+    // Those that are not durable yet never get their name.
+    checkpoints.extend(encoded.into_iter().filter(|(_, end)| log.durable() >= *end));
     let mut draw = 0;
     for (write, bytes) in &flying {
         disk.write(*write, bytes, |_| {
@@ -315,8 +409,9 @@ proptest! {
         let mut disk = Disk::default();
         let mut history: Vec<(Appended, String)> = Vec::new();
         let mut start = LogStart::fresh(SALT);
+        let mut checkpoints = Vec::new();
         for life in &lives {
-            let durable = live(life, start, &mut disk, &mut history)?;
+            let durable = live(life, start, &mut disk, &mut history, &mut checkpoints)?;
             let recovered = disk.recover().map_err(|damage| {
                 TestCaseError::fail(format!("a crash is not damage: {damage}"))
             })?;
@@ -330,6 +425,15 @@ proptest! {
             prop_assert!(recovered.durable <= durable, "no commit vouches for too much");
             if let Some(torn) = recovered.torn {
                 prop_assert_eq!(torn.lsn, recovered.start.lsn);
+            }
+            for &(from, end) in &checkpoints {
+                let resumed = disk.resume(from, end).map_err(|damage| {
+                    TestCaseError::fail(format!("from {} on: {damage}", from.lsn))
+                })?;
+                let first = history.partition_point(|(at, _)| at.lsn < from.lsn);
+                prop_assert_eq!(&resumed.records[..], &history[first..kept]);
+                prop_assert_eq!(resumed.start, recovered.start);
+                prop_assert_eq!(resumed.torn, recovered.torn);
             }
             history.truncate(kept);
             start = recovered.start;

@@ -33,7 +33,7 @@ mod crash_tests;
 
 pub use log::{Appended, Log, LogOptions, LogStart, Refused, Write};
 pub use record::{Message, Record};
-pub use recover::{Damage, Scanner, Torn};
+pub use recover::{Damage, Restore, Scanner, Torn};
 
 /// A byte position in one shard's logical log. The order of positions is the
 /// order of the log; a position is never used twice except after a torn tail
@@ -43,8 +43,13 @@ pub type Lsn = u64;
 /// The unit of writing, bytes: every write starts and ends on a multiple of it.
 pub const BLOCK: usize = 4096;
 
-/// The number of the on-disk format, in the manifest and in each segment.
-pub const FORMAT: u32 = 1;
+/// The number of the on-disk format, in the manifest and in each segment: what
+/// new files are written with. 2 brought records that move and drop messages,
+/// snapshots, segments that are gone, and generations.
+pub const FORMAT: u32 = 2;
+
+/// The oldest format that is still read. A file once written stays readable.
+pub const FORMAT_OLDEST: u32 = 1;
 
 /// [`BLOCK`] as a log distance.
 pub(crate) const BLOCK_LSN: Lsn = BLOCK as Lsn;

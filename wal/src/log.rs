@@ -80,7 +80,7 @@ impl LogOptions {
     }
 }
 
-/// Where a log goes on: what recovery returns.
+/// Where a log goes on: what recovery returns, and where a replay may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogStart {
     /// The log's secret, part of every checksum.
@@ -302,6 +302,22 @@ impl Log {
     /// The end of what was appended.
     pub fn end(&self) -> Lsn {
         self.end
+    }
+
+    /// Where a replay can begin that is to see everything from now on: the start
+    /// of the first commit that is not sealed yet. What stands before it is
+    /// sealed, so the checksum that the next commit chains to is known.
+    pub fn checkpoint(&self) -> LogStart {
+        let batch = self.closed.front().or(self.open.as_ref());
+        let lsn = batch.map_or(self.end, |batch| batch.start);
+        assert!(lsn.is_multiple_of(BLOCK_LSN), "a commit starts on a block");
+        LogStart {
+            salt: self.salt,
+            lsn,
+            prev_crc: self.prev_crc,
+            commit_seq: self.commit_seq,
+            hlc_ms: self.hlc_ms,
+        }
     }
 
     /// Whether a write failed.

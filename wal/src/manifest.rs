@@ -15,7 +15,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::FORMAT;
+use crate::{FORMAT, FORMAT_OLDEST};
 
 /// The manifest's file name.
 pub const FILE_NAME: &str = "manifest.toml";
@@ -28,7 +28,7 @@ const PREAMBLE: &str = "# Written by iris-shard. Without this file the logs besi
 /// What a data directory says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Number of the on-disk format, [`FORMAT`].
+    /// Number of the on-disk format, [`FORMAT_OLDEST`] to [`FORMAT`].
     pub format: u32,
     /// How many shards it was written for.
     pub shards: u16,
@@ -38,6 +38,10 @@ pub struct Manifest {
     pub salts: Vec<u64>,
     /// Log bytes in one segment file.
     pub segment_bytes: u64,
+    /// How often the directory was rewritten for another number of shards: 0
+    /// for as it was made. Says where the shards' directories are. Format 1
+    /// knows only 0.
+    pub generation: u64,
 }
 
 /// Why a manifest cannot be used.
@@ -54,7 +58,9 @@ pub enum ManifestError {
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ManifestError::OtherFormat(n) => write!(f, "its format is {n}, not {FORMAT}"),
+            ManifestError::OtherFormat(n) => {
+                write!(f, "its format is {n}, and {FORMAT_OLDEST} to {FORMAT} are known")
+            }
             ManifestError::Broken(why) => f.write_str(why),
             ManifestError::Io(error) => error.fmt(f),
         }
@@ -76,6 +82,9 @@ struct Fields {
     format: u32,
     shards: u16,
     segment_bytes: u64,
+    /// From format 2 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    generation: Option<u64>,
     seed: [String; 2],
     salts: Vec<String>,
     checksum: String,
@@ -88,6 +97,7 @@ impl Manifest {
             format: self.format,
             shards: self.shards,
             segment_bytes: self.segment_bytes,
+            generation: (self.format >= 2).then_some(self.generation),
             seed: self.seed.map(hex),
             salts: self.salts.iter().copied().map(hex).collect(),
             checksum: format!("{:08x}", self.checksum()),
@@ -107,12 +117,15 @@ impl Manifest {
             text.parse().map_err(|_| broken("it is not TOML, so it is damaged"))?;
         let format = table.get("format").and_then(toml::Value::as_integer);
         let format = format.ok_or_else(|| broken("it does not say which format it has"))?;
-        if format != i64::from(FORMAT) {
+        if !(i64::from(FORMAT_OLDEST)..=i64::from(FORMAT)).contains(&format) {
             return Err(ManifestError::OtherFormat(format.try_into().unwrap_or(u32::MAX)));
         }
         let fields: Fields = table.try_into().map_err(|error: toml::de::Error| {
             ManifestError::Broken(format!("it is damaged: {}", error.message()))
         })?;
+        if fields.generation.is_some() != (fields.format >= 2) {
+            return Err(broken("a generation belongs to format 2 and to no other"));
+        }
         let manifest = fields.manifest().ok_or_else(|| broken("a seed or salt is damaged"))?;
         if fields.checksum != format!("{:08x}", manifest.checksum()) {
             return Err(broken("its checksum does not fit, so it was edited or damaged"));
@@ -153,8 +166,11 @@ impl Manifest {
     }
 
     fn checksum(&self) -> u32 {
-        let Manifest { format, shards, seed, salts, segment_bytes } = self;
-        let text = format!("{format} {shards} {segment_bytes} {seed:?} {salts:?}");
+        let Manifest { format, shards, seed, salts, segment_bytes, generation } = self;
+        let mut text = format!("{format} {shards} {segment_bytes} {seed:?} {salts:?}");
+        if *format >= 2 {
+            text += &format!(" {generation}");
+        }
         crc32c::crc32c(text.as_bytes())
     }
 }
@@ -168,6 +184,7 @@ impl Fields {
             seed: [from_hex(&self.seed[0])?, from_hex(&self.seed[1])?],
             salts: salts.collect::<Option<_>>()?,
             segment_bytes: self.segment_bytes,
+            generation: self.generation.unwrap_or(0),
         })
     }
 }
@@ -186,11 +203,12 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            format: 1,
+            format: 2,
             shards: 2,
             seed: [1, u64::MAX],
             salts: vec![0x0123_4567_89ab_cdef, 7],
             segment_bytes: 64 << 20,
+            generation: 3,
         }
     }
 
@@ -199,14 +217,32 @@ mod tests {
         let expected = "\
             # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
             # do not edit it, and keep it in every backup.\n\
+            format = 2\n\
+            shards = 2\n\
+            segment_bytes = 67108864\n\
+            generation = 3\n\
+            seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
+            salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
+            checksum = \"ec6454d3\"\n";
+        assert_eq!(manifest().encode(), expected);
+        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+    }
+
+    /// The text that the first versions wrote.
+    #[test]
+    fn golden_text_of_format_1() {
+        let written = "\
+            # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
+            # do not edit it, and keep it in every backup.\n\
             format = 1\n\
             shards = 2\n\
             segment_bytes = 67108864\n\
             seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
             salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
             checksum = \"59e494b2\"\n";
-        assert_eq!(manifest().encode(), expected);
-        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+        let manifest = Manifest { format: 1, generation: 0, ..manifest() };
+        assert_eq!(Manifest::decode(written).unwrap(), manifest);
+        assert_eq!(manifest.encode(), written);
     }
 
     #[test]
@@ -217,9 +253,12 @@ mod tests {
             let said = Manifest::decode(&text).unwrap_err().to_string();
             assert!(said.contains(word), "{said}");
         };
-        check("format = 1", "format = 2", "format is 2");
-        check("format = 1\n", "", "which format");
-        check("format = 1", "format = -1", "format is");
+        check("format = 2", "format = 3", "format is 3");
+        check("format = 2\n", "", "which format");
+        check("format = 2", "format = -1", "format is");
+        check("format = 2", "format = 1", "generation");
+        check("generation = 3\n", "", "generation");
+        check("generation = 3", "generation = 4", "checksum");
         check("shards = 2", "shards = 3", "checksum");
         check("shards = 2", "shards = 99999", "damaged");
         check("0123456789abcdef", "0123456789abcdee", "checksum");

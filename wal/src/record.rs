@@ -121,6 +121,20 @@ pub enum Record<'a> {
         /// The number used up.
         send_seq: u64,
     },
+    /// A message that still waits was copied forward, so that the segment it
+    /// stood in can be deleted. It is the same message in every field: whoever
+    /// knows its inbox seq points at this copy from now on.
+    Moved(Message<'a>),
+    /// Inbox entries that waited for nobody any more, because they expired,
+    /// were given up: their numbers lead to nothing from now on.
+    Dropped {
+        /// The inbox.
+        key: UserKey,
+        /// Inbox seq of the first entry.
+        first: u64,
+        /// Inbox seq of the last entry.
+        last: u64,
+    },
 }
 
 /// Why bytes are not a record.
@@ -153,12 +167,15 @@ impl std::error::Error for Malformed {}
 pub fn encoded_len(record: &Record<'_>) -> usize {
     HEADER_BYTES
         + match record {
-            Record::Message(m) => MESSAGE_FIXED + m.to.len() + m.from.len() + m.body.len(),
+            Record::Message(m) | Record::Moved(m) => {
+                MESSAGE_FIXED + m.to.len() + m.from.len() + m.body.len()
+            }
             Record::Ack { .. } => ACK_FIXED,
             Record::Device { name, .. } => DEVICE_FIXED + name.len(),
             Record::Seen { name, .. } => SEEN_FIXED + name.len(),
             Record::Floor { name, .. } => FLOOR_FIXED + name.len(),
             Record::Consumed { name, .. } => CONSUMED_FIXED + name.len(),
+            Record::Dropped { .. } => DROPPED_FIXED,
         }
 }
 
@@ -202,6 +219,8 @@ const KIND_DEVICE: u8 = 4;
 const KIND_SEEN: u8 = 5;
 const KIND_FLOOR: u8 = 6;
 const KIND_CONSUMED: u8 = 7;
+const KIND_MOVED: u8 = 8;
+const KIND_DROPPED: u8 = 9;
 
 /// Header flag of an Ack that names one entry only.
 const FLAG_EXACT: u8 = 1;
@@ -214,6 +233,7 @@ const DEVICE_FIXED: usize = 16 + 2 * 8;
 const SEEN_FIXED: usize = 16 + 8;
 const FLOOR_FIXED: usize = 16 + 8;
 const CONSUMED_FIXED: usize = 2 * 16 + 2 * 8;
+const DROPPED_FIXED: usize = 16 + 2 * 8;
 
 /// A record's first 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,7 +294,7 @@ pub(crate) fn encode(record: &Record<'_>, bytes: &mut [u8]) {
     let mut put = Put::new(&mut bytes[HEADER_BYTES..]);
     put.u128(key.0);
     match *record {
-        Record::Message(m) => put_message(&mut put, &m),
+        Record::Message(m) | Record::Moved(m) => put_message(&mut put, &m),
         Record::Ack { device, seq, .. } => {
             put.u64(device);
             put.u64(seq);
@@ -297,6 +317,10 @@ pub(crate) fn encode(record: &Record<'_>, bytes: &mut [u8]) {
             put.u64(device);
             put.u64(send_seq);
             put.bytes(name);
+        }
+        Record::Dropped { first, last, .. } => {
+            put.u64(first);
+            put.u64(last);
         }
     }
     assert!(put.rest.is_empty(), "encoded_len and encode agree");
@@ -332,6 +356,8 @@ fn identity(record: &Record<'_>) -> (u8, u8, UserKey) {
         Record::Seen { key, .. } => (KIND_SEEN, 0, key),
         Record::Floor { key, .. } => (KIND_FLOOR, 0, key),
         Record::Consumed { key, .. } => (KIND_CONSUMED, 0, key),
+        Record::Moved(m) => (KIND_MOVED, m.flags, m.key),
+        Record::Dropped { key, .. } => (KIND_DROPPED, 0, key),
     }
 }
 
@@ -358,12 +384,15 @@ fn payload<'a>(
     h: &Header,
     take: &mut Take<'a>,
 ) -> Option<Result<(UserKey, Record<'a>), Malformed>> {
-    if !(KIND_MESSAGE..=KIND_CONSUMED).contains(&h.kind) {
+    if !(KIND_MESSAGE..=KIND_DROPPED).contains(&h.kind) {
         return Some(Err(Malformed::Kind(h.kind)));
     }
     let key = UserKey(take.u128()?);
-    if h.kind == KIND_MESSAGE {
-        return Some(Ok((key, Record::Message(take_message(h.flags, key, take)?))));
+    if matches!(h.kind, KIND_MESSAGE | KIND_MOVED) {
+        let message = take_message(h.flags, key, take)?;
+        let is_moved = h.kind == KIND_MOVED;
+        let record = if is_moved { Record::Moved(message) } else { Record::Message(message) };
+        return Some(Ok((key, record)));
     }
     let flag = match h.flags {
         0 => false,
@@ -383,6 +412,13 @@ fn payload<'a>(
         KIND_FLOOR => {
             let seq = take.u64()?;
             Record::Floor { key, name: take.rest(), seq }
+        }
+        KIND_DROPPED => {
+            let (first, last) = (take.u64()?, take.u64()?);
+            if first > last {
+                return None;
+            }
+            Record::Dropped { key, first, last }
         }
         _ => {
             let (from_key, device, send_seq) = (UserKey(take.u128()?), take.u64()?, take.u64()?);
@@ -539,6 +575,36 @@ pub(crate) mod tests {
         );
     }
 
+    /// What came with format 2.
+    #[test]
+    fn golden_moved_and_dropped() {
+        let check = |record: Record<'_>, expected: &str| {
+            let hex: String =
+                bytes(&record, 4144, 0xdead_beef).iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, expected);
+        };
+        check(
+            Record::Moved(message(b"hello")),
+            "7d000000932d1b36efbeadde08050807100f0e0d0c0b0a090807060504030201018bcfe568007000\
+             800300010002000000fffefdfcfbfaf9f8f7f6f5f4f3f2f107000000000000004444333322221111\
+             09000000000000000168e5cf8b0100000130646a8c0100000100000003000500626f62616c696365\
+             68656c6c6f",
+        );
+        let key = message(b"").key;
+        check(
+            Record::Dropped { key, first: 7, last: 9 },
+            "30000000678d9578efbeadde09000807100f0e0d0c0b0a0908070605040302010700000000000000\
+             0900000000000000",
+        );
+    }
+
+    #[test]
+    fn a_range_that_ends_before_it_begins_is_malformed() {
+        let key = message(b"").key;
+        let bytes = bytes(&Record::Dropped { key, first: 9, last: 7 }, 0, 0);
+        assert_eq!(decode(&bytes), Err(Malformed::Payload));
+    }
+
     #[test]
     fn a_record_is_valid_in_one_log_at_one_place() {
         let record = Record::Message(message(b"hello"));
@@ -586,26 +652,31 @@ pub(crate) mod tests {
             let [device, seq, send_seq, time_ms, expires_ms] = self.numbers;
             let name = &self.names.0[..];
             match self.kind {
-                0 => Record::Message(Message {
-                    key,
-                    to: name,
-                    inbox_seq: seq,
-                    id: MessageId((self.keys.0 ^ self.keys.1).to_be_bytes()),
-                    from: &self.names.1,
-                    from_key,
-                    device,
-                    send_seq,
-                    time_ms,
-                    expires_ms,
-                    class: if self.class { Class::Guaranteed } else { Class::BestEffort },
-                    flags: self.flags,
-                    body: &self.body,
-                }),
+                0 | 6 => {
+                    let message = Message {
+                        key,
+                        to: name,
+                        inbox_seq: seq,
+                        id: MessageId((self.keys.0 ^ self.keys.1).to_be_bytes()),
+                        from: &self.names.1,
+                        from_key,
+                        device,
+                        send_seq,
+                        time_ms,
+                        expires_ms,
+                        class: if self.class { Class::Guaranteed } else { Class::BestEffort },
+                        flags: self.flags,
+                        body: &self.body,
+                    };
+                    let is_moved = self.kind == 6;
+                    if is_moved { Record::Moved(message) } else { Record::Message(message) }
+                }
                 1 => Record::Ack { key, device, seq, exact: self.class },
                 2 => Record::Device { key, name, device, cursor: seq, gone: self.class },
                 3 => Record::Seen { key, name, at_s: time_ms },
                 4 => Record::Floor { key, name, seq },
-                _ => Record::Consumed { key, name, from_key, device, send_seq },
+                5 => Record::Consumed { key, name, from_key, device, send_seq },
+                _ => Record::Dropped { key, first: seq.min(send_seq), last: seq.max(send_seq) },
             }
         }
     }
@@ -614,7 +685,7 @@ pub(crate) mod tests {
     pub(crate) fn any_record(body_max: usize) -> impl Strategy<Value = Owned> {
         let name = || prop::collection::vec(any::<u8>(), 0..20);
         (
-            0..6u8,
+            0..8u8,
             any::<(u128, u128)>(),
             any::<[u64; 5]>(),
             (name(), name()),

@@ -20,6 +20,41 @@ use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
 /// Receives each record in log order: its lsn, its length in bytes, itself.
 pub type Sink<'a> = &'a mut dyn FnMut(Lsn, u32, Record<'_>);
 
+/// What a snapshot and a log are read back into.
+///
+/// The order of the calls: `reset`; then, when there is a snapshot, its `state`
+/// and `space` payloads in the order in which they were written and `loaded`;
+/// then `record` for each record from the snapshot's start on, or from the
+/// log's beginning; then `needed`. A snapshot that turns out to be damaged half
+/// way is followed by another `reset`.
+pub trait Restore {
+    /// Forgets everything.
+    fn reset(&mut self);
+
+    /// Takes one payload of the shard's state, as the shard once wrote it.
+    ///
+    /// # Errors
+    /// [`Malformed`] when it is none; the snapshot is not used then.
+    fn state(&mut self, payload: &[u8]) -> Result<(), Malformed>;
+
+    /// Takes the table of `Space`.
+    ///
+    /// # Errors
+    /// As for [`Restore::state`].
+    fn space(&mut self, payload: &[u8]) -> Result<(), Malformed>;
+
+    /// The snapshot is complete: the replay begins at `start`, and the state
+    /// was taken piece by piece until the log's end was `end`.
+    fn loaded(&mut self, start: LogStart, end: Lsn);
+
+    /// Takes the next record of the log.
+    fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>);
+
+    /// After the replay: each segment that holds waiting messages, with their
+    /// bytes and their number.
+    fn needed(&self) -> Vec<(u64, u64, u64)>;
+}
+
 /// Acknowledged bytes are not what they were, or cannot be understood: booting
 /// on would lose messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,9 +67,19 @@ pub struct Damage {
     pub lsn: Lsn,
     /// What is wrong there.
     pub what: What,
-    /// The later commit that proves that this place had been acknowledged, when
-    /// that is how it was found.
-    pub proof: Option<Lsn>,
+    /// What proves that this place had been acknowledged, when that is how it
+    /// was found.
+    pub proof: Option<Proof>,
+}
+
+/// What proves that a place of the log had been acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// A commit that stands later, at this position.
+    Commit(Lsn),
+    /// The snapshot, which got its name when the log was durable up to this
+    /// position.
+    Snapshot(Lsn),
 }
 
 /// What is wrong at a position of the log.
@@ -77,10 +122,16 @@ impl fmt::Display for Damage {
             f,
             "segment {segment} is damaged at file offset {offset} (log position {lsn}): {what}"
         )?;
-        if let Some(proof) = proof {
-            write!(f, "; the commit at position {proof} shows that it had been acknowledged")?;
+        match proof {
+            None => Ok(()),
+            Some(Proof::Commit(lsn)) => {
+                write!(f, "; the commit at position {lsn} shows that it had been acknowledged")
+            }
+            Some(Proof::Snapshot(lsn)) => write!(
+                f,
+                "; the snapshot shows that the log had been acknowledged up to position {lsn}"
+            ),
         }
-        Ok(())
     }
 }
 
@@ -109,6 +160,8 @@ pub struct Scanner {
     commit_seq: Option<u64>,
     hlc_ms: u64,
     known_durable: Lsn,
+    /// How far a snapshot says that the log was durable.
+    vouched: Lsn,
     /// Set once the chain broke at `lsn`; from then on the scanner only looks
     /// ahead.
     broken: Option<What>,
@@ -133,6 +186,7 @@ impl Scanner {
             commit_seq: from_start.then_some(0),
             hlc_ms: 0,
             known_durable: first_base_lsn,
+            vouched: 0,
             broken: None,
             cut_bytes: 0,
             #[cfg(any(test, feature = "planted"))]
@@ -140,10 +194,38 @@ impl Scanner {
         }
     }
 
+    /// A scanner that begins in the middle, at [`Log::checkpoint`]: the first
+    /// segment it is given is the one that holds `start.lsn`, the first record
+    /// it gives is the first one from there on. `vouched` is how far the log is
+    /// known to have been durable; an end before it is damage, not a torn tail.
+    ///
+    /// [`Log::checkpoint`]: crate::Log::checkpoint
+    pub fn resume(start: LogStart, vouched: Lsn, options: LogOptions) -> Scanner {
+        let bytes = options.segment_bytes;
+        Scanner {
+            lsn: start.lsn,
+            prev_crc: Some(start.prev_crc),
+            commit_seq: Some(start.commit_seq),
+            hlc_ms: start.hlc_ms,
+            known_durable: start.lsn,
+            vouched,
+            ..Scanner::new(
+                start.salt,
+                options,
+                segment::base(segment::index(start.lsn, bytes), bytes),
+            )
+        }
+    }
+
     /// Plants a bug for the simulator's own test: stale commits pass.
     #[cfg(any(test, feature = "planted"))]
     pub fn ignore_chain(&mut self) {
         self.chain_ignored = true;
+    }
+
+    /// The first position of the segment that comes next.
+    pub fn next_base(&self) -> Lsn {
+        self.base
     }
 
     /// Reads the next segment: `bytes` is its log part, without the file's
@@ -159,7 +241,8 @@ impl Scanner {
         }
         self.base += self.segment_bytes;
         let bytes = &bytes[..bytes.len().min(self.segment_bytes as usize)];
-        let mut at = 0;
+        // In the first segment after a snapshot the log goes on further in.
+        let mut at = bytes.len().min(self.lsn.saturating_sub(base) as usize);
         while self.broken.is_none() && self.lsn < self.base {
             let rest = &bytes[at..];
             match self.commit(rest) {
@@ -187,9 +270,13 @@ impl Scanner {
     /// Where the log goes on, and what was cut, if anything.
     ///
     /// # Errors
-    /// None today: damage shows in [`Scanner::segment`]. Kept for what only the
-    /// end can tell.
+    /// [`Damage`] when the log ends before the place up to which it is known to
+    /// have been durable; all other damage shows in [`Scanner::segment`].
     pub fn finish(self) -> Result<(LogStart, Option<Torn>), Damage> {
+        if self.lsn < self.vouched {
+            let what = self.broken.unwrap_or(What::NoCommit);
+            return Err(self.damage_at(self.lsn, what, Some(Proof::Snapshot(self.vouched))));
+        }
         let start = LogStart {
             salt: self.salt,
             lsn: self.lsn,
@@ -276,7 +363,7 @@ impl Scanner {
             self.cut_bytes += block.iter().filter(|byte| **byte != 0).count() as u64;
             match Commit::read(block, self.salt, at) {
                 Ok((_, commit)) if commit.lsn_durable > self.lsn => {
-                    return Err(self.damage_at(self.lsn, what, Some(at)));
+                    return Err(self.damage_at(self.lsn, what, Some(Proof::Commit(at))));
                 }
                 _ => {}
             }
@@ -284,7 +371,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn damage_at(&self, lsn: Lsn, what: What, proof: Option<Lsn>) -> Damage {
+    fn damage_at(&self, lsn: Lsn, what: What, proof: Option<Proof>) -> Damage {
         Damage {
             segment: segment::index(lsn, self.segment_bytes),
             offset: segment::file_offset(lsn, self.segment_bytes),

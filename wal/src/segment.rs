@@ -11,7 +11,7 @@ use std::fmt;
 use wire::id::ShardId;
 
 use crate::record::{Put, Take};
-use crate::{BLOCK, BLOCK_LSN, FORMAT, Lsn};
+use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, Lsn};
 
 const MAGIC: [u8; 8] = *b"irisWAL\n";
 /// What the header's checksum covers.
@@ -76,7 +76,8 @@ impl fmt::Display for HeaderError {
             HeaderError::OtherFormat(n) => {
                 write!(
                     f,
-                    "has format {n}, this version reads format {FORMAT}; use the version that wrote it or a newer one"
+                    "has format {n}, this version reads formats {FORMAT_OLDEST} to {FORMAT}; use the \
+                     version that wrote it or a newer one"
                 )
             }
             HeaderError::Checksum => f.write_str("has a damaged header"),
@@ -141,7 +142,7 @@ fn decode(block: &[u8]) -> Result<SegmentHeader, HeaderError> {
         return Err(HeaderError::NotASegment);
     }
     let format = take.u32().ok_or(HeaderError::NotASegment)?;
-    if format != FORMAT {
+    if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
         return Err(HeaderError::OtherFormat(format));
     }
     let checked = block.get(..CHECKED_BYTES).ok_or(HeaderError::NotASegment)?;
@@ -177,10 +178,19 @@ mod tests {
         let hex: String = block[..44].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "6972697357414c0a0100000003000000bbaa00000000000000001000000000000000100000000000\
-             5dde8826"
+            "6972697357414c0a0200000003000000bbaa00000000000000001000000000000000100000000000\
+             00af6360"
         );
         assert!(block[44..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn golden_header_of_format_1() {
+        let hex = "6972697357414c0a0100000003000000bbaa00000000000000001000000000000000100000000000\
+             5dde8826";
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        assert_eq!(MINE.expect(&block), Ok(()));
     }
 
     #[test]
@@ -202,8 +212,8 @@ mod tests {
         let mut block = MINE.encode();
         block[20] ^= 1;
         assert_eq!(MINE.expect(&block), Err(HeaderError::Checksum));
-        block[8] = 2;
-        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(2)));
+        block[8] = 3;
+        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(3)));
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
             assert!(MINE.expect(&MINE.encode()[..len]).is_err());

@@ -5,6 +5,8 @@
 //!            lock                  held by the running server, its pid inside
 //!            shard-0000/           one log
 //!              segment-0000000000.log …
+//!              snapshot-00000000000000000000.snap …
+//!            gen-0001/shard-0000/  the same after the number of shards changed
 //! ```
 //!
 //! The manifest is written last when a directory is made, so a directory is
@@ -78,7 +80,7 @@ impl DataDir {
         remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
         let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
         dir.check_shards()?;
-        Ok(dir)
+        dir.upgrade()
     }
 
     /// What the directory says about itself.
@@ -97,7 +99,7 @@ impl DataDir {
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
         ShardDir {
-            path: shard_path(&self.path, shard),
+            path: shard_path(&self.path, self.manifest.generation, shard),
             shard,
             salt: self.manifest.salts[usize::from(shard)],
             segment_bytes: self.manifest.segment_bytes,
@@ -105,9 +107,20 @@ impl DataDir {
         }
     }
 
+    /// Says in the manifest of an older format that this version's records may
+    /// follow, so that a version that does not know them refuses it.
+    fn upgrade(mut self) -> Result<DataDir, DataDirError> {
+        if self.manifest.format < FORMAT {
+            self.manifest.format = FORMAT;
+            let stored = self.manifest.store(&self.path);
+            stored.map_err(|error| DataDirError::from_io(&self.path, error))?;
+        }
+        Ok(self)
+    }
+
     fn check_shards(&self) -> Result<(), DataDirError> {
         for shard in 0..self.manifest.shards {
-            let path = shard_path(&self.path, shard);
+            let path = shard_path(&self.path, self.manifest.generation, shard);
             match fs::metadata(&path) {
                 Ok(found) if found.is_dir() => {}
                 Ok(_) => return Err(DataDirError::NotADirectory { path }),
@@ -137,8 +150,13 @@ impl OpenOptions {
     }
 }
 
-fn shard_path(dir: &Path, shard: ShardId) -> PathBuf {
-    dir.join(format!("shard-{shard:04}"))
+/// Where a shard's log is, for the generation that the manifest says.
+pub(super) fn shard_path(dir: &Path, generation: u64, shard: ShardId) -> PathBuf {
+    let name = format!("shard-{shard:04}");
+    match generation {
+        0 => dir.join(name),
+        _ => dir.join(format!("gen-{generation:04}")).join(name),
+    }
 }
 
 fn make_dir(path: &Path) -> Result<(), DataDirError> {
@@ -216,7 +234,7 @@ fn make(path: &Path, options: &OpenOptions) -> Result<Manifest, DataDirError> {
     let shards = options.shards.unwrap_or(options.default_shards);
     let attempt = || {
         for shard in 0..shards {
-            let dir = shard_path(path, shard);
+            let dir = shard_path(path, 0, shard);
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         sync_dir(path)?;
@@ -226,6 +244,7 @@ fn make(path: &Path, options: &OpenOptions) -> Result<Manifest, DataDirError> {
             seed: [sys::random()?, sys::random()?],
             salts: (0..shards).map(|_| sys::random()).collect::<io::Result<_>>()?,
             segment_bytes: options.segment_bytes,
+            generation: 0,
         };
         manifest.store(path)?;
         Ok(manifest)

@@ -5,9 +5,9 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::FORMAT;
 use crate::recover::Damage;
 use crate::segment::HeaderError;
+use crate::{FORMAT, FORMAT_OLDEST};
 
 /// Why a data directory cannot be opened or written.
 #[derive(Debug)]
@@ -140,8 +140,8 @@ impl fmt::Display for DataDirError {
             ),
             DataDirError::OtherFormat { path, written } => write!(
                 f,
-                "the data directory {} has format {written} and this version reads format \
-                 {FORMAT}; run the version that wrote it or a newer one",
+                "the data directory {} has format {written} and this version reads formats \
+                 {FORMAT_OLDEST} to {FORMAT}; run the version that wrote it or a newer one",
                 path.display()
             ),
             DataDirError::OtherShards { path, written, asked } => write!(
