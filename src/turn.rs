@@ -5,6 +5,9 @@
 //! carries all appends of the turn to the disk; only then replies and
 //! deliveries leave, and the shard has released none of them that a finished
 //! fsync does not cover. Nothing here waits for anything but the end of a turn.
+//! A core with more to do than it can may let the appends of several turns
+//! gather for one write, never for longer than `log_io` says and never
+//! into a rest.
 
 mod deliver;
 mod inbound;
@@ -118,7 +121,7 @@ impl Core {
             let began_ns = self.now.mono_ns;
             self.reap();
             self.take_from_mesh();
-            self.commit();
+            self.commit_in_time();
             self.prepare_segment();
             self.send();
             self.tick();

@@ -69,6 +69,12 @@ impl Flags {
     /// more would be taken for a part of them, and an end would take them away.
     pub(crate) const REVISIT: Flags = Flags(1 << 18);
 
+    /// What is unsent may wait for company.
+    pub(crate) const LATE: Flags = Flags(1 << 19);
+
+    /// It began to wait in an odd generation, see `Hands::age_late`.
+    pub(crate) const LATE_ODD: Flags = Flags(1 << 20);
+
     /// Something the kernel still works on.
     pub(crate) const BUSY: Flags =
         Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);
@@ -89,6 +95,20 @@ impl Flags {
     pub(crate) fn clear(&mut self, others: Flags) {
         self.0 &= !others.0;
     }
+
+    /// How often what waited for company has found it lately, from 0 (never) to
+    /// [`TRUST_MAX`](Self::TRUST_MAX).
+    pub(crate) const fn trust(self) -> u32 {
+        self.0 >> Self::TRUST_SHIFT & Self::TRUST_MAX
+    }
+
+    pub(crate) fn set_trust(&mut self, trust: u32) {
+        let trust = if trust > Self::TRUST_MAX { Self::TRUST_MAX } else { trust };
+        self.0 = self.0 & !(Self::TRUST_MAX << Self::TRUST_SHIFT) | trust << Self::TRUST_SHIFT;
+    }
+
+    pub(crate) const TRUST_MAX: u32 = 7;
+    const TRUST_SHIFT: u32 = 21;
 }
 
 /// One connection.
@@ -183,6 +203,8 @@ impl Table {
         let next = entry.fd;
         *entry = Conn { generation, listener, ..Conn::VACANT };
         entry.flags.set(Flags::USED.or(Flags::OPEN));
+        // Clients that talk to each other are the common case.
+        entry.flags.set_trust(Flags::TRUST_MAX);
         match target {
             Target::Plain(fd) => entry.fd = fd as u32,
             Target::Direct(index) => {

@@ -59,6 +59,8 @@ pub struct Hands {
     pub(crate) late: Vec<ConnId>,
     /// The same, and since before the last [`Hands::age_late`].
     pub(crate) late_before: Vec<ConnId>,
+    /// Which generation `late` is of; `late_before` is of the other.
+    pub(crate) late_is_odd: bool,
     /// Bytes that all connections together have to send, those that are closing included.
     pub(crate) unsent_bytes: usize,
     /// Connections that may flush or linger until the time given; the times only rise.
@@ -99,6 +101,7 @@ impl Hands {
             dirty: Vec::new(),
             late: Vec::new(),
             late_before: Vec::new(),
+            late_is_odd: false,
             unsent_bytes: 0,
             closing: VecDeque::new(),
             now_ms: 0,

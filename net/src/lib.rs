@@ -43,5 +43,4 @@ pub use hands::Hands;
 pub use mesh::{Mesh, Port};
 pub use options::{Features, HandsOptions};
 pub use relocate::{Moved, Peer};
-pub use send::LateFlush;
 pub use stats::HandsStats;

@@ -14,14 +14,8 @@ use crate::hands::Hands;
 /// suffer from those that do not.
 const LITTLE_BYTES: usize = 16 << 10;
 
-/// What became of late bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LateFlush {
-    /// They shared the send of something more urgent.
-    pub joined: u32,
-    /// They cost a send of their own.
-    pub alone: u32,
-}
+/// Waiting for company has to have paid this often, see [`Flags::trust`].
+const TRUST_MIN: u32 = 1;
 
 impl Hands {
     /// Appends `bytes` to what the connection has to send; nothing goes out before
@@ -31,21 +25,40 @@ impl Hands {
     /// does asking for more while all connections together are at their bound
     /// (`unsent_bytes_max_total`) and this one has more than 16 KiB unsent already.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
-        if let Some(slot) = self.append(conn, bytes) {
-            self.mark_dirty(slot);
+        let Some(slot) = self.append(conn, bytes) else { return };
+        let flags = &mut self.table[slot].flags;
+        if flags.any(Flags::LATE) {
+            flags.clear(Flags::LATE);
+            flags.set_trust(flags.trust() + 1);
+            self.stats.late_joined += 1;
         }
+        self.mark_dirty(slot);
     }
 
     /// As [`send`](Hands::send), for bytes that may wait to share a send with something more
-    /// urgent for the same connection: they go out with that, or when the core has nothing else
-    /// to do ([`wait`](Hands::wait), [`park`](Hands::park)), or with
-    /// [`flush_late`](Hands::flush_late).
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8]) {
+    /// urgent for the same connection: they go out with that, or with
+    /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
+    ///
+    /// They wait only on connections where that has paid lately, or while `probing`.
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], probing: bool) {
         let was_empty = self.unsent(conn) == 0;
+        let Some(slot) = self.append(conn, bytes) else { return };
         // Whoever put bytes there before has seen to it that the rest follows.
-        if self.append(conn, bytes).is_some() && was_empty {
-            self.late.push(conn);
+        if !was_empty {
+            return;
         }
+        let is_odd = self.late_is_odd;
+        let flags = &mut self.table[slot].flags;
+        if flags.trust() < TRUST_MIN && !probing {
+            return self.mark_dirty(slot);
+        }
+        flags.set(Flags::LATE);
+        if is_odd {
+            flags.set(Flags::LATE_ODD);
+        } else {
+            flags.clear(Flags::LATE_ODD);
+        }
+        self.late.push(conn);
     }
 
     /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting.
@@ -53,32 +66,30 @@ impl Hands {
         !self.late.is_empty() || !self.late_before.is_empty()
     }
 
-    /// Lets everything late go out with the next flush, and tells how much of it had found company
-    /// in the meantime.
-    pub fn flush_late(&mut self) -> LateFlush {
-        let older = self.age_late();
-        let newer = self.age_late();
-        LateFlush { joined: older.joined + newer.joined, alone: older.alone + newer.alone }
+    /// Lets everything late go out with the next flush.
+    pub fn flush_late(&mut self) {
+        self.age_late();
+        self.age_late();
     }
 
-    /// As [`flush_late`](Hands::flush_late), for what was there at the call before this one. Called
-    /// every now and then, it lets nothing wait for more than two such times, and everything for
-    /// at least one.
-    pub fn age_late(&mut self) -> LateFlush {
-        let mut flushed = LateFlush::default();
+    /// As [`flush_late`](Hands::flush_late), for what has waited since before the last call.
+    /// Called every now and then, it lets nothing wait for more than two such times, and
+    /// everything for at least one.
+    pub fn age_late(&mut self) {
         let mut late = std::mem::take(&mut self.late_before);
         for conn in late.drain(..) {
             let Some(slot) = self.table.current(conn) else { continue };
-            let entry = &self.table[slot];
-            if entry.outgoing == NONE || entry.flags.any(Flags::SEND.or(Flags::DIRTY)) {
-                flushed.joined += 1;
-            } else {
-                flushed.alone += 1;
+            let flags = &mut self.table[slot].flags;
+            // It may have found company and wait again, for something newer.
+            if flags.any(Flags::LATE) && flags.any(Flags::LATE_ODD) != self.late_is_odd {
+                flags.clear(Flags::LATE);
+                flags.set_trust(flags.trust() / 2);
+                self.stats.late_alone += 1;
                 self.mark_dirty(slot);
             }
         }
         self.late_before = std::mem::replace(&mut self.late, late);
-        flushed
+        self.late_is_odd = !self.late_is_odd;
     }
 
     /// Whether the connection may have `more` bytes in addition to those unsent.
@@ -151,6 +162,7 @@ impl Hands {
         }
         if let Some(area) = self.buffers.outgoing.lend(entry.outgoing) {
             entry.flags.set(Flags::SEND);
+            entry.flags.clear(Flags::LATE);
             self.stats.sends += 1;
             self.ring.send(entry.target(), &area, slot);
         }

@@ -23,6 +23,10 @@ pub struct HandsStats {
     pub receives: u64,
     /// Send operations.
     pub sends: u64,
+    /// Sends saved because what could wait went out with something urgent.
+    pub late_joined: u64,
+    /// Sends of what had waited in vain.
+    pub late_alone: u64,
     /// Calls of `io_uring_enter`.
     pub enters: u64,
     /// Times accepting stopped because descriptors or memory ran out.

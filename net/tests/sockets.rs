@@ -690,7 +690,7 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         let (mut client, conn) = world.connect();
         let hands = &mut world.hands;
         let before = hands.stats().sends;
-        hands.send_late(conn, b"late ");
+        hands.send_late(conn, b"late ", false);
         hands.flush();
         assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
         hands.send(conn, b"urgent");
@@ -701,13 +701,13 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         assert_eq!(&got, b"late urgent");
 
         world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
-        world.hands.send_late(conn, b"alone");
+        world.hands.send_late(conn, b"alone", false);
         world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
         client.read_exact(&mut got[..5]).unwrap();
         assert_eq!(&got[..5], b"alone");
 
         // An end does not leave them behind either.
-        world.hands.send_late(conn, b"bye");
+        world.hands.send_late(conn, b"bye", false);
         world.hands.close(conn, After::Flush);
         client.shutdown(Shutdown::Write).unwrap();
         world.assert_clean();

@@ -85,7 +85,7 @@ const BY_SHARD: [Family; 7] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 34] = [
+const SUMMED: [Family; 36] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -139,6 +139,12 @@ const SUMMED: [Family; 34] = [
     counter("iris_sent_bytes_total", "Bytes sent to clients.", |l| l.hands.bytes_out),
     counter("iris_receives_total", "Receive operations.", |l| l.hands.receives),
     counter("iris_socket_sends_total", "Send operations.", |l| l.hands.sends),
+    counter("iris_sends_joined_total", "Confirmations that shared a send.", |l| {
+        l.hands.late_joined
+    }),
+    counter("iris_sends_alone_total", "Confirmations that waited to share a send in vain.", |l| {
+        l.hands.late_alone
+    }),
     counter("iris_ring_enters_total", "Calls of io_uring_enter.", |l| l.hands.enters),
     counter("iris_receive_waits_total", "Times that a receive found no memory.", |l| {
         l.hands.arena_empty

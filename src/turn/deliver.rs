@@ -30,7 +30,7 @@ impl Core {
                 self.hands.send(id(conn), &bytes[start..end]);
             }
             Effect::Send { conn, start, end, late: true } => {
-                self.hands.send_late(id(conn), &bytes[start..end]);
+                self.hands.send_late(id(conn), &bytes[start..end], self.rest.is_probing());
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),

@@ -16,6 +16,9 @@ use super::Core;
 /// A failed attempt to make a segment is repeated after this long.
 const RETRY_NS: u64 = 1_000_000_000;
 
+/// How long appends gather for one commit while there is other work.
+const GATHER_NS: u64 = 300_000;
+
 /// A read of the log for a device that catches up.
 struct Read {
     conn: Conn,
@@ -40,6 +43,8 @@ pub(super) struct LogIo {
     preparing: Option<Rc<RefCell<Option<io::Result<Prepared>>>>>,
     retry_ns: u64,
     is_full: bool,
+    /// Since when something waits to be committed.
+    gathering_ns: Option<u64>,
 }
 
 impl LogIo {
@@ -58,14 +63,35 @@ impl LogIo {
             preparing: None,
             retry_ns: 0,
             is_full: false,
+            gathering_ns: None,
         }
     }
 }
 
 impl Core {
+    /// While the core goes from turn to turn without a rest, what is appended
+    /// gathers for a moment: a commit costs as much as several messages.
+    /// Before a rest everything is committed.
+    pub(super) fn commit_in_time(&mut self) {
+        let log = self.shard.log();
+        if log.in_flight() == 0 && !self.log.is_held() {
+            let waits = log.end() > log.durable();
+            if !waits {
+                self.log.gathering_ns = None;
+                return;
+            }
+            let since = *self.log.gathering_ns.get_or_insert(self.now.mono_ns);
+            if self.now.mono_ns - since < GATHER_NS {
+                return;
+            }
+        }
+        self.commit();
+    }
+
     /// One write for everything appended since the last one, if none is under
     /// way or enough has gathered for another.
     pub(super) fn commit(&mut self) {
+        self.log.gathering_ns = None;
         if self.log.is_preparing() {
             // What waits for the segment must not wait for the next tick, too.
             self.prepare_segment();

@@ -30,58 +30,28 @@ pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
-    late: Late,
-}
-
-/// A confirmation waits for a delivery to share its send with at most between
-/// once and twice this long, and only while the core has other work.
-const LATE_NS: u64 = 10_000_000;
-/// How long a core with nothing else to do waits for such company.
-const HOLD: Duration = Duration::from_millis(1);
-/// Nothing is held back unless at least this share of it finds company...
-const WORTH: f32 = 0.5;
-/// ...except for so long...
-const PROBE_NS: u64 = 20_000_000;
-/// ...once in so long, to see whether that has changed.
-const PROBE_EVERY_NS: u64 = 4_000_000_000;
-
-/// Whether holding confirmations back pays: it does when clients answer each
-/// other, it only delays when they send to somebody who is not there.
-struct Late {
     /// Since when something late may be waiting.
-    since_ns: Option<u64>,
-    /// Moving average of the share that found company.
-    gain: f32,
-    /// When to look again, and until when.
+    late_ns: Option<u64>,
+    /// When to probe again, and until when.
     probe_ns: u64,
     probe_until_ns: u64,
 }
 
-impl Default for Late {
-    fn default() -> Late {
-        Late { since_ns: None, gain: 1.0, probe_ns: 0, probe_until_ns: 0 }
-    }
-}
+/// A confirmation waits for a delivery to share its send with at most between
+/// once and twice this long, and only while the core has other work. Clients
+/// that answer each other do so within one trip through a saturated server.
+const LATE_NS: u64 = 20_000_000;
+/// How long a core with nothing else to do waits for such company.
+const HOLD: Duration = Duration::from_millis(1);
+/// Nothing waits where it was in vain lately, except for so long...
+const PROBE_NS: u64 = 50_000_000;
+/// ...once in so long, to see whether that has changed.
+const PROBE_EVERY_NS: u64 = 2_000_000_000;
 
-impl Late {
-    fn is_worth_holding(&mut self, now_ns: u64) -> bool {
-        if self.gain >= WORTH {
-            return true;
-        }
-        if now_ns >= self.probe_ns {
-            self.probe_ns = now_ns + PROBE_EVERY_NS;
-            self.probe_until_ns = now_ns + PROBE_NS;
-        }
-        now_ns < self.probe_until_ns
-    }
-
-    fn learn(&mut self, flushed: net::LateFlush) {
-        let all = flushed.joined + flushed.alone;
-        if all > 0 {
-            let share = flushed.joined as f32 / all as f32;
-            self.gain += (share - self.gain) / 8.0;
-        }
-        self.since_ns = None;
+impl Rest {
+    /// Whether to try again where waiting for company did not pay.
+    pub(super) fn is_probing(&self) -> bool {
+        self.busy_ns < self.probe_until_ns
     }
 }
 
@@ -91,24 +61,23 @@ impl Core {
     /// ever.
     pub(super) fn flush_overdue(&mut self) {
         if !self.hands.has_late() {
-            self.rest.late.since_ns = None;
+            self.rest.late_ns = None;
             return;
         }
-        if !self.rest.late.is_worth_holding(self.now.mono_ns) {
-            self.rest.late.since_ns = None;
-            self.hands.flush_late();
-            return;
-        }
-        let since = *self.rest.late.since_ns.get_or_insert(self.now.mono_ns);
+        let since = *self.rest.late_ns.get_or_insert(self.now.mono_ns);
         if self.now.mono_ns - since >= LATE_NS {
-            let flushed = self.hands.age_late();
-            self.rest.late.learn(flushed);
+            self.hands.age_late();
+            self.rest.late_ns = None;
         }
     }
 
-    fn flush_late(&mut self) {
-        let flushed = self.hands.flush_late();
-        self.rest.late.learn(flushed);
+    fn note_busy(&mut self, now_ns: u64) {
+        let rest = &mut self.rest;
+        rest.busy_ns = now_ns;
+        if now_ns >= rest.probe_ns {
+            rest.probe_ns = now_ns + PROBE_EVERY_NS;
+            rest.probe_until_ns = now_ns + PROBE_NS;
+        }
     }
 
     /// Sleeps until something happens, if nothing has already.
@@ -116,7 +85,7 @@ impl Core {
         let now_ns = clock().mono_ns;
         let was_busy = self.was_busy();
         if was_busy {
-            self.rest.busy_ns = now_ns;
+            self.note_busy(now_ns);
         }
         if now_ns - self.rest.breathed_ns >= BREATHE_NS {
             self.rest.breathed_ns = now_ns;
@@ -125,10 +94,10 @@ impl Core {
         if self.must_go_on() {
             return;
         }
-        let is_holding =
-            self.hands.has_late() && was_busy && self.rest.late.is_worth_holding(now_ns);
+        self.commit();
+        let is_holding = was_busy && self.hands.has_late();
         if !is_holding {
-            self.flush_late();
+            self.hands.flush_late();
         }
         if self.mesh.is_stuck() {
             // A ring that cannot be emptied would keep the core awake, so sleep
