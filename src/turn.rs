@@ -109,6 +109,7 @@ impl Core {
             hands,
             shard,
         };
+        core.look_for_space();
         // Whoever is told that the server is ready may ask how it is.
         core.publish();
         core

@@ -12,6 +12,7 @@ use std::process::Command;
 use std::thread;
 
 use client::blocking::{Client, Notice};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use server::peer::Peer;
 use server::{Deadline, PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
@@ -445,6 +446,21 @@ fn check_full_disk(mounted: &Mounted) {
     take(&mut bob, 1..=confirmed);
     bob.ping(1, PATIENCE).unwrap();
     Peer::v1(server.addr(), "old").expect_quiet_v1();
+    // Crashes in this state lose nothing, and each next server knows at once:
+    // one that took a few messages before it had found out would use up what
+    // acknowledgements need, and in the end not start any more.
+    let mut server = server;
+    for _ in 0..5 {
+        server = server.crash_and_restart();
+        assert_eq!(server.metric("iris_storage_full"), 1.0);
+        bob.reconnect(Some(server.addr())).unwrap();
+        alice.reconnect(Some(server.addr())).unwrap();
+        let deadline = Deadline::new();
+        while !is_refused_for_space(&mut alice) {
+            deadline.check(|| "nothing is refused after the crash".to_owned());
+        }
+        assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
+    }
     // Space returns, and what was refused is taken, by itself.
     fs::remove_file(&ballast).unwrap();
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
@@ -480,6 +496,33 @@ fn a_full_real_disk_refuses_and_recovers() {
     if let Some(mounted) = Mounted::ext4(24 << 20) {
         check_full_disk(&mounted);
     }
+}
+
+/// A segment needs a descriptor, too.
+#[test]
+fn without_descriptors_messages_wait_as_on_a_full_disk() {
+    let server = Setup::new().shards(1).start();
+    let mut alice = server.v2("alice", 1);
+    let mut bob = server.v2("bob", 1);
+    let body = [b'x'; 20_000];
+    let mut sent = 0;
+    let pid = Some(Pid::from_raw(server.pid() as i32).unwrap());
+    let few = Rlimit { current: Some(4), ..getrlimit(Resource::Nofile) };
+    let all = prlimit(pid, Resource::Nofile, few).unwrap();
+    let deadline = Deadline::new();
+    while !is_refused_for_space(&mut alice) {
+        sent += 1;
+        alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+        deadline.check(|| format!("{sent} messages need no segment"));
+    }
+    assert!(server.stderr().contains("raise its `nofile` limit"), "{}", server.stderr());
+    prlimit(pid, Resource::Nofile, all).unwrap();
+    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
+    for _ in 0..sent {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    server.stop();
 }
 
 /// Two servers that start at once on one new directory: one serves, the other

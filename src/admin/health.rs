@@ -92,8 +92,9 @@ const COMPLAINTS: [Complaint; 5] = [
         is_it: |shard| shard.storage_full,
         status: Status::Degraded,
         serves: true,
-        sentence: "refuses new messages, because the disk has no room for the next segment of \
-                   the log: make room where the data directory is, and it goes on by itself",
+        sentence: "refuses new messages, because the next segment of the log cannot be made: \
+                   most likely the disk is full, the server's log says why; with room where the \
+                   data directory is it goes on by itself",
     },
     Complaint {
         is_it: |shard| shard.damaged > 0,

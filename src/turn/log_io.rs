@@ -223,16 +223,29 @@ impl Core {
             }
             Err(error) => {
                 self.log.retry_ns = self.now.mono_ns + RETRY_NS;
-                if !std::mem::replace(&mut self.log.is_full, true) {
-                    tracing::error!(
-                        shard = self.id,
-                        %error,
-                        "cannot make the next log segment; new messages are refused and \
-                         deliveries go on until it works again (tried every second)"
-                    );
-                    self.tell(Input::Storage { full: true });
-                }
+                self.refuse_messages(&error);
             }
+        }
+    }
+
+    /// On a disk that is full at the start nothing of the reserve is for new
+    /// messages: each start would take some, until one finds no place at all.
+    pub(super) fn look_for_space(&mut self) {
+        if self.log.segments.lacks_space(self.shard.log().end()) {
+            self.refuse_messages(&io::ErrorKind::StorageFull.into());
+        }
+    }
+
+    fn refuse_messages(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.log.is_full, true) {
+            tracing::error!(
+                shard = self.id,
+                %error,
+                "cannot make the next log segment: {}; until it works (tried every second) new \
+                 messages are refused and deliveries go on",
+                remedy(error)
+            );
+            self.tell(Input::Storage { full: true });
         }
     }
 }
@@ -257,6 +270,20 @@ impl LogIo {
     /// Whether that segment is being made, so that looking again is urgent.
     pub(super) fn is_awaited(&self) -> bool {
         self.is_held() && self.is_preparing()
+    }
+}
+
+/// What the operator can do about a segment that cannot be made.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EDQUOT) => "the quota is used up, raise it or make room",
+        Some(libc::EMFILE) => "this process has no file descriptor left, raise its `nofile` limit",
+        Some(libc::ENFILE) => "the system has no file descriptor left, raise `fs.file-max`",
+        Some(libc::EROFS) => "the file system is read-only now, see the kernel's log",
+        Some(libc::EACCES | libc::EPERM) => "the data directory may no longer be written",
+        Some(libc::EIO) => "the disk fails, see the kernel's log",
+        _ if error.kind() == io::ErrorKind::StorageFull => "the disk is full, make room",
+        _ => "see to the data directory",
     }
 }
 

@@ -91,6 +91,15 @@ impl Segments {
         (end >= due).then(|| self.prepare(missing))
     }
 
+    /// Whether the next segment is due and the disk shows too little space for
+    /// it. Known before any attempt, so that a start on a full disk does not
+    /// spend the reserve on new messages.
+    pub fn lacks_space(&self, end: Lsn) -> bool {
+        let bytes = segment::file_bytes(self.dir.segment_bytes);
+        self.wants_next(end).is_some()
+            && sys::free_bytes(&self.dir.path).is_ok_and(|free| free < bytes)
+    }
+
     /// Takes a segment that is ready.
     ///
     /// # Panics

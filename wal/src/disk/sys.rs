@@ -1,9 +1,13 @@
-//! The four system calls that the standard library does not have.
+//! The few system calls that the standard library does not have.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// A random number from the kernel.
 pub(super) fn random() -> io::Result<u64> {
@@ -30,6 +34,19 @@ pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
         Some(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(()),
         _ => Err(error),
     }
+}
+
+/// Bytes of the file system that holds `path` that may still be written.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends with a zero, and the answer has its place.
+    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled the answer.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Gives the file's cached pages back. Only advice, so the answer is ignored.
