@@ -12,6 +12,8 @@
 //! - [`log`]: the tail in memory and the pipeline of writes;
 //! - [`segment`]: which file and offset holds a log position;
 //! - [`recover`]: from the bytes of the segments back to records;
+//! - [`snapshot`]: the state beside the log, as bytes;
+//! - [`clean`]: which segments still hold what waits, and what is in one;
 //! - [`manifest`] and [`disk`]: the data directory, its lock, its files.
 //!
 //! Three words carry the promises: `end` is what was appended, `durable` is the
@@ -19,6 +21,7 @@
 //! stored when `durable >= lsn + len`. docs/decisions/0002-log-format.md says
 //! why the format is as it is.
 
+pub mod clean;
 pub mod commit;
 pub mod disk;
 pub mod log;
@@ -26,6 +29,7 @@ pub mod manifest;
 pub mod record;
 pub mod recover;
 pub mod segment;
+pub mod snapshot;
 mod tail;
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub trait Restore {
     /// [`Malformed`] when it is none; the snapshot is not used then.
     fn state(&mut self, payload: &[u8]) -> Result<(), Malformed>;
 
-    /// Takes the table of `Space`.
+    /// Takes one payload of the table of [`Space`](crate::clean::Space).
     ///
     /// # Errors
     /// As for [`Restore::state`].
