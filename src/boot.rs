@@ -46,8 +46,10 @@ enum Report {
     Ready(Waker),
     /// It could not start.
     Failed(Exit),
-    /// It has ended as asked.
-    Ended,
+    /// It has ended, as asked or because its log failed.
+    Ended(Result<(), Exit>),
+    /// A signal asks the process to end.
+    Asked(&'static str),
 }
 
 /// What one core needs to start.
@@ -64,15 +66,15 @@ struct Seat {
     shared: Arc<Shared>,
 }
 
-/// Runs the node until a signal ends it.
+/// Runs the node until a signal or a failed disk ends it.
 ///
 /// # Errors
-/// Why it could not start, or that a core ended by itself.
+/// Why it could not start, or what ended it.
 pub(crate) fn run(
     config: &Config,
     machine: &Machine,
     plan: &Plan,
-    signals: &Signals,
+    signals: Signals,
 ) -> Result<(), Exit> {
     let data = open_data(config, plan)?;
     let shards = data.manifest().shards;
@@ -100,7 +102,8 @@ pub(crate) fn run(
     let threads = start_cores(seats, plan, &reports)?;
     let wakers = wait_until_ready(&from_cores, threads.len())?;
     announce(config, &addresses, admin.addr(), shards);
-    let ended = wait_for_end(signals, &from_cores, &shared, &wakers, threads.len());
+    forward(signals, reports);
+    let ended = wait_for_end(&from_cores, &shared, &wakers, threads.len());
     for thread in threads {
         // A core that panicked has aborted the process already.
         let _ = thread.join();
@@ -287,8 +290,7 @@ async fn turn_until_stopped(seat: Seat, reports: Sender<Report>) {
         Ok((core, waker)) => {
             // The main thread listens for as long as cores live.
             let _ = reports.send(Report::Ready(waker.clone()));
-            core.run().await;
-            (Report::Ended, Some(waker))
+            (Report::Ended(core.run().await), Some(waker))
         }
     };
     drop(waker);
@@ -355,7 +357,7 @@ fn wait_until_ready(from_cores: &Receiver<Report>, cores: usize) -> Result<Vec<W
         match from_cores.recv() {
             Ok(Report::Ready(waker)) => wakers.push(waker),
             Ok(Report::Failed(exit)) => return Err(exit),
-            Ok(Report::Ended) | Err(_) => {
+            Ok(Report::Ended(_) | Report::Asked(_)) | Err(_) => {
                 return Err(Exit::internal("a core ended before it had started"));
             }
         }
@@ -381,29 +383,42 @@ fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
-/// Waits for a signal, then for every core to end.
+/// Waits for the signal on a thread of its own, which ends with the process.
+fn forward(signals: Signals, reports: Sender<Report>) {
+    std::thread::spawn(move || {
+        // Nobody listens any more when the process is ending already.
+        let _ = reports.send(Report::Asked(signals.wait()));
+    });
+}
+
+/// Waits until a signal or a core's failed log ends all of them.
 fn wait_for_end(
-    signals: &Signals,
     from_cores: &Receiver<Report>,
     shared: &Shared,
     wakers: &[Waker],
     cores: usize,
 ) -> Result<(), Exit> {
-    let name = signals.wait();
-    tracing::info!("{name}: asking every connection to leave");
-    shared.stop.store(true, Ordering::Relaxed);
-    for waker in wakers {
-        waker.wake();
-    }
-    for _ in 0..cores {
+    let mut running = cores;
+    let mut result = Ok(());
+    while running > 0 {
         match from_cores.recv() {
-            Ok(Report::Ended) => {}
+            Ok(Report::Asked(name)) => tracing::info!("{name}: asking every connection to leave"),
+            Ok(Report::Ended(ended)) => {
+                running -= 1;
+                result = result.and(ended);
+            }
             Ok(Report::Failed(exit)) => return Err(exit),
             Ok(Report::Ready(_)) | Err(_) => {
                 return Err(Exit::internal("a core ended without saying so"));
             }
         }
+        shared.stop.store(true, Ordering::Relaxed);
+        for waker in wakers {
+            waker.wake();
+        }
     }
-    tracing::info!("stopped; everything acknowledged is on the disk");
-    Ok(())
+    if result.is_ok() {
+        tracing::info!("stopped; everything acknowledged is on the disk");
+    }
+    result
 }

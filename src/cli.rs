@@ -18,7 +18,7 @@ Examples:
   iris-shard doctor                            what this machine allows, and what would lift it
 
 Exit codes: 0 fine, 1 a defect, 2 command line or configuration, 3 data directory,
-4 network, 5 machine.";
+4 network, 5 machine, 74 the disk failed while serving: start again.";
 
 /// A messaging engine: one binary turns a Linux host into a messaging node.
 #[derive(Debug, Parser)]

@@ -8,6 +8,7 @@
 //! | 3 | the data directory: locked, other format, other shard count, damaged, read-only, full |
 //! | 4 | the network: port taken, address not there |
 //! | 5 | the machine: no io_uring, limits too low |
+//! | 74 | the disk's: a write failed while serving; start again, from what is stored |
 
 use std::fmt;
 use std::process::ExitCode;
@@ -46,6 +47,11 @@ impl Exit {
     /// The machine cannot carry this.
     pub(crate) fn machine(sentence: impl Into<String>) -> Exit {
         Exit { code: 5, sentence: sentence.into() }
+    }
+
+    /// The disk failed while serving. The code is EX_IOERR of sysexits.h.
+    pub(crate) fn disk(sentence: impl Into<String>) -> Exit {
+        Exit { code: 74, sentence: sentence.into() }
     }
 }
 

@@ -101,7 +101,7 @@ fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
         }
     }
     tell(&plan);
-    boot::run(&loaded.config, &machine, &plan, &signals)?;
+    boot::run(&loaded.config, &machine, &plan, signals)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,7 +10,8 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Blocks them in this thread and in all it starts from now on.
+    /// Blocks them in this thread and in all it starts from now on; and SIGXFSZ,
+    /// so that a write beyond a file size limit is an error like any other.
     ///
     /// # Errors
     /// What the system says.
@@ -23,7 +24,10 @@ impl Signals {
             let mut set = set.assume_init();
             libc::sigaddset(&raw mut set, libc::SIGTERM);
             libc::sigaddset(&raw mut set, libc::SIGINT);
-            let code = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            let mut blocked = set;
+            libc::sigaddset(&raw mut blocked, libc::SIGXFSZ);
+            let none = std::ptr::null_mut();
+            let code = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, none);
             (set, code)
         };
         if code == 0 { Ok(Signals { set }) } else { Err(io::Error::from_raw_os_error(code)) }

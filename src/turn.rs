@@ -27,6 +27,7 @@ use wal::disk::Segments;
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
+use crate::exit::Exit;
 use inbound::Inbound;
 use log_io::LogIo;
 use mesh_io::{Cargo, MeshIo};
@@ -43,7 +44,7 @@ const DRAIN_NS_MAX: u64 = 5_000_000_000;
 
 /// What every core of the process shares.
 pub(crate) struct Shared {
-    /// Set once: the process stops.
+    /// Set once: the process stops. A core whose log failed sets it, too.
     pub(crate) stop: AtomicBool,
     /// Where each core's connections can be sent, as soon as its ring exists.
     pub(crate) peers: Vec<OnceLock<Peer>>,
@@ -75,6 +76,8 @@ pub(crate) struct Core {
     published_ns: u64,
     /// When the stop was seen.
     draining_since: Option<u64>,
+    /// Why the log takes nothing more.
+    fault: Option<Exit>,
 }
 
 impl Core {
@@ -105,6 +108,7 @@ impl Core {
             ticked_ns: 0,
             published_ns: 0,
             draining_since: None,
+            fault: None,
             shared,
             hands,
             shard,
@@ -116,7 +120,10 @@ impl Core {
     }
 
     /// Turns until the process stops and everything is on the disk.
-    pub(crate) async fn run(mut self) {
+    ///
+    /// # Errors
+    /// A write of the log failed. What was acknowledged is on the disk.
+    pub(crate) async fn run(mut self) -> Result<(), Exit> {
         while !self.is_done() {
             self.now = clock();
             let began_ns = self.now.mono_ns;
@@ -131,6 +138,7 @@ impl Core {
             self.sleep().await;
         }
         self.publish();
+        self.fault.take().map_or(Ok(()), Err)
     }
 
     /// What the kernel has done since the last turn, and what clients sent.

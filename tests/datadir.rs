@@ -12,7 +12,7 @@ use std::process::Command;
 use std::thread;
 
 use client::blocking::{Client, Notice};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use rustix::process::Resource;
 use server::peer::Peer;
 use server::{Deadline, PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
@@ -506,9 +506,7 @@ fn without_descriptors_messages_wait_as_on_a_full_disk() {
     let mut bob = server.v2("bob", 1);
     let body = [b'x'; 20_000];
     let mut sent = 0;
-    let pid = Some(Pid::from_raw(server.pid() as i32).unwrap());
-    let few = Rlimit { current: Some(4), ..getrlimit(Resource::Nofile) };
-    let all = prlimit(pid, Resource::Nofile, few).unwrap();
+    let all = server.limit(Resource::Nofile, Some(4));
     let deadline = Deadline::new();
     while !is_refused_for_space(&mut alice) {
         sent += 1;
@@ -516,7 +514,7 @@ fn without_descriptors_messages_wait_as_on_a_full_disk() {
         deadline.check(|| format!("{sent} messages need no segment"));
     }
     assert!(server.stderr().contains("raise its `nofile` limit"), "{}", server.stderr());
-    prlimit(pid, Resource::Nofile, all).unwrap();
+    server.limit(Resource::Nofile, all);
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
     for _ in 0..sent {
         let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");

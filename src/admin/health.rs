@@ -72,8 +72,8 @@ const COMPLAINTS: [Complaint; 5] = [
         is_it: |shard| shard.poisoned,
         status: Status::Degraded,
         serves: false,
-        sentence: "takes nothing more, because a write to the log failed: see to the disk, then \
-                   restart the server, which goes on from what is stored",
+        sentence: "takes nothing more, because a write to the log failed: the server stops now \
+                   with exit code 74, and goes on from what is stored when it is started again",
     },
     Complaint {
         is_it: |shard| shard.age_ms.is_some_and(|age_ms| age_ms > SILENCE_NS_MAX / 1_000_000),

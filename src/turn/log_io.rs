@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use net::{ReadBuf, WriteMode};
 use shard::{Conn, Input};
@@ -12,6 +13,7 @@ use wal::disk::{DirectMode, Prepared, Segments};
 use wal::{BLOCK, Lsn, Write};
 
 use super::Core;
+use crate::exit::Exit;
 
 /// A failed attempt to make a segment is repeated after this long.
 const RETRY_NS: u64 = 1_000_000_000;
@@ -131,16 +133,37 @@ impl Core {
         let at = self.log.writing.iter().position(|write| write.lsn == lsn);
         let write = self.log.writing.swap_remove(at.expect("a completion has its write"));
         let ok = matches!(result, Ok(len) if len == write.len);
-        if !ok {
-            tracing::error!(
-                shard = self.id,
-                lsn,
-                ?result,
-                "a write of the log failed; this shard takes nothing more until the process is \
-                 restarted, and what it acknowledged is safe"
-            );
-        }
         self.tell(Input::Written { lsn, ok });
+        if !ok {
+            self.fail(lsn, write.len, &result);
+        }
+    }
+
+    /// Nobody knows what a failed write has left on the disk, except who reads
+    /// it back from the beginning. So all shards leave in order, and whoever
+    /// supervises the process starts it again.
+    fn fail(&mut self, lsn: Lsn, asked: u32, result: &io::Result<u32>) {
+        let what = match result {
+            Ok(wrote) => format!("{wrote} of {asked} bytes were written"),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(
+            shard = self.id,
+            lsn,
+            "a write of the log failed ({what}): this shard takes nothing more and the server \
+             stops; what was acknowledged is on the disk"
+        );
+        // Whoever looks between now and the end sees why.
+        self.publish();
+        self.fault.get_or_insert_with(|| {
+            Exit::disk(format!(
+                "stopped, because shard {} could not write its log ({what}); what was \
+                 acknowledged is on the disk: see to it and start the server again, it goes on \
+                 from there",
+                self.id
+            ))
+        });
+        self.shared.stop.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn read_log(&mut self, conn: Conn, lsn: Lsn, len_min: u32, len: u32) {
@@ -281,6 +304,7 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(libc::ENFILE) => "the system has no file descriptor left, raise `fs.file-max`",
         Some(libc::EROFS) => "the file system is read-only now, see the kernel's log",
         Some(libc::EACCES | libc::EPERM) => "the data directory may no longer be written",
+        Some(libc::EFBIG) => "the file size limit of this process is too low, see `ulimit -f`",
         Some(libc::EIO) => "the disk fails, see the kernel's log",
         _ if error.kind() == io::ErrorKind::StorageFull => "the disk is full, make room",
         _ => "see to the data directory",

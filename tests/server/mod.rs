@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use client::blocking::{Client, ClientV1};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 /// How long a test waits for something that must come.
@@ -301,6 +301,15 @@ impl Server {
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("the server runs");
+    }
+
+    /// Lowers or raises one of its soft limits while it runs; gives the one
+    /// before.
+    #[track_caller]
+    pub fn limit(&self, resource: Resource, current: Option<u64>) -> Option<u64> {
+        let limits = Rlimit { current, ..getrlimit(resource) };
+        let pid = Some(Pid::from_child(&self.child));
+        prlimit(pid, resource, limits).expect("the server runs").current
     }
 
     /// Kills it without a warning and waits until it is gone.

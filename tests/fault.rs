@@ -1,0 +1,136 @@
+//! A write of the log that really fails, in the real server: it says so, ends in
+//! order, and goes on from what is stored when it is started again.
+//!
+//! The kernel refuses the write because of a file size limit that is lowered
+//! while the server runs: for the server a failure like any other.
+
+mod server;
+
+use client::blocking::{Client, Notice};
+use rustix::process::Resource;
+use server::{Deadline, PATIENCE, Server, Setup};
+use wire::id::Class;
+use wire::refuse::Code;
+
+/// So many that both shards have some.
+const CROWD: usize = 40;
+
+/// The segment's header is as far as a file may reach.
+fn fail_writes(server: &Server) {
+    server.limit(Resource::Fsize, Some(4096));
+}
+
+/// Why the server asks this client to go.
+#[track_caller]
+fn goodbye(client: &mut Client) -> u16 {
+    loop {
+        match client.next_notice(PATIENCE).unwrap() {
+            Some(Notice::Goaway { code, .. }) => return code,
+            Some(_) => {}
+            None => panic!("no GOAWAY"),
+        }
+    }
+}
+
+/// While anybody is still connected `/health` tells.
+#[track_caller]
+fn wait_until_told(server: &Server) {
+    let deadline = Deadline::new();
+    loop {
+        let (status, health) = server.get("/health");
+        if status == 503 && health.contains("exit code 74") {
+            return;
+        }
+        deadline.pause(|| format!("{status} {health}"));
+    }
+}
+
+#[test]
+fn a_failed_write_ends_the_server_and_the_next_one_has_everything() {
+    let server = Setup::new().shards(2).start();
+    let mut alice = server.v2("alice", 1);
+    let mut crowd: Vec<Client> = (0..CROWD).map(|n| server.v2(&format!("user {n}"), 1)).collect();
+    for n in 1..=20 {
+        alice.send_and_wait(b"bob", format!("message {n}").as_bytes(), PATIENCE).unwrap();
+    }
+    fail_writes(&server);
+    alice.send(b"bob", b"message 21", Class::Guaranteed).unwrap();
+
+    let codes: Vec<u16> = crowd.iter_mut().map(goodbye).collect();
+    wait_until_told(&server);
+    let of = |code: Code| codes.iter().filter(|told| **told == code as u16).count();
+    let (failed, draining) = (of(Code::StorageFailed), of(Code::Draining));
+    assert!(failed > 0 && draining > 0 && failed + draining == CROWD, "{codes:?}");
+    assert_eq!(alice.session().unsent(), 1, "nothing says that the last one is stored");
+    drop(crowd);
+    let setup = server.setup().clone();
+    let ended = server.wait();
+    assert_eq!(ended.code, Some(74), "{}", ended.stderr);
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    assert!(last.contains("start the server again"), "{}", ended.stderr);
+
+    let server = setup.start();
+    alice.reconnect(Some(server.addr())).unwrap();
+    alice.wait_sent(b"bob", 21, PATIENCE).unwrap();
+    let mut bob = server.v2("bob", 1);
+    for n in 1..=21 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), format!("message {n}"));
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    assert_eq!(bob.next_delivery(std::time::Duration::ZERO).unwrap(), None);
+    server.stop();
+}
+
+/// The other way of writing, for file systems that lack the first.
+#[test]
+fn a_failed_write_before_an_fsync_counts_as_well() {
+    let Some(memory) = std::path::Path::new("/dev/shm").exists().then_some("/dev/shm") else {
+        return;
+    };
+    let dir = tempfile::tempdir_in(memory).unwrap();
+    let server = Setup::in_dir(&dir.path().join("data")).shards(1).start();
+    let mut alice = server.v2("alice", 1);
+    alice.send_and_wait(b"bob", b"first", PATIENCE).unwrap();
+    fail_writes(&server);
+    alice.send(b"bob", b"second", Class::Guaranteed).unwrap();
+    assert_eq!(goodbye(&mut alice), Code::StorageFailed as u16);
+    let setup = server.setup().clone();
+    // With everybody gone nothing holds it up.
+    drop(alice);
+    assert_eq!(server.wait().code, Some(74));
+    let server = setup.start();
+    let first = server.v2("bob", 1).next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(first.body, b"first");
+    server.stop();
+}
+
+/// A segment that cannot be made is not a failed write: nothing of the log is in
+/// doubt.
+#[test]
+fn a_segment_beyond_the_limit_is_not_a_fault() {
+    let server = Setup::new().shards(1).set("storage.segment_bytes", "8MiB").start();
+    let mut alice = server.v2("alice", 1);
+    // One block less than a segment and its header. The log is far from there
+    // when the third segment is due.
+    let before = server.limit(Resource::Fsize, Some(8 << 20));
+    let body = [b'x'; 20_000];
+    let mut sent = 0;
+    let deadline = Deadline::new();
+    let held = loop {
+        match alice.next_notice(std::time::Duration::from_millis(1)).unwrap() {
+            Some(Notice::Held { code, .. }) => break code,
+            Some(other) => panic!("{other:?}"),
+            None => {}
+        }
+        sent += 1;
+        alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+        deadline.check(|| format!("{sent} messages need no segment"));
+    };
+    assert_eq!(held, Code::StorageFull as u16);
+    assert!(server.stderr().contains("ulimit -f"), "{}", server.stderr());
+    server.limit(Resource::Fsize, before);
+    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
+    server.stop();
+}
