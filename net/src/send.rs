@@ -29,7 +29,8 @@ impl Hands {
         let flags = &mut self.table[slot].flags;
         if flags.any(Flags::LATE) {
             flags.clear(Flags::LATE);
-            flags.set_trust(flags.trust() + 1);
+            // From nothing to more than one failure takes away again.
+            flags.set_trust((flags.trust() + 1).max(TRUST_MIN + 1));
             self.stats.late_joined += 1;
         }
         self.mark_dirty(slot);
@@ -83,7 +84,7 @@ impl Hands {
             // It may have found company and wait again, for something newer.
             if flags.any(Flags::LATE) && flags.any(Flags::LATE_ODD) != self.late_is_odd {
                 flags.clear(Flags::LATE);
-                flags.set_trust(flags.trust() / 2);
+                flags.set_trust(flags.trust().saturating_sub(1));
                 self.stats.late_alone += 1;
                 self.mark_dirty(slot);
             }

@@ -30,7 +30,8 @@ impl Core {
                 self.hands.send(id(conn), &bytes[start..end]);
             }
             Effect::Send { conn, start, end, late: true } => {
-                self.hands.send_late(id(conn), &bytes[start..end], self.rest.is_probing());
+                let probing = self.rest.is_probing(self.now.mono_ns);
+                self.hands.send_late(id(conn), &bytes[start..end], probing);
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),

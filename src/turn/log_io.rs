@@ -280,6 +280,11 @@ impl LogIo {
         Some(ended)
     }
 
+    /// Whether something appended waits for more before it is committed.
+    pub(super) fn is_gathering(&self) -> bool {
+        self.gathering_ns.is_some()
+    }
+
     /// Whether a helper thread makes a segment.
     pub(super) fn is_preparing(&self) -> bool {
         self.preparing.is_some()

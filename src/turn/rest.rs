@@ -32,26 +32,31 @@ pub(super) struct Rest {
     completions: u64,
     /// Since when something late may be waiting.
     late_ns: Option<u64>,
-    /// When to probe again, and until when.
-    probe_ns: u64,
-    probe_until_ns: u64,
+    /// When the last turn ended.
+    turned_ns: u64,
+    /// Counts confirmations, to probe now and then.
+    confirmations: u32,
 }
 
 /// A confirmation waits for a delivery to share its send with at most between
 /// once and twice this long, and only while the core has other work. Clients
 /// that answer each other do so within one trip through a saturated server.
-const LATE_NS: u64 = 20_000_000;
+const LATE_NS: u64 = 25_000_000;
 /// How long a core with nothing else to do waits for such company.
 const HOLD: Duration = Duration::from_millis(1);
-/// Nothing waits where it was in vain lately, except for so long...
-const PROBE_NS: u64 = 50_000_000;
-/// ...once in so long, to see whether that has changed.
-const PROBE_EVERY_NS: u64 = 2_000_000_000;
+/// Where waiting was in vain lately, one confirmation in so many waits all the
+/// same, and only while the core has more to do than it can: then a send saved
+/// is worth more than a moment, and patterns change.
+const PROBE_EVERY: u32 = 32;
+/// Less than this between two turns is no rest.
+const REST_NS: u64 = 30_000;
 
 impl Rest {
-    /// Whether to try again where waiting for company did not pay.
-    pub(super) fn is_probing(&self) -> bool {
-        self.busy_ns < self.probe_until_ns
+    /// Whether the next confirmation is to wait even where that has not paid.
+    pub(super) fn is_probing(&mut self, now_ns: u64) -> bool {
+        self.confirmations = self.confirmations.wrapping_add(1);
+        let is_saturated = now_ns.saturating_sub(self.turned_ns) < REST_NS;
+        is_saturated && self.confirmations.is_multiple_of(PROBE_EVERY)
     }
 }
 
@@ -71,26 +76,18 @@ impl Core {
         }
     }
 
-    fn note_busy(&mut self, now_ns: u64) {
-        let rest = &mut self.rest;
-        rest.busy_ns = now_ns;
-        if now_ns >= rest.probe_ns {
-            rest.probe_ns = now_ns + PROBE_EVERY_NS;
-            rest.probe_until_ns = now_ns + PROBE_NS;
-        }
-    }
-
     /// Sleeps until something happens, if nothing has already.
     pub(super) async fn sleep(&mut self) {
         let now_ns = clock().mono_ns;
         let was_busy = self.was_busy();
         if was_busy {
-            self.note_busy(now_ns);
+            self.rest.busy_ns = now_ns;
         }
         if now_ns - self.rest.breathed_ns >= BREATHE_NS {
             self.rest.breathed_ns = now_ns;
             self.hands.breathe().await;
         }
+        self.rest.turned_ns = now_ns;
         if self.must_go_on() {
             return;
         }
@@ -135,9 +132,10 @@ impl Core {
 
     /// Something is ready or blocked only by this core's own progress.
     fn must_go_on(&mut self) -> bool {
-        // With something late at hand, one look into the kernel is cheaper than
-        // the sends it may save.
-        let has_pending = self.hands.has_pending() || self.hands.has_late() && self.hands.peek();
+        // With something held back, one look into the kernel is cheaper than what
+        // holding on may save.
+        let is_holding = self.hands.has_late() || self.log.is_gathering();
+        let has_pending = self.hands.has_pending() || is_holding && self.hands.peek();
         has_pending || self.has_retries()
     }
 
