@@ -18,7 +18,7 @@ use glommio::{LocalExecutorBuilder, Placement};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
 use shard::{KeyHasher, Replay};
 use tuning::{Machine, Plan};
-use wal::disk::{DataDir, DirectMode, OpenOptions, ShardDir};
+use wal::disk::{DataDir, DirectMode, OpenOptions, Phase, Progress, ShardDir};
 use wal::{Log, LogOptions};
 use wire::id::ShardId;
 
@@ -302,7 +302,7 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
     let mut replay = Replay::new(seat.shard, seat.hasher);
     let recovered = seat
         .dir
-        .recover(&mut |lsn, len, record| replay.record(lsn, len, &record))
+        .recover(&mut replay, &mut tell_progress(seat.id))
         .map_err(|error| Exit::data(error.to_string()))?;
     tell_recovery(seat.id, &recovered);
     if replay.contradictions() > 0 {
@@ -327,9 +327,41 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
 
 const DOCTOR: &str = "`iris-shard doctor` shows which limits hold here";
 
+/// Says how far reading back is, once a second while it takes.
+fn tell_progress(shard: ShardId) -> impl FnMut(Progress) {
+    let mut last = Instant::now();
+    move |progress| {
+        if last.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        last = Instant::now();
+        let what = match progress.phase {
+            Phase::Snapshot => "snapshot",
+            Phase::Log => "log",
+        };
+        let (done, total) = (bytes(progress.done), bytes(progress.total));
+        tracing::info!("shard {shard}: read {done} of {total} of the {what}");
+    }
+}
+
 fn tell_recovery(shard: ShardId, recovered: &wal::disk::Recovered) {
     let ms = recovered.elapsed.as_millis();
-    tracing::info!("shard {shard}: read back {} of log in {ms} ms", bytes(recovered.bytes));
+    let log = bytes(recovered.replayed_bytes);
+    match &recovered.snapshot {
+        None => tracing::info!("shard {shard}: read back {log} of log in {ms} ms"),
+        Some(loaded) => tracing::info!(
+            "shard {shard}: read back a snapshot of {} and {log} of log since then in {ms} ms",
+            bytes(loaded.bytes)
+        ),
+    }
+    for (path, why) in &recovered.damaged {
+        tracing::warn!(
+            "shard {shard}: {} could not be used: {why}; an older snapshot or the whole log took \
+             its place and nothing is lost, but the disk should be looked at; the file was set \
+             aside",
+            path.display()
+        );
+    }
     if let Some(torn) = &recovered.torn {
         tracing::warn!(
             "shard {shard}: the last write before the crash was incomplete; {} bytes at position \

@@ -3,8 +3,8 @@
 //! Replay does to users and inboxes what the live path did when it appended
 //! each record, and nothing else: no delivery, no reply.
 
-use wal::record::{Message, Record};
-use wal::{Log, LogStart, Lsn};
+use wal::record::{Malformed, Message, Record};
+use wal::{Log, LogStart, Lsn, Restore};
 use wire::id::UserKey;
 
 use crate::dedup::{Numbering, PairKey};
@@ -184,5 +184,29 @@ impl Replay {
         let (entries, bytes) = self.users[at].burn();
         self.metrics.counters.waiting_messages -= entries;
         self.metrics.counters.waiting_bytes -= bytes;
+    }
+}
+
+impl Restore for Replay {
+    fn reset(&mut self) {
+        *self = Replay::new(self.options, self.hasher);
+    }
+
+    fn state(&mut self, _payload: &[u8]) -> Result<(), Malformed> {
+        Err(Malformed::Payload) // nothing writes snapshots yet
+    }
+
+    fn space(&mut self, _payload: &[u8]) -> Result<(), Malformed> {
+        Err(Malformed::Payload)
+    }
+
+    fn loaded(&mut self, _start: LogStart, _end: Lsn) {}
+
+    fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
+        Replay::record(self, lsn, len, record);
+    }
+
+    fn needed(&self) -> Vec<(u64, u64, u64)> {
+        Vec::new() // nothing deletes segments yet
     }
 }

@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use wal::disk::{DataDir, OpenOptions, Segments, probe};
-use wal::{Log, LogOptions, LogStart, Lsn, Message, Record};
+use wal::disk::{DataDir, OpenOptions, Recovered, Segments, probe};
+use wal::record::Malformed;
+use wal::{Log, LogOptions, LogStart, Lsn, Message, Record, Restore};
 use wire::id::{Class, MessageId, UserKey};
 
 const DISK_BYTES: Lsn = 1 << 30;
@@ -49,7 +50,8 @@ fn on_disk(dir: &Path) {
         OpenOptions { shards: None, default_shards: 1, segment_bytes: options.segment_bytes };
     let data = DataDir::open(dir, open).unwrap_or_else(|error| panic!("{error}"));
     let shard = data.shard(0);
-    let start = shard.recover(&mut |_, _, _| {}).unwrap_or_else(|error| panic!("{error}")).start;
+    let start =
+        shard.recover(&mut Count(0), &mut |_| {}).unwrap_or_else(|error| panic!("{error}")).start;
     let mode = probe(shard.path());
     let began = Instant::now();
     let mut segments =
@@ -64,10 +66,38 @@ fn on_disk(dir: &Path) {
     }
     println!("wrote 1 GiB without a sync, segments included, in {:?}", began.elapsed());
 
-    let mut records = 0u64;
-    let recovered = shard.recover(&mut |_, _, _| records += 1);
+    let mut count = Count(0);
+    let recovered = shard.recover(&mut count, &mut |_| {});
     let recovered = recovered.unwrap_or_else(|error| panic!("{error}"));
-    println!("read {records} records, {} bytes, in {:?}", recovered.bytes, recovered.elapsed);
+    let Recovered { replayed_bytes, elapsed, .. } = recovered;
+    println!("read {} records, {replayed_bytes} bytes, in {elapsed:?}", count.0);
+}
+
+/// Counts the records of a log that never had a snapshot.
+struct Count(u64);
+
+impl Restore for Count {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
+
+    fn state(&mut self, _: &[u8]) -> Result<(), Malformed> {
+        Err(Malformed::Payload)
+    }
+
+    fn space(&mut self, _: &[u8]) -> Result<(), Malformed> {
+        Err(Malformed::Payload)
+    }
+
+    fn loaded(&mut self, _: LogStart, _: Lsn) {}
+
+    fn record(&mut self, _: Lsn, _: u32, _: &Record<'_>) {
+        self.0 += 1;
+    }
+
+    fn needed(&self) -> Vec<(u64, u64, u64)> {
+        Vec::new()
+    }
 }
 
 fn write_out(log: &mut Log, segments: &mut Segments) {

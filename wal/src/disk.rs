@@ -5,14 +5,16 @@
 //! bytes of [`crate::Log::write_bytes`] where [`Segments::locate`] says.
 //!
 //! Everything here blocks. It runs at boot, or on a helper thread
-//! ([`Prepare::run`]), never in a turn.
+//! ([`Prepare::run`], [`Removal::run`], [`SnapshotFile`]), never in a turn.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)] // the disk half
 
 mod data_dir;
 mod error;
 mod probe;
+mod recovery;
 mod segments;
 mod shard_dir;
+mod snapshots;
 mod sys;
 
 #[cfg(test)]
@@ -21,5 +23,7 @@ mod tests;
 pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{DataDirError, RecoverError};
 pub use probe::{DirectMode, probe};
-pub use segments::{Prepare, Prepared, Segments};
-pub use shard_dir::{Recovered, ShardDir};
+pub use recovery::{Phase, Progress, Recovered};
+pub use segments::{Prepare, Prepared, Removal, Segments};
+pub use shard_dir::ShardDir;
+pub use snapshots::{Loaded, SNAPSHOTS_KEPT, SnapshotFile};

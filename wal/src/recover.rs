@@ -175,6 +175,8 @@ impl Scanner {
     /// A scanner for the log with this salt whose first present segment begins
     /// at `first_base_lsn`. Of the options only `segment_bytes` matters: the
     /// other sizes may have been different when the log was written.
+    ///
+    /// When that is not 0, what the first commit must chain to is not known.
     pub fn new(salt: u64, options: LogOptions, first_base_lsn: Lsn) -> Scanner {
         let from_start = first_base_lsn == 0;
         Scanner {

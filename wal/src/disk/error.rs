@@ -192,6 +192,24 @@ pub enum RecoverError {
         /// The file that should be there.
         path: PathBuf,
     },
+    /// A segment is not there although messages in it still wait.
+    MissingMessages {
+        /// The file that should be there.
+        path: PathBuf,
+        /// How many messages it held.
+        messages: u64,
+        /// Their bytes.
+        bytes: u64,
+    },
+    /// No snapshot can be read, and the beginning of the log is not there.
+    NoSnapshot {
+        /// The newest snapshot.
+        snapshot: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// The segment that would be needed without one.
+        missing: PathBuf,
+    },
     /// A segment's file does not begin as it must.
     Header {
         /// The segment's file.
@@ -228,6 +246,20 @@ impl fmt::Display for RecoverError {
                 "{} is missing although later parts of the log are there; bring it back from where \
                  it was moved or from a backup",
                 path.display()
+            )?,
+            RecoverError::MissingMessages { path, messages, bytes } => write!(
+                f,
+                "{} is missing and {messages} messages ({bytes} bytes) that still wait were in it; \
+                 bring it back from where it was moved or from a backup",
+                path.display()
+            )?,
+            RecoverError::NoSnapshot { snapshot, why, missing } => write!(
+                f,
+                "{} cannot be used: {why}; no other snapshot can, and without one {} would be \
+                 needed, which is not there; nothing was changed; bring back a snapshot or the \
+                 missing segments from a backup",
+                snapshot.display(),
+                missing.display()
             )?,
             RecoverError::Header { path, why } => write!(f, "{} {why}", path.display())?,
             RecoverError::WrongSize { path, found, expected } => write!(

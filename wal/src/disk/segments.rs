@@ -5,11 +5,12 @@
 //! 500 µs on ext4). It gets its name only when it is complete, so a crash never
 //! leaves half a segment.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::data_dir::sync_dir;
 use super::probe::DirectMode;
@@ -26,8 +27,18 @@ const ZERO_BYTES: usize = 1 << 20;
 pub struct Segments {
     dir: ShardDir,
     mode: DirectMode,
-    /// By segment number, without a gap, from 0.
-    files: Vec<File>,
+    /// The number of the first one in `files`.
+    first: u64,
+    /// By segment number from `first` on; `None` for those that were deleted.
+    /// Neither the first nor the last one is.
+    files: VecDeque<Option<File>>,
+}
+
+/// A job: delete a segment. [`Removal::run`] it on a helper thread, after every
+/// read that was to use its descriptor has been handed to the kernel.
+pub struct Removal {
+    path: PathBuf,
+    file: File,
 }
 
 /// A job: make the next segment. [`Prepare::run`] it on a helper thread, then
@@ -51,12 +62,13 @@ impl Segments {
         end: Lsn,
         mode: DirectMode,
     ) -> io::Result<Segments> {
-        let mut segments = Segments { dir: dir.clone(), mode, files: Vec::new() };
-        for (expected, &index) in (0..).zip(indexes) {
-            if index != expected {
-                return Err(io::Error::other("a segment went missing after recovery"));
-            }
-            segments.files.push(open(&dir.segment_path(index), mode)?);
+        let mut segments = Segments { dir: dir.clone(), mode, first: 0, files: VecDeque::new() };
+        for &index in indexes {
+            let file = open(&dir.segment_path(index), mode)?;
+            segments.put(index, file);
+        }
+        if segments.files.is_empty() {
+            segments.first = segment::index(end, dir.segment_bytes);
         }
         while segments.first_missing() <= segment::index(end, dir.segment_bytes) {
             let prepared = segments.prepare(segments.first_missing()).run()?;
@@ -71,11 +83,12 @@ impl Segments {
     }
 
     /// The file that holds `lsn` and the offset in it, for reading and writing;
-    /// `None` when that segment is not there. The descriptor stays open as long
-    /// as this value lives.
+    /// `None` when that segment is not there. The descriptor stays open until
+    /// the segment is removed or this value dropped.
     pub fn locate(&self, lsn: Lsn) -> Option<(RawFd, u64)> {
         let index = segment::index(lsn, self.dir.segment_bytes);
-        let file = self.files.get(usize::try_from(index).ok()?)?;
+        let file =
+            self.files.get(usize::try_from(index.checked_sub(self.first)?).ok()?)?.as_ref()?;
         Some((file.as_raw_fd(), segment::file_offset(lsn, self.dir.segment_bytes)))
     }
 
@@ -106,7 +119,33 @@ impl Segments {
     /// When it is not the next one.
     pub fn adopt(&mut self, prepared: Prepared) {
         assert_eq!(prepared.index, self.first_missing(), "segments come one after the other");
-        self.files.push(prepared.file);
+        self.put(prepared.index, prepared.file);
+    }
+
+    /// Takes a segment out, to be deleted; `None` when it is not there. The last
+    /// one stays: the log goes on in it.
+    pub fn remove(&mut self, index: u64) -> Option<Removal> {
+        let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
+        if at + 1 >= self.files.len() {
+            return None;
+        }
+        let file = self.files[at].take()?;
+        while matches!(self.files.front(), Some(None)) {
+            self.files.pop_front();
+            self.first += 1;
+        }
+        Some(Removal { path: self.dir.segment_path(index), file })
+    }
+
+    /// The numbers of the segments that are there, ascending.
+    pub fn present(&self) -> impl Iterator<Item = u64> {
+        let files = (self.first..).zip(&self.files);
+        files.filter(|(_, file)| file.is_some()).map(|(index, _)| index)
+    }
+
+    /// What all segments take on the disk, bytes.
+    pub fn bytes(&self) -> u64 {
+        self.present().count() as u64 * segment::file_bytes(self.dir.segment_bytes)
     }
 
     /// Whether everything before `lsn_end` has a file to be written to.
@@ -114,12 +153,39 @@ impl Segments {
         lsn_end <= segment::base(self.first_missing(), self.dir.segment_bytes)
     }
 
+    /// The number after the last one.
     fn first_missing(&self) -> u64 {
-        self.files.len() as u64
+        self.first + self.files.len() as u64
+    }
+
+    /// Puts a segment behind the others.
+    fn put(&mut self, index: u64, file: File) {
+        if self.files.is_empty() {
+            self.first = index;
+        }
+        while self.first_missing() < index {
+            self.files.push_back(None);
+        }
+        assert!(index == self.first_missing(), "segments come in order");
+        self.files.push_back(Some(file));
     }
 
     fn prepare(&self, index: u64) -> Prepare {
         Prepare { dir: self.dir.clone(), mode: self.mode, index }
+    }
+}
+
+impl Removal {
+    /// Deletes the segment. Blocks for as long as the file system takes to free
+    /// the space. Not synced: a file that comes back after a power cut is found
+    /// to be needed by nothing, and deleted again.
+    ///
+    /// # Errors
+    /// What the system said; the file may still be there.
+    pub fn run(self) -> io::Result<()> {
+        let deleted = fs::remove_file(&self.path);
+        drop(self.file);
+        deleted
     }
 }
 

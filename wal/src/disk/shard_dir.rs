@@ -1,20 +1,18 @@
-//! One shard's directory: reading its log back at boot.
+//! One shard's directory: what lies in it, and the bytes of its segments.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use wire::id::ShardId;
 
 use super::error::{DataDirError, RecoverError};
 use super::probe::DirectMode;
 use super::segments::Segments;
+use super::snapshots::snapshot_name;
 use super::sys;
-use crate::log::{LogOptions, LogStart};
-use crate::recover::{Scanner, Sink, Torn};
 use crate::segment::{self, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
 
@@ -28,65 +26,10 @@ pub struct ShardDir {
     pub(super) _lock: Arc<File>,
 }
 
-/// What reading a log back found.
-#[derive(Debug)]
-pub struct Recovered {
-    /// Where the log goes on. Everything before it is on the disk.
-    pub start: LogStart,
-    /// What was cut off its end, if anything.
-    pub torn: Option<Torn>,
-    /// Segment files found.
-    pub segments: u32,
-    /// Log bytes from the first record to the end.
-    pub bytes: u64,
-    /// How long it took.
-    pub elapsed: Duration,
-    /// Files in the directory that are not ours; left alone.
-    pub foreign: Vec<PathBuf>,
-}
-
 impl ShardDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Reads the log from its first record to its end, giving each record to
-    /// `sink` in order. Removes our own unfinished files, changes nothing else.
-    ///
-    /// Needs memory for one segment while it runs. The last commits, which no
-    /// later commit vouches for, may so far stand in a cache only (the process
-    /// died before their fsync, or the fsync failed); they are written again and
-    /// synced, so that nobody is told of a message that a power cut takes back.
-    ///
-    /// # Errors
-    /// [`RecoverError`], which must stop the boot.
-    pub fn recover(&self, sink: Sink<'_>) -> Result<Recovered, RecoverError> {
-        let began = Instant::now();
-        let listing = self.list().map_err(|error| self.io(&self.path, error))?;
-        for path in &listing.leftovers {
-            fs::remove_file(path).map_err(|error| self.io(path, error))?;
-        }
-        self.check_order(&listing.segments)?;
-        let options = LogOptions { segment_bytes: self.segment_bytes, ..LogOptions::default() };
-        let mut scanner = Scanner::new(self.salt, options, 0);
-        let mut memory = Vec::new();
-        for &index in &listing.segments {
-            self.read(index, &mut memory)?;
-            let base = segment::base(index, self.segment_bytes);
-            scanner.segment(base, &memory, sink).map_err(|damage| self.damage(damage))?;
-        }
-        let durable = scanner.known_durable();
-        let (start, torn) = scanner.finish().map_err(|damage| self.damage(damage))?;
-        self.confirm(durable, start.lsn)?;
-        Ok(Recovered {
-            start,
-            torn,
-            segments: listing.segments.len() as u32,
-            bytes: start.lsn,
-            elapsed: began.elapsed(),
-            foreign: listing.foreign,
-        })
     }
 
     /// Opens the segments for reading and appending, and makes the one that
@@ -104,6 +47,10 @@ impl ShardDir {
         self.path.join(format!("segment-{index:010}.log"))
     }
 
+    pub(super) fn snapshot_path(&self, start: Lsn) -> PathBuf {
+        self.path.join(format!("snapshot-{start:020}.snap"))
+    }
+
     pub(super) fn header(&self, index: u64) -> SegmentHeader {
         SegmentHeader {
             log_id: self.salt,
@@ -113,7 +60,7 @@ impl ShardDir {
         }
     }
 
-    fn list(&self) -> io::Result<Listing> {
+    pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&self.path)? {
             let path = entry?.path();
@@ -121,27 +68,32 @@ impl ShardDir {
             match segment_index(name) {
                 Some(index) => listing.segments.push(index),
                 None if is_leftover(name) => listing.leftovers.push(path),
-                None => listing.foreign.push(path),
+                None => match snapshot_name(&path) {
+                    Some((start, false)) => listing.snapshots.push(start),
+                    Some((_, true)) => {} // goes with the snapshots of its time
+                    None => listing.foreign.push(path),
+                },
             }
         }
         listing.segments.sort_unstable();
+        listing.snapshots.sort_unstable();
         listing.foreign.sort_unstable();
         Ok(listing)
     }
 
-    /// Nothing deletes segments yet, so the log begins with the first.
-    fn check_order(&self, segments: &[u64]) -> Result<(), RecoverError> {
-        match (0..).zip(segments).find(|(expected, found)| expected != *found) {
-            None => Ok(()),
-            Some((index, _)) => {
-                Err(RecoverError::MissingSegment { path: self.segment_path(index) })
-            }
-        }
-    }
-
     /// Reads a segment's log part into `memory`, after checking that it is the
     /// file that belongs there.
-    fn read(&self, index: u64, memory: &mut Vec<u8>) -> Result<(), RecoverError> {
+    pub(super) fn read(&self, index: u64, memory: &mut Vec<u8>) -> Result<(), RecoverError> {
+        let file = self.open_segment(index)?;
+        memory.resize(self.segment_bytes as usize, 0);
+        file.read_exact_at(memory, BLOCK_LSN)
+            .map_err(|error| self.io(&self.segment_path(index), error))?;
+        sys::drop_cached(&file);
+        Ok(())
+    }
+
+    /// Opens a segment's file for reading, if it is the one that belongs there.
+    pub(super) fn open_segment(&self, index: u64) -> Result<File, RecoverError> {
         let path = self.segment_path(index);
         let failed = |error| self.io(&path, error);
         let file = File::open(&path).map_err(failed)?;
@@ -155,14 +107,11 @@ impl ShardDir {
         if found != expected {
             return Err(RecoverError::WrongSize { path, found, expected });
         }
-        memory.resize(self.segment_bytes as usize, 0);
-        file.read_exact_at(memory, BLOCK_LSN).map_err(failed)?;
-        sys::drop_cached(&file);
-        Ok(())
+        Ok(file)
     }
 
     /// Writes the log from `from` to `to` over itself and syncs it.
-    fn confirm(&self, from: Lsn, to: Lsn) -> Result<(), RecoverError> {
+    pub(super) fn confirm(&self, from: Lsn, to: Lsn) -> Result<(), RecoverError> {
         let mut at = from;
         while at < to {
             let index = segment::index(at, self.segment_bytes);
@@ -184,24 +133,25 @@ impl ShardDir {
         sys::drop_cached(&file);
         Ok(())
     }
-
-    fn damage(&self, damage: crate::Damage) -> RecoverError {
-        RecoverError::Damage { path: self.segment_path(damage.segment), damage }
-    }
-
-    fn io(&self, path: &Path, error: io::Error) -> RecoverError {
-        RecoverError::Io { path: path.into(), error }
-    }
 }
 
 /// What lies in a shard's directory.
 #[derive(Default)]
-struct Listing {
-    /// Numbers of the segments, in order.
-    segments: Vec<u64>,
+pub(super) struct Listing {
+    /// Numbers of the segments, ascending.
+    pub(super) segments: Vec<u64>,
+    /// Where the replays of the snapshots begin, ascending.
+    pub(super) snapshots: Vec<Lsn>,
     /// Unfinished files of ours.
-    leftovers: Vec<PathBuf>,
-    foreign: Vec<PathBuf>,
+    pub(super) leftovers: Vec<PathBuf>,
+    pub(super) foreign: Vec<PathBuf>,
+}
+
+impl Listing {
+    /// The segments from this one on.
+    pub(super) fn from(&self, index: u64) -> &[u64] {
+        &self.segments[self.segments.partition_point(|found| *found < index)..]
+    }
 }
 
 /// The number in a segment's file name.
@@ -213,5 +163,6 @@ fn segment_index(name: &str) -> Option<u64> {
 
 /// Whether a file is one of ours that was never finished.
 pub(super) fn is_leftover(name: &str) -> bool {
-    (name.starts_with("segment-") || name.starts_with("probe-")) && name.ends_with(".tmp")
+    let kinds = ["segment-", "snapshot-", "probe-"];
+    kinds.iter().any(|kind| name.starts_with(kind)) && name.ends_with(".tmp")
 }

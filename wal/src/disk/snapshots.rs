@@ -1,0 +1,227 @@
+//! The snapshot files of one shard: writing one, finding those that are there,
+//! reading one back.
+//!
+//! A snapshot is written under a temporary name and gets its own only when it
+//! is complete, on the disk, and the log is durable as far as it needs. Two are
+//! kept: if the newest cannot be read, the one before it and the log since then
+//! lead to the same state.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::data_dir::sync_dir;
+use super::recovery::{Phase, Progress};
+use super::shard_dir::ShardDir;
+use super::sys;
+use crate::Lsn;
+use crate::log::LogStart;
+use crate::recover::Restore;
+use crate::snapshot::{FRAME_BYTES_MAX, Part, Reader};
+
+/// Snapshots that are kept.
+pub const SNAPSHOTS_KEPT: usize = 2;
+
+/// So much is given to the disk at once, and then forgotten by the page cache.
+/// Nothing piles up that would hold up the commits of the other shards.
+const SYNC_BYTES: u64 = 8 << 20;
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// The suffix of a snapshot that could not be read and was set aside.
+const DAMAGED: &str = "damaged";
+
+/// A snapshot that is being written. Everything here blocks; it belongs on a
+/// helper thread. When it is dropped, or the process dies, nothing has happened.
+pub struct SnapshotFile {
+    dir: ShardDir,
+    start: Lsn,
+    file: BufWriter<File>,
+    bytes: u64,
+    /// Of those, how many the disk has.
+    synced: u64,
+}
+
+impl SnapshotFile {
+    /// Begins the snapshot whose replay starts at `start`.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn create(dir: &ShardDir, start: Lsn) -> io::Result<SnapshotFile> {
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(temporary(&dir.snapshot_path(start)))?;
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(SnapshotFile { dir: dir.clone(), start, file, bytes: 0, synced: 0 })
+    }
+
+    /// Adds bytes that [`crate::snapshot::Writer`] made.
+    ///
+    /// # Errors
+    /// What the system said, most likely that no space is left; abandon it then.
+    pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.bytes += bytes.len() as u64;
+        if self.bytes - self.synced >= SYNC_BYTES {
+            self.file.flush()?;
+            self.file.get_ref().sync_data()?;
+            sys::drop_cached(self.file.get_ref());
+            self.synced = self.bytes;
+        }
+        Ok(())
+    }
+
+    /// Makes it durable, gives it its name, and deletes those that are older
+    /// than the [`SNAPSHOTS_KEPT`] newest. Call it only when the log is durable
+    /// up to what the last frame says. Returns how long the file is, bytes.
+    ///
+    /// # Errors
+    /// What the system said. Nobody knows then whether the snapshot has its
+    /// name, so it must not be counted on; if it has, it is whole.
+    pub fn finish(self) -> io::Result<u64> {
+        let SnapshotFile { dir, start, file, bytes, .. } = self;
+        let path = dir.snapshot_path(start);
+        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        sys::drop_cached(&file);
+        fs::rename(temporary(&path), &path)?;
+        sync_dir(dir.path())?;
+        // What stays behind takes space until the next one is finished.
+        let _ = delete_older(dir.path());
+        Ok(bytes)
+    }
+
+    /// Gives it up and frees its space.
+    pub fn abandon(self) {
+        let path = temporary(&self.dir.snapshot_path(self.start));
+        let _ = fs::remove_file(path); // otherwise the next boot does
+    }
+}
+
+/// Deletes all snapshots but the newest ones, and those that were set aside and
+/// are older than these.
+pub(super) fn delete_older(dir: &Path) -> io::Result<()> {
+    let (mut whole, mut aside) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        match snapshot_name(&path) {
+            Some((start, false)) => whole.push((start, path)),
+            Some((start, true)) => aside.push((start, path)),
+            None => {}
+        }
+    }
+    whole.sort_unstable();
+    if whole.len() < SNAPSHOTS_KEPT {
+        return Ok(());
+    }
+    let older = whole.len() - SNAPSHOTS_KEPT;
+    let oldest_kept = whole[older].0;
+    aside.retain(|(start, _)| *start < oldest_kept);
+    for (_, path) in whole.drain(..older).chain(aside) {
+        fs::remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// The start in the name of a snapshot's file, and whether it was set aside.
+pub(super) fn snapshot_name(path: &Path) -> Option<(Lsn, bool)> {
+    let name = path.file_name()?.to_str()?.strip_prefix("snapshot-")?;
+    let (digits, rest) = name.split_at_checked(20)?;
+    let is_aside = match rest {
+        ".snap" => false,
+        _ if rest.strip_prefix(".snap.") == Some(DAMAGED) => true,
+        _ => return None,
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| Some((digits.parse().ok()?, is_aside)))?
+}
+
+/// Renames a snapshot that could not be read, so that it does not count as one
+/// of those that are kept.
+pub(super) fn set_aside(path: &Path) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(DAMAGED);
+    fs::rename(path, PathBuf::from(name))
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("snap.tmp")
+}
+
+/// What a snapshot was read back as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its file.
+    pub path: PathBuf,
+    /// Where the replay begins.
+    pub start: LogStart,
+    /// How far the log was durable when it got its name.
+    pub end: Lsn,
+    /// How long the file is, bytes.
+    pub bytes: u64,
+}
+
+/// Reads a snapshot into `into`. Every frame is checked before it is given on;
+/// when a later one is damaged, the caller resets.
+///
+/// # Errors
+/// In words, with the offset: why it cannot be used.
+pub(super) fn load(
+    dir: &ShardDir,
+    start: Lsn,
+    into: &mut dyn Restore,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Loaded, String> {
+    let path = dir.snapshot_path(start);
+    let cannot = |error: io::Error| format!("it cannot be read: {error}");
+    let mut file = File::open(&path).map_err(cannot)?;
+    let total = file.metadata().map_err(cannot)?.len();
+    let mut reader = Reader::new(dir.salt, dir.shard);
+    let mut began = None;
+    // A whole frame and what is read at once.
+    let mut buffer = vec![0; 2 * FRAME_BYTES_MAX];
+    let (mut have, mut used) = (0, 0);
+    loop {
+        let offset = reader.offset();
+        match reader.frame(&buffer[used..have]).map_err(|broken| broken.to_string())? {
+            Some((len, part)) => {
+                used += len;
+                let taken = match part {
+                    Part::Start(start) => {
+                        began = Some(start);
+                        Ok(())
+                    }
+                    Part::State(payload) => into.state(payload),
+                    Part::Space(payload) => into.space(payload),
+                    Part::End(_) => Ok(()),
+                };
+                taken.map_err(|why| {
+                    format!("what it says at file offset {offset} cannot be understood: {why}")
+                })?;
+            }
+            None => {
+                buffer.copy_within(used..have, 0);
+                (have, used) = (have - used, 0);
+                let got = file.read(&mut buffer[have..]).map_err(cannot)?;
+                have += got;
+                if got == 0 {
+                    break;
+                }
+                let done = (offset + have as u64).min(total);
+                progress(Progress { phase: Phase::Snapshot, done, total });
+            }
+        }
+    }
+    sys::drop_cached(&file);
+    let end = reader.finish(have - used).map_err(|broken| broken.to_string())?;
+    let began = began.expect("no end without a start");
+    if began.lsn != start || end < start {
+        return Err("it does not begin where its name says".into());
+    }
+    into.loaded(began, end);
+    Ok(Loaded { path, start: began, end, bytes: total })
+}
