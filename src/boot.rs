@@ -95,6 +95,7 @@ pub(crate) fn run(
         stop: AtomicBool::new(false),
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
         board,
+        frame_ms: config.frame_ms,
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
     });
     let seats = seats(config, machine, plan, &data, listeners, &shared)?;

@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) conns_max: Option<u64>,
     /// Time from connecting to being logged in, milliseconds.
     pub(crate) handshake_ms: u64,
+    /// Time from the first byte of a frame to its last, milliseconds.
+    pub(crate) frame_ms: u64,
     /// Days after which an undelivered message is given up.
     pub(crate) retention_days: u32,
     /// The log's window in memory, per shard; `None` leaves it to the plan.
@@ -94,6 +96,7 @@ impl Default for Config {
             inbox_bytes_max: 1 << 30,
             conns_max: None,
             handshake_ms: 10_000,
+            frame_ms: 60_000,
             retention_days: 30,
             tail_bytes: None,
             segment_bytes: None,

@@ -13,6 +13,7 @@ mod deliver;
 mod inbound;
 mod log_io;
 mod mesh_io;
+mod partial;
 mod rest;
 
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::exit::Exit;
 use inbound::Inbound;
 use log_io::LogIo;
 use mesh_io::{Cargo, MeshIo};
+use partial::Partials;
 use rest::Rest;
 
 pub(crate) use mesh_io::Cargo as MeshCargo;
@@ -49,6 +51,8 @@ pub(crate) struct Shared {
     /// Where each core's connections can be sent, as soon as its ring exists.
     pub(crate) peers: Vec<OnceLock<Peer>>,
     pub(crate) board: Arc<Board>,
+    /// Time for the rest of a frame, milliseconds.
+    pub(crate) frame_ms: u64,
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
 }
@@ -62,6 +66,7 @@ pub(crate) struct Core {
     hands: Hands,
     shard: Shard,
     inbound: Inbound,
+    partials: Partials,
     mesh: MeshIo,
     log: LogIo,
     rest: Rest,
@@ -96,6 +101,7 @@ impl Core {
         let mut core = Core {
             id,
             inbound: Inbound::default(),
+            partials: Partials::new(shared.frame_ms),
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
             rest: Rest::default(),
@@ -178,6 +184,7 @@ impl Core {
             self.ticked_ns = self.now.mono_ns;
             self.hands.tick(self.now.mono_ns / 1_000_000);
             self.tell(Input::Tick);
+            self.close_late_frames();
             self.drain_if_asked();
             self.apply();
         }
@@ -210,12 +217,14 @@ impl Core {
     fn publish(&mut self) {
         let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
+        let frame_timeouts = self.partials.closed;
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();
             snapshot.log_durable = shard.log().durable();
             snapshot.hands = hands.stats();
             snapshot.turns = turns;
+            snapshot.frame_timeouts = frame_timeouts;
             snapshot.copy(shard.metrics(), turn_ns);
         });
     }

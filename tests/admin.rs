@@ -3,7 +3,9 @@
 
 mod server;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Instant;
 
@@ -11,9 +13,10 @@ use client::blocking::Notice;
 use rustix::process::Signal;
 use serde_json::Value;
 use server::peer::{Peer, hello};
-use server::{PATIENCE, Server, Setup, get};
+use server::{Deadline, PATIENCE, Server, Setup, get};
 use wire::id::Class;
 use wire::refuse::Code;
+use wire::v2::{self, Request};
 
 const STAGES: [&str; 5] =
     ["receive_to_append", "append_to_durable", "durable_to_delivered", "end_to_end", "turn"];
@@ -249,4 +252,56 @@ fn who_does_not_leave_is_left() {
     let began = Instant::now();
     server.stop();
     println!("stopped after {:?}", began.elapsed());
+}
+
+/// Logins keep arriving from the other cores while the server stops: all of
+/// them are sent away or closed, and none holds up the stop.
+#[test]
+fn who_moves_while_the_server_stops_is_sent_away() {
+    for _ in 0..3 {
+        let server = Setup::new().shards(4).start();
+        let addr = server.addr();
+        let welcomed = AtomicU32::new(0);
+        let ended = thread::scope(|scope| {
+            for crowd in 0..4 {
+                let welcomed = &welcomed;
+                scope.spawn(move || crowd_until_refused(addr, crowd, welcomed));
+            }
+            let deadline = Deadline::new();
+            while welcomed.load(Ordering::Relaxed) < 50 {
+                deadline.pause(|| "nobody logs in".to_owned());
+            }
+            server.signal(Signal::TERM);
+            server.wait()
+        });
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stderr.contains("everything acknowledged is on the disk"));
+    }
+}
+
+/// Logs in again and again, each time as another user, until nobody listens
+/// any more. Every connection comes to an end.
+fn crowd_until_refused(addr: SocketAddr, crowd: u32, welcomed: &AtomicU32) {
+    let mut kept = Vec::new();
+    for n in 0.. {
+        let Ok(mut stream) = TcpStream::connect(addr) else { break };
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut login = v2::PREFACE.to_vec();
+        let user = format!("crowd-{crowd}-{n}");
+        v2::put_request(&mut login, &Request::Hello(hello(&user, 1)));
+        let mut first = [0; 6];
+        if stream.write_all(&login).is_ok() && stream.read_exact(&mut first).is_ok() {
+            welcomed.fetch_add(1, Ordering::Relaxed);
+            // Some stay, some go.
+            if n % 4 == 0 {
+                kept.push(stream);
+            }
+        }
+    }
+    for mut stream in kept {
+        // What it says in the end, and a reset counts as an end; a timeout does not.
+        if let Err(error) = stream.read_to_end(&mut Vec::new()) {
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        }
+    }
 }

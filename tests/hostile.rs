@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use client::blocking::Client;
 use server::peer::{Peer, hello, send};
-use server::{PATIENCE, Server, Setup};
+use server::{Deadline, PATIENCE, Server, Setup};
+use wire::refuse::Code;
 use wire::v1::{self, BatchEntries, Packet};
 use wire::v2::{self, Hello, Reply, Request};
 
@@ -314,6 +315,54 @@ fn who_is_logged_in_may_be_silent() {
     Peer::connect(server.addr()).expect_closed();
     v1.expect_quiet_v1();
     v2.expect_quiet_v2(1);
+}
+
+/// Logged in or not, an incomplete frame is not kept for ever; a connection
+/// with a new one each time it is looked at may stay.
+#[test]
+fn who_never_ends_a_frame_is_closed() {
+    let server = Setup::new().shards(2).set("limits.frame_ms", "2000").start();
+    let mut witness = Witness::new(&server);
+    let mut frame = Vec::new();
+    v2::put_request(&mut frame, &Request::Send(send("victim", 1, b"hello")));
+    let mut half_v2 = Peer::v2(server.addr(), &hello("half", 1)).0;
+    half_v2.write(&frame[..frame.len() - 1]);
+    let packet = b"\x02\x00\x06victim\x00\x05hell";
+    let mut half_v1 = Peer::v1(server.addr(), "half");
+    half_v1.write(packet);
+    // Asking for a status is no login, but it ends the time for one.
+    let mut stranger = Peer::connect(server.addr());
+    stranger.packet(&Packet::GetStatus { user: b"victim" });
+    stranger.answer();
+    stranger.write(packet);
+    // One byte after the other of a frame that does not end soon.
+    let mut dripping = Peer::v2(server.addr(), &hello("drip", 1)).0;
+    dripping.write(&60_000_u32.to_be_bytes());
+    let mut ping = Vec::new();
+    v2::put_request(&mut ping, &Request::Ping { nonce: 7 });
+    let mut steady = Peer::v2(server.addr(), &hello("steady", 1)).0;
+    steady.write(&ping[..5]);
+
+    let mut pongs = 0;
+    let deadline = Deadline::new();
+    while !dripping.has_ended() {
+        deadline.pause(|| "it still drips".to_owned());
+        // It may have been closed since.
+        let _ = dripping.try_write(b"\0");
+        steady.write(&ping[5..]);
+        steady.write(&ping[..5]);
+        let reply = steady.reply();
+        assert_eq!(reply.get(), Reply::Pong { nonce: 7 });
+        pongs += 1;
+    }
+    assert!(pongs > 10, "{pongs} in two seconds");
+    steady.write(&ping[5..]);
+    assert_eq!(steady.reply().get(), Reply::Pong { nonce: 7 });
+    half_v2.expect_goaway(Code::Timeout);
+    half_v1.expect_closed();
+    stranger.expect_closed();
+    server.wait_metric("iris_frame_timeouts_total", |closed| closed == 4.0);
+    witness.check();
 }
 
 #[test]

@@ -54,6 +54,13 @@ impl Hands {
         }
     }
 
+    /// Whether more is received from a connection: it is not paused, and reads
+    /// what it is sent. `None` when it has ended.
+    pub fn is_read(&self, conn: ConnId) -> Option<bool> {
+        let slot = self.table.open(conn)?;
+        Some(!self.table[slot].flags.any(Flags::PAUSED.or(Flags::CHOKED)))
+    }
+
     /// Receives again. If bytes are waiting unconsumed, the next reap says `Received`, and more is
     /// received only when they have been looked at: whoever is paused and resumed again and again,
     /// and uses little each time, must not gather more and more.

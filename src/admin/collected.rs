@@ -54,6 +54,8 @@ pub(super) struct Latest {
     pub(super) log_end: u64,
     /// Durable end of the log, bytes.
     pub(super) log_durable: u64,
+    /// Connections closed because they did not end a frame in time.
+    pub(super) frame_timeouts: u64,
     /// Turns.
     pub(super) turns: u64,
     since_start: [Recorded; SERIES],
@@ -72,6 +74,7 @@ impl Latest {
             hands: HandsStats::default(),
             log_end: 0,
             log_durable: 0,
+            frame_timeouts: 0,
             turns: 0,
             since_start: Default::default(),
             base: Default::default(),
@@ -85,6 +88,7 @@ impl Latest {
         self.hands = snapshot.hands;
         self.log_end = snapshot.log_end;
         self.log_durable = snapshot.log_durable;
+        self.frame_timeouts = snapshot.frame_timeouts;
         self.turns = snapshot.turns;
         let histograms = snapshot.metrics.latency_ns.iter().chain([&snapshot.turn_ns]);
         for (recorded, histogram) in self.since_start.iter_mut().zip(histograms) {

@@ -85,7 +85,7 @@ const BY_SHARD: [Family; 7] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 36] = [
+const SUMMED: [Family; 37] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -115,6 +115,9 @@ const SUMMED: [Family; 36] = [
     }),
     counter("iris_handshake_timeouts_total", "Connections that did not log in in time.", |l| {
         l.counters.handshake_timeouts
+    }),
+    counter("iris_frame_timeouts_total", "Connections that did not end a frame in time.", |l| {
+        l.frame_timeouts
     }),
     counter("iris_log_bytes_total", "End of the logs.", |l| l.log_end),
     counter("iris_log_reads_total", "Reads of the log for devices that catch up.", |l| {

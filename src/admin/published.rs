@@ -31,6 +31,8 @@ pub(crate) struct Snapshot {
     pub(crate) log_end: u64,
     /// End of what the disk has confirmed, bytes.
     pub(crate) log_durable: u64,
+    /// Connections closed because they did not end a frame in time.
+    pub(crate) frame_timeouts: u64,
     /// Turns since the start.
     pub(crate) turns: u64,
     /// How long turns took, nanoseconds, time asleep not included.
@@ -49,6 +51,7 @@ impl Snapshot {
             hands: HandsStats::default(),
             log_end: 0,
             log_durable: 0,
+            frame_timeouts: 0,
             turns: 0,
             turn_ns: histogram(),
         }

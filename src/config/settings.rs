@@ -41,7 +41,7 @@ impl Setting {
 }
 
 /// All settings; those of one section stand together, the root's first.
-pub(crate) static SETTINGS: [Setting; 16] = [
+pub(crate) static SETTINGS: [Setting; 17] = [
     Setting {
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
@@ -161,6 +161,16 @@ pub(crate) static SETTINGS: [Setting; 16] = [
             number(one(values)?, 100..=600_000).map(|value| config.handshake_ms = value)
         },
         show: |config| Some(config.handshake_ms.to_string()),
+    },
+    Setting {
+        key: "limits.frame_ms",
+        about: "Time to end a frame that was begun, 100 to 86400000 ms, and 1 s more per kB of it",
+        list: false,
+        hidden: false,
+        set: |config, values| {
+            number(one(values)?, 100..=86_400_000).map(|value| config.frame_ms = value)
+        },
+        show: |config| Some(config.frame_ms.to_string()),
     },
     Setting {
         key: "limits.inbox_messages_max",

@@ -7,6 +7,7 @@ use wire::sniff::{Protocol, V2_PREFACE, sniff};
 use wire::{v1, v2};
 
 use super::Core;
+use super::partial::Rest;
 
 /// What a browser or a health check hears on the messaging port.
 const HTTP_REFUSAL: &[u8] = b"HTTP/1.1 501 Not Implemented\r\nConnection: close\r\n\
@@ -26,11 +27,18 @@ pub(crate) enum Speaks {
     V2,
 }
 
+/// What is known of one connection.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slot {
+    pub(super) speaks: Speaks,
+    pub(super) rest: Rest,
+}
+
 /// What is known of incoming bytes beyond the hands' buffers.
 #[derive(Default)]
 pub(super) struct Inbound {
     /// By connection slot.
-    speaks: Vec<Speaks>,
+    slots: Vec<Slot>,
     /// Paused because the shard had no room for what they sent; some may have
     /// ended since.
     blocked: Vec<ConnId>,
@@ -64,7 +72,7 @@ pub(super) fn id(conn: Conn) -> ConnId {
 
 impl Core {
     pub(super) fn opened(&mut self, conn: ConnId) {
-        self.speak(conn, Speaks::Unknown);
+        self.begin(conn, Speaks::Unknown);
         self.tell(Input::Opened { conn: name(conn) });
         if self.draining_since.is_some() {
             // Accepted just before the listeners were closed; those that were
@@ -77,7 +85,7 @@ impl Core {
     /// shard that drains refuses that and closes.
     pub(super) fn arrived(&mut self, moved: net::Moved, speaks: Speaks) {
         let conn = self.hands.attach(moved);
-        self.speak(conn, speaks);
+        self.begin(conn, speaks);
         self.tell(Input::Opened { conn: name(conn) });
     }
 
@@ -88,11 +96,16 @@ impl Core {
     }
 
     fn speak(&mut self, conn: ConnId, speaks: Speaks) {
+        self.inbound.slot(conn).speaks = speaks;
+    }
+
+    /// Forgets what another connection has left in the slot.
+    fn begin(&mut self, conn: ConnId, speaks: Speaks) {
         let slot = conn.slot as usize;
-        if self.inbound.speaks.len() <= slot {
-            self.inbound.speaks.resize(slot + 1, Speaks::Unknown);
+        if self.inbound.slots.len() <= slot {
+            self.inbound.slots.resize(slot + 1, Slot::default());
         }
-        self.inbound.speaks[slot] = speaks;
+        *self.inbound.slot(conn) = Slot { speaks, rest: Rest::default() };
     }
 
     pub(super) fn received(&mut self, conn: ConnId) {
@@ -102,6 +115,8 @@ impl Core {
                 break stop;
             }
         };
+        let is_partial = matches!(stop, Stop::Dry) && self.hands.received(conn).len() > used;
+        self.left(conn, is_partial, used > 0);
         self.hands.consume(conn, used);
         match stop {
             Stop::Dry => {}
@@ -123,7 +138,7 @@ impl Core {
         if bytes.is_empty() {
             return Some(Stop::Dry);
         }
-        match self.inbound.speaks[conn.slot as usize] {
+        match self.inbound.slot(conn).speaks {
             Speaks::V1 => self.decode_v1(conn, used),
             Speaks::V2 => self.decode_v2(conn, used),
             Speaks::Unknown => match sniff(bytes) {
@@ -214,7 +229,7 @@ impl Core {
 
     /// Sends a connection to the core that owns its user.
     fn depart(&mut self, conn: ConnId, to: ShardId) {
-        let speaks = self.inbound.speaks[conn.slot as usize];
+        let speaks = self.inbound.slot(conn).speaks;
         // What the connection was told before its login goes first.
         self.apply();
         let peer = self.shared.peers[usize::from(to)].get().copied();
@@ -224,6 +239,13 @@ impl Core {
         } else {
             self.hands.close(conn, After::Now);
         }
+    }
+}
+
+impl Inbound {
+    /// What is known of a connection that was announced.
+    pub(super) fn slot(&mut self, conn: ConnId) -> &mut Slot {
+        &mut self.slots[conn.slot as usize]
     }
 }
 

@@ -37,7 +37,7 @@ pub enum Code {
     BadCursor = 15,
     /// Understood, and not offered by this version of the server.
     Unsupported = 16,
-    /// The handshake took too long.
+    /// A frame that was begun did not end in time.
     Timeout = 17,
     /// A name that is empty, too long, or has forbidden bytes. Permanent; no
     /// inbox can have this name, so no number is kept for it.
@@ -96,7 +96,7 @@ impl Code {
             Code::TooManyDevices => "this user has all the devices it may have",
             Code::BadCursor => "the device claims more than the inbox ever held",
             Code::Unsupported => "not offered by this server",
-            Code::Timeout => "the handshake took too long",
+            Code::Timeout => "a frame took too long to end",
             Code::BadName => "a name has 1 to 256 bytes, no ':' and no control bytes",
         }
     }
