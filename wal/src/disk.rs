@@ -18,6 +18,8 @@ mod snapshots;
 mod sys;
 
 #[cfg(test)]
+mod life_tests;
+#[cfg(test)]
 mod tests;
 
 pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};

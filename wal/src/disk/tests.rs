@@ -14,13 +14,13 @@ use crate::record::tests::message;
 use crate::segment::HeaderError;
 use crate::{BLOCK, Log, LogOptions, LogStart, Lsn, Record, Restore};
 
-const SEGMENT_BYTES: u64 = 1 << 20;
+pub(super) const SEGMENT_BYTES: u64 = 1 << 20;
 
-fn options(shards: Option<u16>) -> OpenOptions {
+pub(super) fn options(shards: Option<u16>) -> OpenOptions {
     OpenOptions { shards, default_shards: 2, segment_bytes: SEGMENT_BYTES }
 }
 
-fn log_options() -> LogOptions {
+pub(super) fn log_options() -> LogOptions {
     LogOptions {
         tail_bytes: 256 << 10,
         segment_bytes: SEGMENT_BYTES,
@@ -40,7 +40,7 @@ fn refusal(path: &Path, options: OpenOptions) -> DataDirError {
 }
 
 /// Writes everything that the log hands out, making segments as they are needed.
-fn write_out(log: &mut Log, segments: &mut Segments) {
+pub(super) fn write_out(log: &mut Log, segments: &mut Segments) {
     while let Some(write) = log.next_write() {
         let end = write.lsn + u64::from(write.len);
         while !segments.has_space_for(end) {
@@ -53,12 +53,22 @@ fn write_out(log: &mut Log, segments: &mut Segments) {
     }
 }
 
-#[allow(unsafe_code)]
 fn write_at(fd: i32, bytes: &[u8], offset: u64) -> io::Result<()> {
-    // SAFETY: the segments that own the descriptor outlive this call.
-    let file = File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?);
+    let file = file_of(fd)?;
     file.write_all_at(bytes, offset)?;
     file.sync_data()
+}
+
+pub(super) fn read_at(fd: i32, len: usize, offset: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; len];
+    file_of(fd)?.read_exact_at(&mut bytes, offset)?;
+    Ok(bytes)
+}
+
+#[allow(unsafe_code)]
+fn file_of(fd: i32) -> io::Result<File> {
+    // SAFETY: the segments that own the descriptor outlive this call.
+    Ok(File::from(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?))
 }
 
 /// A data directory whose shard 0 holds `messages` messages of 10,000 bytes.
@@ -135,7 +145,7 @@ fn segment_path(dir: &TempDir, index: u64) -> std::path::PathBuf {
     dir.path().join(format!("shard-0000/segment-{index:010}.log"))
 }
 
-fn flip(path: &Path, offset: u64) {
+pub(super) fn flip(path: &Path, offset: u64) {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
