@@ -209,6 +209,36 @@ fn the_largest_of_each_kind_arrives() {
     bob.expect_quiet_v1();
 }
 
+/// The only word that v1 has for it: not accepted, wait. Once for what is
+/// refused in a row, and also when the inbox is another core's.
+#[test]
+fn a_refusal_is_told() {
+    for shards in [1, 4] {
+        let setup = Setup::new().shards(shards).set("limits.inbox_messages_max", "2");
+        let server = setup.start();
+        let mut alice = Peer::v1(server.addr(), "alice");
+        for target in ["bob", "carol", "dave", "erin"] {
+            alice.write(&send(target, b"first"));
+            alice.write(&send(target, b"second"));
+            alice.expect_quiet_v1();
+            alice.write(&send(target, b"too much"));
+            expect_wait(&mut alice);
+            let entries = BatchEntries::new(b"\0\x01a\0\x01b\0\x01c");
+            alice.packet(&Packet::Batch { target: target.as_bytes(), entries });
+            expect_wait(&mut alice);
+            alice.expect_quiet_v1();
+            check_waiting(&server, target, &[b"first", b"second"]);
+        }
+        server.stop();
+    }
+}
+
+#[track_caller]
+fn expect_wait(peer: &mut Peer) {
+    let answer = peer.answer();
+    assert!(matches!(answer.get(), Answer::RateLimited { wait_ms: 1.. }), "{answer:?}");
+}
+
 #[test]
 fn a_batch_ends_where_an_entry_is_cut_off_and_after_a_thousand() {
     let server = Server::start();

@@ -118,6 +118,16 @@ impl Effects {
         self.put(conn, true, put);
     }
 
+    /// Appends a send, unless the last one to the same connection ends with the
+    /// same bytes: what is refused of a batch is told once.
+    pub(crate) fn send_once(&mut self, conn: Conn, bytes: &[u8]) {
+        let is_last = matches!(self.list.last(), Some(Effect::Send { conn: last, end, .. })
+            if *last == conn && *end == self.bytes.len());
+        if !(is_last && self.bytes.ends_with(bytes)) {
+            self.send(conn, |out| out.extend_from_slice(bytes));
+        }
+    }
+
     /// Sends to one connection that follow each other become one effect, as
     /// urgent as the most urgent of them.
     fn put(&mut self, conn: Conn, is_late: bool, put: impl FnOnce(&mut Vec<u8>)) -> usize {

@@ -5,7 +5,7 @@ use wal::record::{Message, Record};
 use wire::id::{Class, MessageId, UserKey};
 use wire::limits::NAME_BYTES_MAX;
 use wire::refuse::Code;
-use wire::v2;
+use wire::{v1, v2};
 
 use crate::commit::Waiting;
 use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict};
@@ -288,8 +288,13 @@ impl Shard {
         out: &mut Effects,
     ) {
         let Some(session) = self.sessions.get(conn) else { return };
-        if session.kind != Kind::V2 {
-            return;
+        match (session.kind, posted) {
+            (Kind::V2, _) => {}
+            // The only word of v1 that fits: not accepted, wait so long.
+            (Kind::V1, Posted::Refused { retry_after_ms, .. }) => {
+                return out.send_once(conn, &v1::rate_limited(retry_after_ms));
+            }
+            _ => return,
         }
         let reply = match posted {
             Posted::Quiet => return,

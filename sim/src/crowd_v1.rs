@@ -152,6 +152,8 @@ impl World {
                 self.receive(device, letter, id);
             }
             Answer::Status { .. } => {}
+            // One of its letters was refused; v1 cannot say which.
+            Answer::RateLimited { wait_ms: 1.. } => {}
             Answer::LoginRateLimited => {} // poisoned or draining; it closes
             _ => self.violate(format!("an answer for nothing: {answer:?}")),
         }

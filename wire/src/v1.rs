@@ -238,8 +238,13 @@ pub fn put_error(out: &mut Vec<u8>, text: &str) {
 
 /// Appends "rate limited": `FF | u32 milliseconds to wait`.
 pub fn put_rate_limited(out: &mut Vec<u8>, wait_ms: u32) {
-    out.push(0xFF);
-    out.extend_from_slice(&wait_ms.to_be_bytes());
+    out.extend_from_slice(&rate_limited(wait_ms));
+}
+
+/// The bytes of [`put_rate_limited`].
+pub fn rate_limited(wait_ms: u32) -> [u8; 5] {
+    let [a, b, c, d] = wait_ms.to_be_bytes();
+    [0xFF, a, b, c, d]
 }
 
 /// Appends a key answer that carries no keys: `22 | s32({status, reason})`,
