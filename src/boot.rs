@@ -244,6 +244,9 @@ fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
     }
 }
 
+/// A device that sends nothing to somebody for a week begins anew with them.
+const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
 fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> shard::Options {
     shard::Options {
         shard,
@@ -255,6 +258,7 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         inbox_messages_max: usize::try_from(config.inbox_messages_max).unwrap_or(usize::MAX),
         inbox_bytes_max: config.inbox_bytes_max,
         retention_ms: u64::from(config.retention_days) * 24 * 60 * 60 * 1000,
+        pairs_kept_ms: PAIRS_KEPT_MS,
         handshake_ms: config.handshake_ms,
     }
 }
@@ -300,7 +304,7 @@ async fn turn_until_stopped(seat: Seat, reports: Sender<Report>) {
 
 /// Reads the log back and joins the shard to its hands.
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
-    let mut replay = Replay::new(seat.shard, seat.hasher);
+    let mut replay = Replay::new(seat.shard, seat.hasher, seat.log.segment_bytes);
     let recovered = seat
         .dir
         .recover(&mut replay, &mut tell_progress(seat.id))
@@ -318,7 +322,8 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
         .dir
         .open_segments(recovered.start.lsn, seat.mode)
         .map_err(|error| Exit::data(error.to_string()))?;
-    let shard = replay.finish(&recovered.start, Log::new(seat.log, recovered.start));
+    let log = Log::new(seat.log, recovered.start);
+    let shard = replay.finish(&recovered.start, log, segments.present());
     let hands = Hands::new(seat.hands, seat.listeners)
         .map_err(|error| Exit::machine(format!("cannot set up io_uring: {error}; {DOCTOR}")))?;
     let waker = hands.waker();

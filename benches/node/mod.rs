@@ -202,11 +202,14 @@ impl Core {
             inbox_messages_max: 1 << 20,
             inbox_bytes_max: 1 << 30,
             retention_ms: 30 * 24 * 60 * 60 * 1000,
+            pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: 10_000,
         };
         let start = LogStart::fresh(u64::from(id) + 1);
         let log = Log::new(LogOptions::default(), start);
-        let shard = Replay::new(options, KeyHasher::new([1, 2])).finish(&start, log);
+        let shard =
+            Replay::new(options, KeyHasher::new([1, 2]), LogOptions::default().segment_bytes)
+                .finish(&start, log, []);
         Core { shard, out: Effects::default() }
     }
 

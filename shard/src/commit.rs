@@ -101,6 +101,10 @@ impl Shard {
         self.room_epoch += 1;
         self.durables.note(durable, now.mono_ns);
         self.release(now, durable, out);
+        self.serve_starved(now, out);
+        if self.is_cleaning() {
+            self.clean(now, out);
+        }
     }
 
     fn release(&mut self, now: Now, durable: Lsn, out: &mut Effects) {

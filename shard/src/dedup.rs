@@ -36,21 +36,29 @@ impl Numbering {
 /// such flag.
 pub(crate) const RECORD_NUMBERED_V1: u8 = 1 << 7;
 
-/// Names one sending device in the inbox of one recipient.
+/// Names one sending device in the inbox of one recipient: 96 bits of a keyed
+/// hash, so that a pair is 32 bytes. Two of a million devices that write to one
+/// inbox share them with a probability of 10⁻¹⁷.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PairKey(u128);
+pub(crate) struct PairKey([u32; 3]);
 
 impl PairKey {
     pub(crate) fn new(from: UserKey, device: u64) -> PairKey {
-        // Multiplying by an odd number loses nothing modulo 2^128: two devices
+        // Multiplying by an odd number loses nothing modulo 2^64: two devices
         // of one user never share a key.
         const ODD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
-        PairKey(from.0 ^ u128::from(device).wrapping_mul(ODD))
+        let key = from.0 ^ u128::from(device).wrapping_mul(ODD);
+        PairKey([key as u32, (key >> 32) as u32, (key >> 64) as u32])
     }
 
-    /// The key is a keyed hash already; its low half serves as one.
+    /// The key is a keyed hash already; its low 64 bits serve as one.
     pub(crate) fn hash(self) -> u64 {
-        self.0 as u64
+        u64::from(self.0[1]) << 32 | u64::from(self.0[0])
+    }
+
+    fn from_bytes(bytes: [u8; 12]) -> PairKey {
+        let part = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| bytes[at + n]));
+        PairKey([part(0), part(4), part(8)])
     }
 }
 
@@ -58,10 +66,22 @@ impl PairKey {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pair {
     pub(crate) key: PairKey,
+    /// When it last sent something new, whole hours since 1970.
+    pub(crate) touched_h: u32,
     /// Highest number accepted; 0 for none.
     last: u64,
     /// v1: bit k tells that `last - k` was accepted.
     window: u64,
+}
+
+/// Bytes of a pair, in memory and in a snapshot.
+pub(crate) const PAIR_BYTES: usize = 32;
+
+const _: () = assert!(size_of::<Pair>() == PAIR_BYTES, "a pair costs 32 bytes");
+
+/// Milliseconds as the whole hours that [`Pair::touched_h`] counts.
+pub(crate) fn hours(ms: u64) -> u32 {
+    u32::try_from(ms / 3_600_000).unwrap_or(u32::MAX)
 }
 
 /// The judgement of one number.
@@ -74,7 +94,35 @@ pub(crate) enum Verdict {
 
 impl Pair {
     pub(crate) fn new(key: PairKey) -> Pair {
-        Pair { key, last: 0, window: 0 }
+        Pair { key, touched_h: 0, last: 0, window: 0 }
+    }
+
+    /// Notes that it sent something new at this hour.
+    pub(crate) fn touch(&mut self, hour: u32) {
+        self.touched_h = self.touched_h.max(hour);
+    }
+
+    /// As it stands in a snapshot.
+    pub(crate) fn to_bytes(self) -> [u8; PAIR_BYTES] {
+        let mut bytes = [0; PAIR_BYTES];
+        for (place, part) in bytes.chunks_exact_mut(4).zip(self.key.0) {
+            place.copy_from_slice(&part.to_le_bytes());
+        }
+        bytes[12..16].copy_from_slice(&self.touched_h.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.last.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.window.to_le_bytes());
+        bytes
+    }
+
+    /// Back from a snapshot.
+    pub(crate) fn from_bytes(bytes: &[u8; PAIR_BYTES]) -> Pair {
+        let word = |at: usize| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|n| bytes[at + n]));
+        Pair {
+            key: PairKey::from_bytes(*bytes.first_chunk().expect("32 bytes hold 12")),
+            touched_h: (word(8) >> 32) as u32,
+            last: word(16),
+            window: word(24),
+        }
     }
 
     pub(crate) fn judge(&self, numbering: Numbering, seq: u64) -> Verdict {
@@ -159,6 +207,17 @@ mod tests {
         check(Numbering::Window, &[0, 0, 1], &[0, 1]);
         check(Numbering::Window, &[1, 100, 36, 37, 37], &[1, 100, 37]);
         check(Numbering::Window, &[u64::MAX, 1, u64::MAX], &[u64::MAX]);
+    }
+
+    #[test]
+    fn a_pair_survives_its_bytes() {
+        let mut pair = Pair::new(PairKey::new(UserKey(u128::MAX / 7), 9));
+        pair.accept(Numbering::Window, 5);
+        pair.accept(Numbering::Window, 9);
+        pair.touch(500_000);
+        let back = Pair::from_bytes(&pair.to_bytes());
+        assert_eq!(format!("{back:?}"), format!("{pair:?}"));
+        assert_eq!((back.key, back.key.hash()), (pair.key, pair.key.hash()));
     }
 
     #[test]

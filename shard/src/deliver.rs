@@ -20,6 +20,8 @@ use crate::user::{NO_SLOT, UserIndex};
 const BURST_BYTES_MAX: u32 = 64 * 1024;
 /// Most bytes of one read of the log for a device that catches up.
 const READ_BYTES_MAX: u32 = 256 * 1024;
+/// Log bytes of a record that gives entries up.
+const DROP_LOG_BYTES: usize = 128;
 /// A read bridges this much of other users' records between two entries.
 const READ_GAP_MAX: u64 = 16 * 1024;
 
@@ -57,11 +59,17 @@ impl Shard {
             let Some(record) = self.log.get(entry.lsn, entry.len) else {
                 session.reading = true;
                 self.metrics.counters.reads += 1;
+                self.cleaner.read_begins(entry.lsn);
                 out.push(read_ahead(conn, inbox, seq, &entry, self.log.durable()));
                 break;
             };
             let message = expect_message(&record);
-            if expired.takes(now, session, inbox, seq, message) {
+            if is_expired(now, message) {
+                if !expired.has_room_for(seq, &self.log) {
+                    break;
+                }
+                session.sent = seq;
+                expired.take(seq, inbox);
                 continue;
             }
             hand_out(conn, session, inbox, seq, message, out);
@@ -71,8 +79,7 @@ impl Shard {
                 self.metrics.record(Stage::DurableToDelivered, durable_ns, now.mono_ns);
             }
         }
-        self.bury(at, device, &expired);
-        expired.entries > 0
+        self.bury(now, conn, &expired)
     }
 
     /// Bytes of the log arrived for a connection that catches up.
@@ -84,6 +91,7 @@ impl Shard {
         bytes: Option<&[u8]>,
         out: &mut Effects,
     ) {
+        self.cleaner.read_ends(lsn);
         let Some(session) = self.sessions.get(conn) else { return };
         session.reading = false;
         if !session.is_logged_in() {
@@ -92,6 +100,8 @@ impl Shard {
         let Some(bytes) = bytes else { return self.damaged(now, conn, lsn, out) };
         let (at, device) = (session.user, usize::from(session.device));
         let user = &mut self.users[at];
+        // An entry that has moved since is not among these bytes; the pump
+        // below reads it again where it is now.
         let cursor = user.devices[device].cursor;
         let Some(inbox) = user.inbox.as_deref_mut() else { return };
         let mut expired = Expired::default();
@@ -104,29 +114,67 @@ impl Shard {
                 damaged = Some(entry.lsn);
                 break;
             };
-            if expired.takes(now, session, inbox, seq, &message) {
+            if is_expired(now, &message) {
+                if !expired.has_room_for(seq, &self.log) {
+                    break;
+                }
+                session.sent = seq;
+                expired.take(seq, inbox);
                 continue;
             }
             hand_out(conn, session, inbox, seq, &message, out);
             self.metrics.counters.delivered += 1;
         }
-        self.bury(at, device, &expired);
+        self.bury(now, conn, &expired);
         match damaged {
             Some(lsn) => self.damaged(now, conn, lsn, out),
+            // Another read would come back before there is room.
+            None if expired.is_starved => {}
             None => self.pump(now, conn.slot, out),
         }
     }
 
-    /// Counts what expired out of the inbox and moves the cursor over it.
-    fn bury(&mut self, user: UserIndex, device: usize, expired: &Expired) {
-        if expired.entries == 0 {
-            return;
+    /// Takes what expired on its way to a connection out of the inbox, in the
+    /// log as well: a restart must not bring it back, its segment may be gone
+    /// by then. Whether there may be more to hand out now.
+    fn bury(&mut self, now: Now, conn: Conn, expired: &Expired) -> bool {
+        let session = self.sessions.at(conn.slot);
+        let (user, device) = (session.user, usize::from(session.device));
+        if expired.is_starved && !session.is_starved && !self.log.is_poisoned() {
+            session.is_starved = true;
+            self.starved.push(conn);
         }
-        self.metrics.counters.expired += expired.entries;
-        self.metrics.counters.waiting_messages -= expired.entries;
-        self.metrics.counters.waiting_bytes -= expired.bytes;
+        if expired.entries.is_empty() {
+            return false;
+        }
+        let key = self.users[user].key;
+        self.append(now, &Record::Dropped { key, first: expired.first, last: expired.last() });
+        for entry in &expired.entries {
+            self.expire(entry);
+        }
         self.users[user].advance(device);
         self.burn(user);
+        !expired.is_starved
+    }
+
+    /// Accounts for an entry that has become a hole.
+    pub(crate) fn expire(&mut self, entry: &Entry) {
+        let counters = &mut self.metrics.counters;
+        counters.expired += 1;
+        counters.waiting_messages -= 1;
+        counters.waiting_bytes -= u64::from(entry.len);
+        self.cleaner.space.sub(entry.lsn, entry.len, self.log.end());
+    }
+
+    /// Serves those again for whom the log had no room.
+    pub(crate) fn serve_starved(&mut self, now: Now, out: &mut Effects) {
+        while !self.starved.is_empty() && self.log.room(DROP_LOG_BYTES) {
+            let conn = self.starved.pop().expect("looked at above");
+            if let Some(session) = self.sessions.get(conn) {
+                session.is_starved = false;
+                self.pump(now, conn.slot, out);
+            }
+        }
     }
 
     /// What cannot be read is neither skipped nor called delivered: the
@@ -210,30 +258,37 @@ fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) 
     Effect::Read { conn, lsn: first.lsn, len_min: first.len, len }
 }
 
-/// What a pump found to be expired.
+pub(crate) fn is_expired(now: Now, message: &Message<'_>) -> bool {
+    message.expires_ms != 0 && message.expires_ms <= now.wall_ms
+}
+
+/// A run of entries that a pump found to be expired.
 #[derive(Default)]
 struct Expired {
-    entries: u64,
-    bytes: u64,
+    first: u64,
+    entries: Vec<Entry>,
+    /// The log has no room to say so.
+    is_starved: bool,
 }
 
 impl Expired {
-    /// Whether this message is past its time; then nobody gets it any more.
-    fn takes(
-        &mut self,
-        now: Now,
-        session: &mut Session,
-        inbox: &mut Inbox,
-        seq: u64,
-        message: &Message<'_>,
-    ) -> bool {
-        let is_expired = message.expires_ms != 0 && message.expires_ms <= now.wall_ms;
-        if is_expired {
-            session.sent = seq;
-            self.entries += 1;
-            self.bytes += inbox.make_hole(seq);
+    fn last(&self) -> u64 {
+        self.first + self.entries.len() as u64 - 1
+    }
+
+    /// Whether this entry can join the run: one record speaks of all of it.
+    fn has_room_for(&mut self, seq: u64, log: &wal::Log) -> bool {
+        if self.entries.is_empty() {
+            self.first = seq;
+            self.is_starved = !log.room(DROP_LOG_BYTES);
+            return !self.is_starved;
         }
-        is_expired
+        seq == self.last() + 1
+    }
+
+    /// From now on nobody gets it any more.
+    fn take(&mut self, seq: u64, inbox: &mut Inbox) {
+        self.entries.push(inbox.make_hole(seq).expect("an entry that waits"));
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Bodies are in the log. The inbox keeps 16 bytes for each waiting message
 //! and one number for each device that ever sent to it. Sequence numbers are
-//! contiguous: entry `i` has seq `first + i`.
+//! contiguous: entry `i` has seq `first + i`. Nothing begins with a hole for
+//! longer than until the next burn.
 
 use std::collections::VecDeque;
 
@@ -46,6 +47,12 @@ pub(crate) struct Receipt {
 /// numbers that a crash may take back.
 pub(crate) const EARLY_MAX: u64 = 64;
 
+/// Entries from which on an inbox grows by a quarter.
+const GROWS_SLOWLY: usize = 256;
+
+/// Numbers in a row that a snapshot may leave out.
+pub(crate) const HOLES_MAX: u64 = 1 << 28;
+
 /// Receipts an inbox remembers; further ones are dropped.
 const RECEIPTS_MAX: usize = 4096;
 
@@ -68,6 +75,8 @@ pub(crate) struct Inbox {
     /// What `safe` becomes, and how far the log must be durable for it.
     mark: (u64, Lsn),
     pairs: HashTable<Pair>,
+    /// Counts the insertions that may have moved pairs to other buckets.
+    pairs_moved: u16,
     receipts: VecDeque<Receipt>,
 }
 
@@ -83,6 +92,7 @@ impl Default for Inbox {
             safe: 0,
             mark: (0, 0),
             pairs: HashTable::new(),
+            pairs_moved: 0,
             receipts: VecDeque::new(),
         }
     }
@@ -117,9 +127,43 @@ impl Inbox {
 
     /// Appends a message and returns its seq.
     pub(crate) fn push(&mut self, lsn: Lsn, len: u32) -> u64 {
-        self.entries.push_back(Entry { lsn, len, acked_by_v1: false });
-        self.bytes += u64::from(len);
+        self.put(Entry { lsn, len, acked_by_v1: false });
         self.last_seq()
+    }
+
+    /// Appends an entry. A large deque grows by a quarter: doubling would have
+    /// a waiting message cost up to 32 bytes instead of 20.
+    fn put(&mut self, entry: Entry) {
+        let len = self.entries.len();
+        if len == self.entries.capacity() && len >= GROWS_SLOWLY {
+            self.entries.reserve_exact(len / 4);
+        }
+        self.entries.push_back(entry);
+        self.bytes += u64::from(entry.len);
+    }
+
+    /// Appends entries that a snapshot says stood from `seq` on; what is
+    /// missing before them was burned or given up. `false` when they cannot
+    /// stand there.
+    pub(crate) fn load(&mut self, seq: u64, entries: impl ExactSizeIterator<Item = Entry>) -> bool {
+        if seq <= self.last_seq() || seq - self.last_seq() > HOLES_MAX {
+            return false;
+        }
+        self.raise_floor(seq - 1);
+        self.entries.reserve_exact(entries.len());
+        entries.for_each(|entry| self.put(entry));
+        true
+    }
+
+    /// The numbering begins at `first`, in an empty inbox.
+    pub(crate) fn begin_at(&mut self, first: u64) {
+        assert!(self.entries.is_empty(), "only an empty inbox begins");
+        self.first = first;
+    }
+
+    /// Every entry with its seq.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (u64, &Entry)> {
+        (self.first..).zip(&self.entries)
     }
 
     /// Everything up to `seq` may be handed out.
@@ -144,19 +188,22 @@ impl Inbox {
         self.pending > 0
     }
 
-    /// Gives an entry up, its number stays taken. Returns its log bytes.
-    pub(crate) fn make_hole(&mut self, seq: u64) -> u64 {
-        let at = seq.checked_sub(self.first).expect("only what waits is given up");
-        let entry = &mut self.entries[at as usize];
-        let bytes = u64::from(entry.len);
-        *entry = Entry::HOLE;
-        self.bytes -= bytes;
+    /// Gives an entry up, its number stays taken. Returns what stood there,
+    /// when it waited.
+    pub(crate) fn make_hole(&mut self, seq: u64) -> Option<Entry> {
+        let at = seq.checked_sub(self.first)?;
+        let entry = self.entries.get_mut(usize::try_from(at).ok()?)?;
+        if entry.is_hole() {
+            return None;
+        }
+        let given_up = std::mem::replace(entry, Entry::HOLE);
+        self.bytes -= u64::from(given_up.len);
         // Handed out and not acknowledged yet; a later acknowledgement would
         // call it delivered.
         if let Ok(at) = self.receipts.binary_search_by_key(&seq, |receipt| receipt.inbox_seq) {
             self.receipts.remove(at);
         }
-        bytes
+        Some(given_up)
     }
 
     /// A waiting message has moved to `lsn`, if it still waits.
@@ -175,7 +222,7 @@ impl Inbox {
             self.first = self.first.max(seq + 1);
         }
         while self.last_seq() < seq {
-            self.entries.push_back(Entry::HOLE);
+            self.put(Entry::HOLE);
         }
         if is_all_visible {
             self.visible = self.last_seq();
@@ -218,21 +265,30 @@ impl Inbox {
         }
     }
 
-    /// Removes everything up to and including `seq`; returns how many entries
-    /// and log bytes left.
-    pub(crate) fn burn(&mut self, seq: u64) -> (u64, u64) {
-        let (mut entries, mut bytes) = (0, 0);
-        while self.first <= seq {
-            let Some(entry) = self.entries.pop_front() else { break };
+    /// Removes everything up to and including `seq`, and the holes after it,
+    /// which nobody waits for. `gone` hears of each message.
+    pub(crate) fn burn(&mut self, seq: u64, mut gone: impl FnMut(&Entry)) {
+        while let Some(entry) = self.entries.front()
+            && (self.first <= seq || entry.is_hole())
+        {
+            if !entry.is_hole() {
+                self.bytes -= u64::from(entry.len);
+                gone(entry);
+            }
+            self.entries.pop_front();
             self.first += 1;
-            entries += u64::from(!entry.is_hole());
-            bytes += u64::from(entry.len);
         }
-        self.bytes -= bytes;
-        if self.entries.is_empty() && self.entries.capacity() > 64 {
+        self.give_back();
+    }
+
+    /// Gives back memory that a long queue leaves behind.
+    fn give_back(&mut self) {
+        let (len, capacity) = (self.entries.len(), self.entries.capacity());
+        if len == 0 && capacity > 64 {
             self.entries = VecDeque::new();
+        } else if capacity > 4 * GROWS_SLOWLY && len < capacity / 4 {
+            self.entries.shrink_to(2 * len);
         }
-        (entries, bytes)
     }
 
     pub(crate) fn knows(&self, key: PairKey) -> bool {
@@ -252,9 +308,36 @@ impl Inbox {
                 false
             }
             None => {
+                if self.pairs.len() == self.pairs.capacity() {
+                    self.pairs_moved = self.pairs_moved.wrapping_add(1);
+                }
                 self.pairs.insert_unique(hash, pair, |pair| pair.key.hash());
                 true
             }
+        }
+    }
+
+    /// The table of sending devices, to walk it in a snapshot.
+    pub(crate) fn pairs(&self) -> &HashTable<Pair> {
+        &self.pairs
+    }
+
+    /// Moves when pairs may have moved to other buckets.
+    pub(crate) fn pairs_moved(&self) -> u16 {
+        self.pairs_moved
+    }
+
+    /// Forgets the pair in this bucket.
+    pub(crate) fn forget_pair(&mut self, bucket: usize) {
+        if let Ok(pair) = self.pairs.get_bucket_entry(bucket) {
+            pair.remove();
+        }
+    }
+
+    /// Gives back memory that forgotten pairs leave behind.
+    pub(crate) fn shrink_pairs(&mut self) {
+        if self.pairs.len() < self.pairs.capacity() / 4 {
+            self.pairs.shrink_to_fit(|pair| pair.key.hash());
         }
     }
 

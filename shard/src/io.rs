@@ -52,6 +52,12 @@ pub enum Input<'a> {
     Written { lsn: Lsn, ok: bool },
     /// An [`Effect::Read`] ended; `None` when it failed.
     Read { conn: Conn, lsn: Lsn, bytes: Option<&'a [u8]> },
+    /// An [`Effect::Survey`] ended; `None` when it failed.
+    Surveyed { lsn: Lsn, bytes: Option<&'a [u8]> },
+    /// The snapshot that was begun at `start` is durable under its final name.
+    Snapshotted { start: Lsn, bytes: u64 },
+    /// It could not be written, or was given up.
+    SnapshotFailed,
     /// The log has room ahead on disk again, or has not.
     Storage { full: bool },
     /// Time passed; sent a few times a second.
@@ -86,7 +92,13 @@ pub enum Effect {
     Close { conn: Conn },
     /// Read the log for a connection that catches up. The answer may be longer
     /// or, at the end of a segment, shorter; it holds at least `len_min` bytes.
+    /// Each must be answered, also when the connection is gone.
     Read { conn: Conn, lsn: Lsn, len_min: u32, len: u32 },
+    /// Read the log for cleaning, like `Read` with nobody waiting for it.
+    Survey { lsn: Lsn, len_min: u32, len: u32 },
+    /// Delete this segment: nothing in it is needed any more, and no read of
+    /// it is under way.
+    Discard { segment: u64 },
     /// A stored record does not check: the operator must know.
     Damaged { lsn: Lsn },
 }

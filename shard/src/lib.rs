@@ -26,6 +26,9 @@ mod commit;
 mod deliver;
 mod receipt;
 
+mod clean;
+pub mod snapshot;
+
 mod hlc;
 mod timer;
 
@@ -37,12 +40,14 @@ pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
 pub use replay::Replay;
 pub use user::KeyHasher;
 
+use clean::Cleaner;
 use commit::{Durables, Gate};
 use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
 use metrics::Metrics;
 use session::Sessions;
+use snapshot::Snapshots;
 use timer::Deadlines;
 use user::Users;
 use wal::Log;
@@ -71,6 +76,8 @@ pub struct Options {
     pub inbox_bytes_max: u64,
     /// How long a message waits whose sender did not say, milliseconds.
     pub retention_ms: u64,
+    /// How long a sending device is remembered that sends nothing, milliseconds.
+    pub pairs_kept_ms: u64,
     /// Time a connection has to say something valid, milliseconds.
     pub handshake_ms: u64,
 }
@@ -88,6 +95,10 @@ pub struct Shard {
     outbox: Outbox,
     hlc: Hlc,
     handshakes: Deadlines,
+    cleaner: Cleaner,
+    snapshots: Snapshots,
+    /// Connections for which the log had no room to give up what expired.
+    starved: Vec<Conn>,
     metrics: Metrics,
     /// Grows whenever something that was blocked may fit now.
     room_epoch: u64,
@@ -105,6 +116,9 @@ impl Shard {
         Shard {
             sessions: Sessions::default(),
             users: Users::new(options.users_max),
+            cleaner: Cleaner::new(log.options().segment_bytes),
+            snapshots: Snapshots::default(),
+            starved: Vec::new(),
             log,
             gate: Gate::default(),
             durables: Durables::default(),
@@ -151,12 +165,25 @@ impl Shard {
             Input::Written { lsn, ok } => self.written(now, lsn, ok, out),
             Input::Read { conn, lsn, bytes } => self.read(now, conn, lsn, bytes, out),
             Input::Storage { full } => self.storage(full),
-            Input::Tick => self.close_late_handshakes(now, out),
+            Input::Surveyed { lsn, bytes } => self.surveyed(now, lsn, bytes, out),
+            Input::Snapshotted { start, bytes } => {
+                self.snapshotted(start, bytes);
+                self.clean(now, out);
+            }
+            Input::SnapshotFailed => self.snapshot_failed(now),
+            Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(now, out),
             Input::V1 { .. } | Input::V2 { .. } | Input::Hop { .. } => {
                 unreachable!("handled by the caller")
             }
         }
+    }
+
+    fn tick(&mut self, now: Now, out: &mut Effects) {
+        self.close_late_handshakes(now, out);
+        self.cleaner.space.reach(self.log.end());
+        self.clean(now, out);
+        self.schedule_snapshot(now);
     }
 
     fn storage(&mut self, full: bool) {

@@ -75,6 +75,20 @@ pub struct Counters {
     pub hops: u64,
     /// Inputs that found no room and were kept waiting.
     pub blocked: u64,
+    /// Messages copied forward to empty their segment.
+    pub moved: u64,
+    /// Log bytes of them.
+    pub moved_bytes: u64,
+    /// Segments walked through to empty them.
+    pub segments_cleaned: u64,
+    /// Segments that were deleted.
+    pub segments_discarded: u64,
+    /// Snapshots that count.
+    pub snapshots: u64,
+    /// Snapshots that could not be written.
+    pub snapshots_failed: u64,
+    /// Bytes of the newest one.
+    pub snapshot_bytes: u64,
     /// Records that did not check when read back.
     pub damaged: u64,
     /// 1 when the log failed and the shard refuses everything.

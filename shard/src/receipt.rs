@@ -84,11 +84,14 @@ impl Shard {
 
     /// Removes what every device has.
     pub(crate) fn burn(&mut self, user: UserIndex) {
-        let (entries, bytes) = self.users[user].burn();
-        let counters = &mut self.metrics.counters;
-        counters.burned += entries;
-        counters.waiting_messages -= entries;
-        counters.waiting_bytes -= bytes;
+        let (counters, space) = (&mut self.metrics.counters, &mut self.cleaner.space);
+        let end = self.log.end();
+        self.users[user].burn(|entry| {
+            counters.burned += 1;
+            counters.waiting_messages -= 1;
+            counters.waiting_bytes -= u64::from(entry.len);
+            space.sub(entry.lsn, entry.len, end);
+        });
     }
 
     pub(crate) fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {

@@ -1,48 +1,140 @@
-//! From the log back to the state: what a shard is after a restart.
+//! From the snapshot and the log back to the state: what a shard is after a
+//! restart.
 //!
 //! Replay does to users and inboxes what the live path did when it appended
-//! each record, and nothing else: no delivery, no reply.
+//! each record, and nothing else: no delivery, no reply. What a snapshot has of
+//! a user already is skipped; what it may have (see `snapshot::slice`) is done
+//! again, which changes nothing.
 
+use wal::clean::Space;
 use wal::record::{Malformed, Message, Record};
 use wal::{Log, LogStart, Lsn, Restore};
 use wire::id::UserKey;
 
-use crate::dedup::{Numbering, PairKey};
+use crate::clean::Cleaner;
+use crate::dedup::{Numbering, Pair, PairKey, Verdict, hours};
 use crate::hlc::Hlc;
 use crate::inbox::EARLY_MAX;
-use crate::metrics::Metrics;
+use crate::snapshot::{Loader, Snapshots};
 use crate::user::{Device, KeyHasher, NO_SLOT, UserIndex, Users};
 use crate::{Options, Shard};
 
-/// A shard that is being read back from its log.
+/// A shard that is being read back.
 pub struct Replay {
     options: Options,
     hasher: KeyHasher,
     users: Users,
     hlc: Hlc,
-    metrics: Metrics,
+    loader: Loader,
+    /// What expires where; what is live is counted at the end.
+    space: Space,
+    segment_bytes: u64,
+    /// Where the snapshot begins that was loaded.
+    snapshot: Option<Lsn>,
+    /// Records before this position may be known to the snapshot.
+    certain_from: Lsn,
     /// Records that fit no state: a defect of the writer or of the log.
     contradictions: u64,
 }
 
 impl Replay {
-    /// An empty shard.
-    pub fn new(options: Options, hasher: KeyHasher) -> Replay {
+    /// An empty shard, whose log has segments of this size.
+    pub fn new(options: Options, hasher: KeyHasher, segment_bytes: u64) -> Replay {
         Replay {
             users: Users::new(usize::MAX),
             hlc: Hlc::new(options.node, options.shard),
-            metrics: Metrics::new(),
+            loader: Loader::default(),
+            space: Space::new(segment_bytes),
+            segment_bytes,
+            snapshot: None,
+            certain_from: 0,
             options,
             hasher,
             contradictions: 0,
         }
     }
 
-    /// Takes the next record of the log.
-    pub fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
+    /// Records that did not fit what came before them; 0 for every log that
+    /// this code wrote.
+    pub fn contradictions(&self) -> u64 {
+        self.contradictions
+    }
+
+    /// The shard as it was, with its log going on where it ended. `present`
+    /// are the segments that are on the disk.
+    pub fn finish(
+        mut self,
+        start: &LogStart,
+        log: Log,
+        present: impl IntoIterator<Item = u64>,
+    ) -> Shard {
+        self.hlc.saw(start.hlc_ms);
+        self.users.bound(self.options.users_max);
+        let mut shard = Shard::new(self.options, self.hasher, start.salt, log);
+        shard.users = self.users;
+        shard.hlc = self.hlc;
+        shard.cleaner = Cleaner::new(self.segment_bytes);
+        shard.cleaner.space = self.space;
+        shard.snapshots = Snapshots::starting_from(self.snapshot);
+        shard.settle();
+        shard.cleaner.space.present(present, start.lsn);
+        if start.lsn > 0 {
+            shard.leap = EARLY_MAX;
+        }
+        shard
+    }
+}
+
+impl Shard {
+    /// Brings everything to rest that has been read back, and counts it.
+    fn settle(&mut self) {
+        for at in 0..self.users.len() as UserIndex {
+            let user = &mut self.users[at];
+            for device in 0..user.devices.len() {
+                user.advance(device);
+            }
+            user.burn(|_| {});
+            let Some(inbox) = user.inbox.as_deref_mut() else { continue };
+            inbox.make_visible(inbox.last_seq());
+            let counters = &mut self.metrics.counters;
+            counters.pairs += inbox.pairs().len() as u64;
+            for (_, entry) in inbox.entries().filter(|(_, entry)| !entry.is_hole()) {
+                counters.waiting_messages += 1;
+                counters.waiting_bytes += u64::from(entry.len);
+                self.cleaner.space.restore(entry.lsn, entry.len);
+            }
+        }
+    }
+}
+
+impl Restore for Replay {
+    fn reset(&mut self) {
+        *self = Replay::new(self.options, self.hasher, self.segment_bytes);
+    }
+
+    fn state(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        self.loader.slice(payload, &mut self.users)
+    }
+
+    fn space(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        self.space.decode(payload)
+    }
+
+    fn loaded(&mut self, start: LogStart, end: Lsn) {
+        self.loader.finish(&mut self.users);
+        self.hlc.saw(start.hlc_ms);
+        self.snapshot = Some(start.lsn);
+        self.certain_from = end;
+    }
+
+    fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
+        let known = |user: UserIndex| lsn < self.loader.as_of(user);
+        if lsn < self.certain_from && self.users.find(key_of(record)).is_some_and(known) {
+            return self.skip(lsn, len, record);
+        }
         match *record {
             Record::Message(ref message) => self.message(lsn, len, message),
-            Record::Ack { key, device, seq, exact } => self.ack(key, device, seq, exact),
+            Record::Ack { key, device, seq, exact } => self.ack(lsn, key, device, seq, exact),
             Record::Device { key, name, device, cursor, gone } => {
                 self.device(key, name, device, cursor, gone);
             }
@@ -56,37 +148,56 @@ impl Replay {
             }
             Record::Consumed { key, name, from_key, device, send_seq } => {
                 let user = self.user(key, name);
-                self.number(user, from_key, device, send_seq, Numbering::Higher);
+                let pair = PairKey::new(from_key, device);
+                self.number(lsn, user, pair, send_seq, Numbering::Higher, self.hlc.ms());
             }
-            Record::Moved(ref message) => self.moved(lsn, message),
-            Record::Dropped { key, first, last } => self.dropped(key, first, last),
+            Record::Moved(ref message) => self.moved(lsn, len, message),
+            Record::Dropped { key, first, last } => self.dropped(lsn, key, first, last),
         }
     }
 
-    /// Records that did not fit what came before them; 0 for every log that
-    /// this code wrote.
-    pub fn contradictions(&self) -> u64 {
-        self.contradictions
-    }
-
-    /// The shard as it was, with its log going on where it ended.
-    pub fn finish(mut self, start: &LogStart, log: Log) -> Shard {
-        self.hlc.saw(start.hlc_ms);
-        for at in 0..self.users.len() as UserIndex {
-            if let Some(inbox) = self.users[at].inbox.as_deref_mut() {
-                inbox.make_visible(inbox.last_seq());
+    fn needed(&self) -> Vec<(u64, u64, u64)> {
+        let mut space = Space::new(self.segment_bytes);
+        for inbox in self.users.iter().filter_map(|user| user.inbox.as_deref()) {
+            for (_, entry) in inbox.entries().filter(|(_, entry)| !entry.is_hole()) {
+                space.restore(entry.lsn, entry.len);
             }
         }
-        let mut users = self.users;
-        users.bound(self.options.users_max);
-        let mut shard = Shard::new(self.options, self.hasher, start.salt, log);
-        shard.users = users;
-        shard.hlc = self.hlc;
-        shard.metrics = self.metrics;
-        if start.lsn > 0 {
-            shard.leap = EARLY_MAX;
+        space.needed()
+    }
+}
+
+/// Whose record it is.
+fn key_of(record: &Record<'_>) -> UserKey {
+    match *record {
+        Record::Message(ref message) | Record::Moved(ref message) => message.key,
+        Record::Ack { key, .. }
+        | Record::Device { key, .. }
+        | Record::Seen { key, .. }
+        | Record::Floor { key, .. }
+        | Record::Consumed { key, .. }
+        | Record::Dropped { key, .. } => key,
+    }
+}
+
+impl Replay {
+    /// What the snapshot knows of the user. The clock and the table of what
+    /// expires are not the user's.
+    fn skip(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
+        if let Record::Message(message) | Record::Moved(message) = record {
+            self.hlc.saw(message.id.ms());
+            self.note_expiry(lsn, len, message);
         }
-        shard
+    }
+
+    fn note_expiry(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
+        self.space.add(lsn, len, message.expires_ms);
+        self.space.sub(lsn, len, 0);
+    }
+
+    /// Something does not fit; what a snapshot may know already may be so.
+    fn contradict(&mut self, lsn: Lsn) {
+        self.contradictions += u64::from(lsn >= self.certain_from);
     }
 
     fn user(&mut self, key: UserKey, name: &[u8]) -> UserIndex {
@@ -95,70 +206,74 @@ impl Replay {
 
     fn message(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
         self.hlc.saw(message.id.ms());
+        self.note_expiry(lsn, len, message);
         let user = self.user(message.key, message.to);
         let numbering = Numbering::of_record(message.device, message.flags);
-        self.number(user, message.from_key, message.device, message.send_seq, numbering);
+        let pair = PairKey::new(message.from_key, message.device);
+        self.number(lsn, user, pair, message.send_seq, numbering, message.time_ms);
         let inbox = self.users[user].inbox_mut();
         if message.inbox_seq <= inbox.last_seq() {
-            self.contradictions += 1;
-            return;
+            return self.contradict(lsn);
         }
         // The first message after a restart leaps, see Inbox::next_seq.
         inbox.raise_floor(message.inbox_seq - 1);
         inbox.push(lsn, len);
-        self.metrics.counters.waiting_messages += 1;
-        self.metrics.counters.waiting_bytes += u64::from(len);
     }
 
     /// What has been acknowledged since stays so.
-    fn moved(&mut self, lsn: Lsn, message: &Message<'_>) {
-        let Some(at) = self.users.find(message.key) else {
-            self.contradictions += 1;
-            return;
-        };
+    fn moved(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
+        self.hlc.saw(message.id.ms());
+        self.note_expiry(lsn, len, message);
+        let Some(at) = self.users.find(message.key) else { return self.contradict(lsn) };
         if let Some(inbox) = self.users[at].inbox.as_deref_mut() {
             inbox.repoint(message.inbox_seq, lsn);
         }
     }
 
-    fn dropped(&mut self, key: UserKey, first: u64, last: u64) {
-        let Some(at) = self.users.find(key) else {
-            self.contradictions += 1;
-            return;
+    fn dropped(&mut self, lsn: Lsn, key: UserKey, first: u64, last: u64) {
+        let Some(at) = self.users.find(key) else { return self.contradict(lsn) };
+        let Some(inbox) = self.users[at].inbox.as_deref_mut() else {
+            return self.contradict(lsn);
         };
-        let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return };
         for seq in first.max(inbox.first_seq())..=last.min(inbox.last_seq()) {
-            if inbox.entry(seq).is_some_and(|entry| !entry.is_hole()) {
-                self.metrics.counters.waiting_messages -= 1;
-                self.metrics.counters.waiting_bytes -= inbox.make_hole(seq);
-            }
+            let _ = inbox.make_hole(seq);
         }
+        self.burn(at);
     }
 
-    fn number(&mut self, user: UserIndex, from: UserKey, device: u64, seq: u64, how: Numbering) {
+    /// A number was accepted. It may be lower than the last one known if the
+    /// pair was forgotten in between.
+    fn number(
+        &mut self,
+        lsn: Lsn,
+        user: UserIndex,
+        key: PairKey,
+        seq: u64,
+        how: Numbering,
+        time_ms: u64,
+    ) {
         if how == Numbering::None {
             return;
         }
         let inbox = self.users[user].inbox_mut();
-        let mut pair = inbox.pair(PairKey::new(from, device));
-        if pair.judge(how, seq) == crate::dedup::Verdict::New {
-            pair.accept(how, seq);
-            self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
-        } else {
-            self.contradictions += 1;
+        let mut pair = inbox.pair(key);
+        let hour = hours(time_ms);
+        if pair.judge(how, seq) != Verdict::New {
+            let kept_h = hours(self.options.pairs_kept_ms);
+            if lsn < self.certain_from || pair.touched_h.saturating_add(kept_h) > hour {
+                return self.contradict(lsn);
+            }
+            pair = Pair::new(key);
         }
+        pair.accept(how, seq);
+        pair.touch(hour);
+        inbox.put_pair(pair);
     }
 
-    fn ack(&mut self, key: UserKey, device: u64, seq: u64, exact: bool) {
-        let Some(at) = self.users.find(key) else {
-            self.contradictions += 1;
-            return;
-        };
+    fn ack(&mut self, lsn: Lsn, key: UserKey, device: u64, seq: u64, exact: bool) {
+        let Some(at) = self.users.find(key) else { return self.contradict(lsn) };
         let user = &mut self.users[at];
-        let Some(position) = user.device_position(device) else {
-            self.contradictions += 1;
-            return;
-        };
+        let Some(position) = user.device_position(device) else { return self.contradict(lsn) };
         if exact {
             user.inbox_mut().mark_acked_by_v1(seq);
             user.advance(position);
@@ -181,32 +296,6 @@ impl Replay {
     }
 
     fn burn(&mut self, at: UserIndex) {
-        let (entries, bytes) = self.users[at].burn();
-        self.metrics.counters.waiting_messages -= entries;
-        self.metrics.counters.waiting_bytes -= bytes;
-    }
-}
-
-impl Restore for Replay {
-    fn reset(&mut self) {
-        *self = Replay::new(self.options, self.hasher);
-    }
-
-    fn state(&mut self, _payload: &[u8]) -> Result<(), Malformed> {
-        Err(Malformed::Payload) // nothing writes snapshots yet
-    }
-
-    fn space(&mut self, _payload: &[u8]) -> Result<(), Malformed> {
-        Err(Malformed::Payload)
-    }
-
-    fn loaded(&mut self, _start: LogStart, _end: Lsn) {}
-
-    fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
-        Replay::record(self, lsn, len, record);
-    }
-
-    fn needed(&self) -> Vec<(u64, u64, u64)> {
-        Vec::new() // nothing deletes segments yet
+        self.users[at].burn(|_| {});
     }
 }

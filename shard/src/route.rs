@@ -8,7 +8,7 @@ use wire::refuse::Code;
 use wire::{v1, v2};
 
 use crate::commit::Waiting;
-use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict};
+use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict, hours};
 use crate::hop::{Hop, Post, Posted, ReplyTo, Span};
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::metrics::Stage;
@@ -143,7 +143,7 @@ impl Shard {
                 send_seq: post.send_seq,
             },
         );
-        self.note_number(user, post);
+        self.note_number(now, user, post);
         let posted = Posted::Refused { code, retry_after_ms: 0 };
         self.when_durable(now, user, post, posted, 0, out);
     }
@@ -151,6 +151,7 @@ impl Shard {
     fn store(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
         let id = self.hlc.next_id(now.wall_ms);
         let inbox_seq = self.users[user].inbox_mut().next_seq(self.leap);
+        let expires_ms = self.expires_ms(now, post);
         let appended = self.append(
             now,
             &Record::Message(Message {
@@ -163,13 +164,14 @@ impl Shard {
                 device: post.device,
                 send_seq: post.send_seq,
                 time_ms: now.wall_ms,
-                expires_ms: self.expires_ms(now, post),
+                expires_ms,
                 class: post.class,
                 flags: record_flags(post),
                 body: post.body,
             }),
         );
-        self.note_number(user, post);
+        self.note_number(now, user, post);
+        self.cleaner.space.add(appended.lsn, appended.len, expires_ms);
         let seq = self.users[user].inbox_mut().push(appended.lsn, appended.len);
         debug_assert_eq!(seq, inbox_seq);
         let counters = &mut self.metrics.counters;
@@ -190,13 +192,14 @@ impl Shard {
         if post.expires_ms == 0 { retention } else { post.expires_ms.min(retention) }
     }
 
-    fn note_number(&mut self, user: UserIndex, post: &Post<&[u8]>) {
+    fn note_number(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>) {
         if post.numbering == Numbering::None {
             return;
         }
         let inbox = self.users[user].inbox_mut();
         let mut pair = inbox.pair(PairKey::new(post.from_key, post.device));
         pair.accept(post.numbering, post.send_seq);
+        pair.touch(hours(now.wall_ms));
         self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
     }
 

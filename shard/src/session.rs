@@ -59,6 +59,8 @@ pub(crate) struct Session {
     pub(crate) bad: u8,
     /// A read of the log is under way for it.
     pub(crate) reading: bool,
+    /// The log had no room to give up what expired on the way to it.
+    pub(crate) is_starved: bool,
     /// v1: entries posted of a batch that did not find room for all of them.
     pub(crate) batch_done: u16,
     pub(crate) user: UserIndex,
@@ -83,6 +85,7 @@ impl Session {
             device: 0,
             bad: 0,
             reading: false,
+            is_starved: false,
             batch_done: 0,
             user: 0,
             window: 0,

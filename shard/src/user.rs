@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use wire::id::UserKey;
 
-use crate::inbox::Inbox;
+use crate::inbox::{Entry, Inbox};
 
 /// Place of a user in the table.
 pub(crate) type UserIndex = u32;
@@ -108,10 +108,13 @@ impl User {
         *cursor
     }
 
-    /// Removes what every device has; returns how many entries and log bytes.
-    pub(crate) fn burn(&mut self) -> (u64, u64) {
+    /// Removes what every device has, and holes that stand before all that
+    /// waits; `gone` hears of each message.
+    pub(crate) fn burn(&mut self, gone: impl FnMut(&Entry)) {
         let cursor = self.cursor_min();
-        self.inbox.as_deref_mut().map_or((0, 0), |inbox| inbox.burn(cursor))
+        if let Some(inbox) = self.inbox.as_deref_mut() {
+            inbox.burn(cursor, gone);
+        }
     }
 
     /// Highest inbox seq given out.

@@ -3,7 +3,7 @@
 
 use shard::{Input, Options, Replay};
 use wal::recover::Scanner;
-use wal::{Log, Record};
+use wal::{Log, Record, Restore};
 use wire::id::ShardId;
 
 use crate::link::{Link, Party, Place};
@@ -50,7 +50,8 @@ impl World {
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
-        let mut replay = Replay::new(self.options(shard), self.hasher);
+        let mut replay =
+            Replay::new(self.options(shard), self.hasher, self.knobs.log.segment_bytes);
         let (disk, history) = (&self.disks[shard], &self.histories[shard]);
         let (model, ledger, plant) = (&mut self.model, &self.ledger, self.plant);
         let (mut count, mut found) = (0, Ok(()));
@@ -84,7 +85,11 @@ impl World {
             [shard as u64, count as u64, start.lsn, cut],
         );
         Ok(Core {
-            brain: replay.finish(&start, Log::new(self.knobs.log, start)),
+            brain: replay.finish(
+                &start,
+                Log::new(self.knobs.log, start),
+                0..=start.lsn / self.knobs.log.segment_bytes,
+            ),
             out: shard::Effects::default(),
             slots: Vec::new(),
             generations: Vec::new(),
@@ -105,6 +110,7 @@ impl World {
             inbox_messages_max: self.knobs.inbox_messages_max,
             inbox_bytes_max: 1 << 30,
             retention_ms: 30 * 24 * 60 * 60 * 1000,
+            pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: HANDSHAKE_MS,
         }
     }

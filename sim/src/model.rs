@@ -37,6 +37,8 @@ pub(crate) struct Inbox {
     pub(crate) last: u64,
     /// What the v1 device acknowledged one by one.
     pub(crate) acked_by_v1: BTreeSet<u64>,
+    /// What has expired and was given up.
+    pub(crate) dropped: BTreeSet<u64>,
 }
 
 impl Inbox {
@@ -50,7 +52,8 @@ impl Inbox {
         let is_waiting = |seq: u64| {
             self.devices.is_empty() || self.devices.keys().any(|device| self.is_due(*device, seq))
         };
-        self.entries.iter().map(|(seq, id)| (*seq, *id)).filter(move |(seq, _)| is_waiting(*seq))
+        let entries = self.entries.iter().map(|(seq, id)| (*seq, *id));
+        entries.filter(move |(seq, _)| !self.dropped.contains(seq) && is_waiting(*seq))
     }
 }
 
@@ -141,7 +144,9 @@ impl Model {
                 self.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
-            Record::Seen { .. } | Record::Moved(_) | Record::Dropped { .. } => Ok(()),
+            Record::Moved(ref message) => self.moved(shard, end, message, ledger),
+            Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
+            Record::Seen { .. } => Ok(()),
         }
     }
 
@@ -176,6 +181,44 @@ impl Model {
             }
             None => Ok(()),
         }
+    }
+
+    /// A copy stands for the same letter; the first one may go from now on.
+    fn moved(
+        &mut self,
+        shard: usize,
+        end: Lsn,
+        message: &Message<'_>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        let Some(to) = self.user(message.key) else { return Ok(()) };
+        let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
+        let place = Place { shard, end, inbox_seq: message.inbox_seq };
+        match self.inboxes[usize::from(to)].entries.get(&message.inbox_seq) {
+            Some(known) if *known == id => {
+                self.letters.insert(id, place);
+                Ok(())
+            }
+            known => Err(format!("letter {id} was copied to where {known:?} stands: {place:?}")),
+        }
+    }
+
+    /// Nobody gets these any more.
+    fn dropped(
+        &mut self,
+        key: UserKey,
+        first: u64,
+        last: u64,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        let Some(inbox) = self.by_key(key) else { return Ok(()) };
+        let early =
+            inbox.entries.range(first..=last).find(|(_, id)| ledger.get(**id).expiry_s == 0);
+        if let Some((seq, id)) = early {
+            return Err(format!("letter {id}, inbox seq {seq}, was given up before its time"));
+        }
+        inbox.dropped.extend(inbox.entries.range(first..=last).map(|(seq, _)| *seq));
+        Ok(())
     }
 
     fn user(&self, key: UserKey) -> Option<u16> {

@@ -164,6 +164,7 @@ impl World {
                 Effect::Read { conn, lsn, len_min, len } => {
                     self.start_read(shard, conn, lsn, len_min, len);
                 }
+                Effect::Survey { .. } | Effect::Discard { .. } => {}
                 Effect::Damaged { lsn } => {
                     self.violate(format!("shard {shard} calls {lsn} damaged on a good disk"));
                 }

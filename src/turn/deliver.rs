@@ -35,6 +35,8 @@ impl Core {
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),
+            // The turn does not carry these out yet. Unanswered, cleaning rests.
+            Effect::Survey { .. } | Effect::Discard { .. } => {}
             Effect::Damaged { lsn } => tracing::error!(
                 shard = self.id,
                 lsn,

@@ -320,6 +320,11 @@ impl Log {
         }
     }
 
+    /// Its sizes.
+    pub fn options(&self) -> &LogOptions {
+        &self.options
+    }
+
     /// Whether a write failed.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use shard::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
 use wal::recover::Scanner;
-use wal::{Log, LogOptions, Write};
+use wal::{Log, LogOptions, Restore, Write};
 use wire::id::{Class, MessageId};
 use wire::refuse::Code;
 use wire::{v1, v2};
@@ -67,6 +67,7 @@ fn options() -> Options {
         inbox_messages_max: 4,
         inbox_bytes_max: 1 << 20,
         retention_ms: 1_000_000,
+        pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
         handshake_ms: 1000,
     }
 }
@@ -83,14 +84,14 @@ fn log_options() -> LogOptions {
 
 fn recover(disk: &[u8]) -> Shard {
     let mut scanner = Scanner::new(SALT, log_options(), 0);
-    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]));
+    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]), log_options().segment_bytes);
     for (n, segment) in disk.chunks(64 << 10).enumerate() {
         let sink: wal::recover::Sink<'_> = &mut |lsn, len, record| replay.record(lsn, len, &record);
         scanner.segment(n as u64 * (64 << 10), segment, sink).expect("no damage");
     }
     let (start, _) = scanner.finish().expect("no damage");
     assert_eq!(replay.contradictions(), 0);
-    replay.finish(&start, Log::new(log_options(), start))
+    replay.finish(&start, Log::new(log_options(), start), 0..=start.lsn >> 16)
 }
 
 impl Desk {
@@ -302,6 +303,7 @@ impl Desk {
                         let bytes = self.disk[lsn as usize..end].to_vec();
                         self.feed(Input::Read { conn, lsn, bytes: Some(&bytes) });
                     }
+                    Effect::Survey { .. } | Effect::Discard { .. } => {}
                     Effect::Damaged { lsn } => self.seen.push_back(format!("damaged {lsn}")),
                 }
             }

@@ -171,6 +171,19 @@ impl Space {
         full().min_by_key(|cell| (cell.unexpired(now_ms), cell.segment)).map(|cell| cell.segment)
     }
 
+    /// A segment that ends at or before `below` and of which at least half has
+    /// probably expired, the oldest one. It holds up memory and inboxes, though
+    /// the disk may have room.
+    pub fn expired(&self, now_ms: u64, below: Lsn) -> Option<u64> {
+        let is_old = |cell: &&Cell| {
+            cell.live_messages > 0
+                && !cell.is_damaged
+                && self.is_below(cell, below)
+                && cell.unexpired(now_ms) <= cell.live_bytes / 2
+        };
+        self.cells.iter().find(is_old).map(|cell| cell.segment)
+    }
+
     /// The segments that may be deleted: nothing in them waits, they end at or
     /// before `below`, and the log is durable up to where the last message in
     /// them was taken away. Ascending.

@@ -1,0 +1,253 @@
+//! Getting space back: which messages wait in which segment, copying what is
+//! left of a mostly dead one to the log's end, having the dead deleted.
+//!
+//! One segment is walked through at a time, piece by piece: a `Survey` asks for
+//! bytes, `Surveyed` brings them, and each message of them that an inbox still
+//! points at is copied, or given up if it has expired. Deleting needs more than
+//! emptiness: the log must be durable up to what emptied the segment, no
+//! snapshot that is kept may need it, and nobody may be reading from it.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use wal::clean::{Space, Walker};
+use wal::record::{Message, Record};
+use wal::{Lsn, segment};
+use wire::id::UserKey;
+
+use crate::Shard;
+use crate::deliver::is_expired;
+use crate::io::{Effect, Effects, Now};
+use crate::user::UserIndex;
+
+/// Log bytes copied for one survey before others have their turn.
+const COPY_BYTES_MAX: u64 = 64 << 10;
+/// The longest read of a survey; longer than any record.
+const SURVEY_BYTES_MAX: u32 = 256 << 10;
+
+/// See the module.
+pub(crate) struct Cleaner {
+    pub(crate) space: Space,
+    segment_bytes: u64,
+    /// Through the segment that is being cleaned.
+    walker: Option<Walker>,
+    /// A survey has not been answered.
+    is_surveying: bool,
+    /// What has expired there and is not given up yet.
+    run: Option<Run>,
+    /// Reads for devices under way, by segment.
+    reads: BTreeMap<u64, u32>,
+}
+
+/// Neighbours in one inbox that have expired: one record gives all of them up.
+struct Run {
+    user: UserIndex,
+    first: u64,
+    last: u64,
+}
+
+impl Cleaner {
+    pub(crate) fn new(segment_bytes: u64) -> Cleaner {
+        Cleaner {
+            space: Space::new(segment_bytes),
+            segment_bytes,
+            walker: None,
+            is_surveying: false,
+            run: None,
+            reads: BTreeMap::new(),
+        }
+    }
+
+    /// A read of the log for a device begins at `lsn`.
+    pub(crate) fn read_begins(&mut self, lsn: Lsn) {
+        *self.reads.entry(segment::index(lsn, self.segment_bytes)).or_default() += 1;
+    }
+
+    /// It has ended.
+    pub(crate) fn read_ends(&mut self, lsn: Lsn) {
+        let segment = segment::index(lsn, self.segment_bytes);
+        let Some(count) = self.reads.get_mut(&segment) else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.reads.remove(&segment);
+        }
+    }
+
+    /// Whether somebody reads from this segment.
+    fn is_read(&self, segment: u64) -> bool {
+        let is_walked = self.walker.as_ref().is_some_and(|walker| walker.segment() == segment);
+        is_walked || self.reads.contains_key(&segment)
+    }
+}
+
+impl Shard {
+    /// Goes on with cleaning as far as it can.
+    pub(crate) fn clean(&mut self, now: Now, out: &mut Effects) {
+        if self.log.is_poisoned() {
+            return;
+        }
+        if !self.draining {
+            self.survey(now, out);
+        }
+        self.discard(out);
+    }
+
+    /// Whether a turn should look at cleaning once more after a write.
+    pub(crate) fn is_cleaning(&self) -> bool {
+        self.cleaner.walker.is_some()
+    }
+
+    /// Asks for the next piece, of another segment if this one is done.
+    fn survey(&mut self, now: Now, out: &mut Effects) {
+        while !self.cleaner.is_surveying && self.has_room_to_copy() {
+            self.give_up_run(now);
+            let Some(walker) = &self.cleaner.walker else {
+                match self.choose(now) {
+                    Some(walker) => self.cleaner.walker = Some(walker),
+                    None => return,
+                }
+                continue;
+            };
+            let is_dead = self.cleaner.space.live(walker.segment()).1 == 0;
+            match walker.want() {
+                Some(want) if !is_dead => {
+                    self.cleaner.is_surveying = true;
+                    let (len_min, len) = (want.len_min, want.len);
+                    out.push(Effect::Survey { lsn: want.lsn, len_min, len });
+                }
+                _ => self.end_walk(),
+            }
+        }
+    }
+
+    /// What was appended leaves at least half of the log's room to others, and
+    /// the longest record would still fit.
+    fn has_room_to_copy(&self) -> bool {
+        let options = self.log.options();
+        let undurable = self.log.end() - self.log.durable();
+        undurable <= options.tail_bytes as Lsn / 2 && self.log.room(options.record_bytes_max())
+    }
+
+    fn choose(&self, now: Now) -> Option<Walker> {
+        let (space, durable) = (&self.cleaner.space, self.log.durable());
+        // On a full disk the reserve must last until what it emptied is gone.
+        if self.storage_full && space.dead(durable, durable).next().is_some() {
+            return None;
+        }
+        let victim = space.victim(now.wall_ms, durable);
+        let segment = victim.or_else(|| space.expired(now.wall_ms, durable))?;
+        let bytes = self.cleaner.segment_bytes;
+        Some(Walker::new(self.salt, segment, bytes, SURVEY_BYTES_MAX))
+    }
+
+    fn end_walk(&mut self) {
+        let walker = self.cleaner.walker.take().expect("a walk ends once");
+        let (_, left) = self.cleaner.space.live(walker.segment());
+        debug_assert!(left == 0, "{left} messages of segment {} not found", walker.segment());
+        if left > 0 {
+            // Nothing is deleted that something still points at.
+            self.cleaner.space.leave(walker.segment());
+        }
+        self.metrics.counters.segments_cleaned += 1;
+    }
+
+    /// The bytes of a survey arrived; `None` when they could not be read.
+    pub(crate) fn surveyed(&mut self, now: Now, lsn: Lsn, bytes: Option<&[u8]>, out: &mut Effects) {
+        if !std::mem::take(&mut self.cleaner.is_surveying) || self.log.is_poisoned() {
+            return;
+        }
+        let mut walker = self.cleaner.walker.take().expect("a survey is of a walk");
+        let is_sound = match bytes {
+            // Others may have taken the room while the read was under way.
+            Some(_) if !self.has_room_to_copy() => true,
+            Some(bytes) => self.copy(now, &mut walker, lsn, bytes),
+            None => false,
+        };
+        if is_sound {
+            self.cleaner.walker = Some(walker);
+        } else {
+            self.metrics.counters.damaged += 1;
+            self.cleaner.space.leave(walker.segment());
+            out.push(Effect::Damaged { lsn });
+        }
+        self.clean(now, out);
+    }
+
+    /// Copies what is left in these bytes, or the beginning of it; whether they
+    /// are what they should be.
+    fn copy(&mut self, now: Now, walker: &mut Walker, lsn: Lsn, bytes: &[u8]) -> bool {
+        let before = walker.want();
+        let copied_max = self.log.end() + COPY_BYTES_MAX;
+        let walked = walker.feed(lsn, bytes, &mut |lsn, len, record| {
+            if let Record::Message(message) | Record::Moved(message) = record {
+                self.keep(now, lsn, len, &message);
+            }
+            let is_enough = self.log.end() >= copied_max || !self.has_room_to_copy();
+            if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        walked.is_ok() && walker.want() != before
+    }
+
+    /// Copies a message to the log's end if somebody still waits for it.
+    fn keep(&mut self, now: Now, lsn: Lsn, len: u32, message: &Message<'_>) {
+        let Some(user) = self.users.find(message.key) else { return };
+        let Some(inbox) = self.users[user].inbox.as_deref_mut() else { return };
+        let seq = message.inbox_seq;
+        if inbox.entry(seq).is_none_or(|entry| entry.is_hole() || entry.lsn != lsn) {
+            return;
+        }
+        if is_expired(now, message) {
+            return self.add_to_run(now, user, seq);
+        }
+        let moved = self.append(now, &Record::Moved(*message));
+        debug_assert_eq!(moved.len, len, "a copy is as long as its original");
+        self.users[user].inbox_mut().repoint(seq, moved.lsn);
+        let space = &mut self.cleaner.space;
+        space.add(moved.lsn, moved.len, message.expires_ms);
+        space.sub(lsn, len, self.log.end());
+        self.metrics.counters.moved += 1;
+        self.metrics.counters.moved_bytes += u64::from(len);
+    }
+
+    fn add_to_run(&mut self, now: Now, user: UserIndex, seq: u64) {
+        match &mut self.cleaner.run {
+            Some(run) if run.user == user && run.last + 1 == seq => run.last = seq,
+            _ => {
+                // There is room for one more record, see `has_room_to_copy`.
+                self.give_up_run(now);
+                self.cleaner.run = Some(Run { user, first: seq, last: seq });
+            }
+        }
+    }
+
+    /// What has expired is given up, in the log first.
+    fn give_up_run(&mut self, now: Now) {
+        let Some(Run { user, first, last }) = self.cleaner.run.take() else { return };
+        let key: UserKey = self.users[user].key;
+        self.append(now, &Record::Dropped { key, first, last });
+        for seq in first..=last {
+            if let Some(entry) = self.users[user].inbox_mut().make_hole(seq) {
+                self.expire(&entry);
+            }
+        }
+        for device in 0..self.users[user].devices.len() {
+            self.users[user].advance(device);
+        }
+        self.burn(user);
+    }
+
+    /// Has dead segments deleted.
+    fn discard(&mut self, out: &mut Effects) {
+        let (below, durable) = (self.snapshots.needed_from(), self.log.durable());
+        if below == 0 {
+            return;
+        }
+        let dead = self.cleaner.space.dead(below, durable);
+        let dead: Vec<u64> = dead.filter(|segment| !self.cleaner.is_read(*segment)).collect();
+        for segment in dead {
+            self.cleaner.space.forget(segment);
+            self.metrics.counters.segments_discarded += 1;
+            out.push(Effect::Discard { segment });
+        }
+    }
+}

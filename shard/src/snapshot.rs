@@ -1,0 +1,152 @@
+//! When a snapshot is due, and which of them the log must still serve.
+//!
+//! A snapshot is the state of all users beside a position of the log from which
+//! a replay completes it. The shard encodes it in slices while it works on; the
+//! caller frames them, writes the file, and says when it counts.
+
+mod load;
+mod slice;
+
+use wal::{LogStart, Lsn};
+
+use crate::Shard;
+use crate::dedup::hours;
+use crate::io::Now;
+
+pub(crate) use load::Loader;
+use slice::Taking;
+
+/// What a slice should be at most, bytes: little enough to be encoded within a
+/// fraction of a millisecond. A single user's head may exceed it by its name.
+pub const SLICE_BYTES: usize = 32 << 10;
+/// After a failure nothing is tried for so long.
+const REST_NS: u64 = 10_000_000_000;
+/// Dead segments of a shard at rest are worth a snapshot after so long.
+const PATIENCE_NS: u64 = 60_000_000_000;
+
+/// Whether a snapshot has more slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Slice {
+    /// Another one follows.
+    More,
+    /// That was the last one. The snapshot counts once the log is durable up
+    /// to `end`.
+    Done {
+        /// The log's end now.
+        end: Lsn,
+    },
+}
+
+/// The snapshots of a shard.
+#[derive(Default)]
+pub(crate) struct Snapshots {
+    /// The one that is being encoded.
+    taking: Option<Taking>,
+    /// Where the one begins that has been begun and not ended yet.
+    begun: Option<Lsn>,
+    /// Where the newest one that counts begins, and the one before it.
+    kept: (Option<Lsn>, Option<Lsn>),
+    /// How large the newest one is.
+    bytes: u64,
+    /// When the newest one was begun or, after a failure, when to try again.
+    begun_ns: u64,
+    rests_until_ns: u64,
+    is_due: bool,
+}
+
+impl Snapshots {
+    /// After a start from the snapshot that begins here.
+    pub(crate) fn starting_from(lsn: Option<Lsn>) -> Snapshots {
+        Snapshots { kept: (lsn, None), ..Snapshots::default() }
+    }
+
+    /// Segments that end at or before this position are not needed to read the
+    /// log back, not even if the newest snapshot should turn out damaged.
+    pub(crate) fn needed_from(&self) -> Lsn {
+        self.kept.1.unwrap_or(0)
+    }
+}
+
+impl Shard {
+    /// Whether the caller should begin a snapshot.
+    pub fn wants_snapshot(&self) -> bool {
+        self.snapshots.is_due && self.snapshots.begun.is_none() && !self.log.is_poisoned()
+    }
+
+    /// Begins a snapshot: what its file is named after and begins with.
+    ///
+    /// # Panics
+    /// When one has been begun and has neither counted nor failed.
+    pub fn begin_snapshot(&mut self, now: Now) -> LogStart {
+        assert!(self.snapshots.begun.is_none(), "one snapshot at a time");
+        let start = self.log.checkpoint();
+        let kept_from_ms = now.wall_ms.saturating_sub(self.options.pairs_kept_ms);
+        self.snapshots.taking = Some(Taking::new(hours(kept_from_ms)));
+        self.snapshots.begun = Some(start.lsn);
+        self.snapshots.begun_ns = now.mono_ns;
+        self.snapshots.is_due = false;
+        start
+    }
+
+    /// Encodes the next slice of about `bytes_max` bytes to the end of `out`,
+    /// the payload of one frame. It may be empty.
+    ///
+    /// # Panics
+    /// When no snapshot has been begun, or the last slice was taken.
+    pub fn snapshot_slice(&mut self, bytes_max: usize, out: &mut Vec<u8>) -> Slice {
+        let mut taking = self.snapshots.taking.take().expect("a snapshot was begun");
+        let slice = self.encode_slice(&mut taking, bytes_max, out);
+        if slice == Slice::More {
+            self.snapshots.taking = Some(taking);
+        }
+        slice
+    }
+
+    /// Appends one payload of the table of what expires where, which comes
+    /// after the slices, from segment `from` on (0 at first). Answers from
+    /// where on the next payload is, `None` after the last.
+    pub fn snapshot_space(&self, from: u64, out: &mut Vec<u8>) -> Option<u64> {
+        self.cleaner.space.encode(from, self.log.end(), out)
+    }
+
+    /// The snapshot that begins at `start` is durable under its final name.
+    pub(crate) fn snapshotted(&mut self, start: Lsn, bytes: u64) {
+        assert!(self.snapshots.begun.take() == Some(start), "the snapshot that was begun");
+        self.snapshots.taking = None;
+        self.snapshots.kept = (Some(start), self.snapshots.kept.0);
+        self.snapshots.bytes = bytes;
+        self.metrics.counters.snapshots += 1;
+        self.metrics.counters.snapshot_bytes = bytes;
+    }
+
+    /// It could not be written, or was given up.
+    pub(crate) fn snapshot_failed(&mut self, now: Now) {
+        self.snapshots.taking = None;
+        self.snapshots.begun = None;
+        self.snapshots.rests_until_ns = now.mono_ns + REST_NS;
+        self.metrics.counters.snapshots_failed += 1;
+    }
+
+    /// Looks whether a snapshot has become due.
+    pub(crate) fn schedule_snapshot(&mut self, now: Now) {
+        let segment_bytes = self.log.options().segment_bytes;
+        let it = &self.snapshots;
+        if it.begun.is_some() || now.mono_ns < it.rests_until_ns {
+            self.snapshots.is_due = false;
+            return;
+        }
+        let begin = self.log.checkpoint().lsn;
+        let appended = begin - it.kept.0.unwrap_or(0);
+        let dead = self.cleaner.space.dead(begin, self.log.durable()).count() as u64;
+        let dead_bytes = dead * segment_bytes;
+        // A snapshot should not cost more than it saves: reading the log again
+        // that it replaces, or keeping the segments that wait for it.
+        let is_long = appended >= segment_bytes.max(2 * it.bytes);
+        let is_waited_for = dead_bytes > 0
+            && dead_bytes >= it.bytes
+            && (appended >= segment_bytes / 2 || self.storage_full);
+        let is_late = dead_bytes > 0 && now.mono_ns >= it.begun_ns + PATIENCE_NS;
+        self.snapshots.is_due = appended > 0 && (is_long || is_waited_for || is_late);
+    }
+}

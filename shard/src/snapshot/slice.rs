@@ -1,0 +1,215 @@
+//! The state of all users as bytes, in slices between which the shard works on.
+//!
+//! A slice is a sequence of items:
+//!
+//! ```text
+//! 1 user     key 16 | last seen 4 | as of 8 | first 8 | last 8 | has inbox 1 |
+//!            devices 1, each: id 8, cursor 8 | name 2 + its bytes
+//! 2 entries  first seq 8 | count 4, each: lsn 8, length and v1's flag 4
+//! 3 pairs    count 4, each 32
+//! ```
+//!
+//! Entries and pairs belong to the user before them; a long inbox has several
+//! of both. Integers are little-endian.
+//!
+//! A user's head is exact as of the log's end when it was encoded; replay skips
+//! what stands in the log before that. Entries and pairs of a long inbox may be
+//! newer than their head: what happened to them in between only burned, moved,
+//! gave up or raised something, and does so again in the replay without harm.
+
+use wal::Lsn;
+
+use super::Slice;
+use crate::Shard;
+use crate::dedup::PAIR_BYTES;
+use crate::user::{User, UserIndex};
+
+/// Holes in a row that one slice looks at.
+const HOLES_AT_ONCE: u64 = 1 << 16;
+
+pub(super) const USER: u8 = 1;
+pub(super) const ENTRIES: u8 = 2;
+pub(super) const PAIRS: u8 = 3;
+
+pub(super) const ENTRY_BYTES: usize = 12;
+/// In an entry's length: protocol v1 has acknowledged it.
+pub(super) const ACKED_BY_V1: u32 = 1 << 31;
+
+/// How far a snapshot is encoded.
+pub(crate) struct Taking {
+    /// Pairs untouched since before this hour are left out and forgotten.
+    pairs_from_h: u32,
+    user: UserIndex,
+    part: Part,
+}
+
+/// How far the current user is.
+#[derive(Clone, Copy)]
+enum Part {
+    Head,
+    /// From this seq on, up to the last one its head knew.
+    Entries {
+        next: u64,
+        last: u64,
+    },
+    Pairs(Walk),
+}
+
+/// A walk through a table of pairs, bucket by bucket. An insertion between two
+/// slices may move them all to other buckets, then it begins again.
+#[derive(Clone, Copy)]
+struct Walk {
+    bucket: usize,
+    moves: u16,
+}
+
+impl Taking {
+    pub(crate) fn new(pairs_from_h: u32) -> Taking {
+        Taking { pairs_from_h, user: 0, part: Part::Head }
+    }
+}
+
+impl Shard {
+    /// Encodes the next users, about `bytes_max` bytes of them, to the end of
+    /// `out`.
+    pub(crate) fn encode_slice(
+        &mut self,
+        taking: &mut Taking,
+        bytes_max: usize,
+        out: &mut Vec<u8>,
+    ) -> Slice {
+        let as_of = self.log.end();
+        let full = out.len() + bytes_max;
+        let mut forgotten = 0;
+        // At least one step, however small the slice is to be.
+        while (taking.user as usize) < self.users.len() {
+            let user = &mut self.users[taking.user];
+            let room = full.saturating_sub(out.len());
+            let before = out.len();
+            taking.part = match taking.part {
+                Part::Head => put_head(user, as_of, out),
+                Part::Entries { next, last } => put_entries(user, next, last, room, out),
+                Part::Pairs(walk) => {
+                    let (part, count) = put_pairs(user, walk, taking.pairs_from_h, room, out);
+                    forgotten += count;
+                    part
+                }
+            };
+            let is_next = matches!(taking.part, Part::Head);
+            taking.user += UserIndex::from(is_next);
+            // What gave nothing has taken its time as well.
+            if out.len() >= full || out.len() == before && !is_next {
+                break;
+            }
+        }
+        self.metrics.counters.pairs -= forgotten;
+        if (taking.user as usize) < self.users.len() {
+            return Slice::More;
+        }
+        Slice::Done { end: as_of }
+    }
+}
+
+fn put_head(user: &User, as_of: Lsn, out: &mut Vec<u8>) -> Part {
+    let inbox = user.inbox.as_deref();
+    let (first, last) = inbox.map_or((1, 0), |inbox| (inbox.first_seq(), inbox.last_seq()));
+    out.push(USER);
+    out.extend_from_slice(&user.key.0.to_le_bytes());
+    out.extend_from_slice(&user.last_seen_s.to_le_bytes());
+    for word in [as_of, first, last] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    out.push(u8::from(inbox.is_some()));
+    out.push(u8::try_from(user.devices.len()).expect("a user has few devices"));
+    for device in &user.devices {
+        out.extend_from_slice(&device.id.to_le_bytes());
+        out.extend_from_slice(&device.cursor.to_le_bytes());
+    }
+    let name_len = u16::try_from(user.name.len()).expect("names are short");
+    out.extend_from_slice(&name_len.to_le_bytes());
+    out.extend_from_slice(&user.name);
+    match inbox {
+        Some(_) => Part::Entries { next: first, last },
+        None => Part::Head,
+    }
+}
+
+/// One run of entries without a hole in it.
+fn put_entries(user: &User, next: u64, last: u64, room: usize, out: &mut Vec<u8>) -> Part {
+    let inbox = user.inbox.as_deref().expect("an inbox stays");
+    let next = next.max(inbox.first_seq());
+    if next > last {
+        return Part::Pairs(Walk { bucket: 0, moves: inbox.pairs_moved() });
+    }
+    let waits = |seq: &u64| inbox.entry(*seq).is_some_and(|entry| !entry.is_hole());
+    let looked_at = last.min(next + HOLES_AT_ONCE);
+    let Some(start) = (next..=looked_at).find(waits) else {
+        return Part::Entries { next: looked_at + 1, last };
+    };
+    let count_at = put_run(ENTRIES, start, out);
+    let mut count = 0;
+    for seq in (start..=last).take_while(waits).take((room / ENTRY_BYTES).max(1)) {
+        let entry = inbox.entry(seq).expect("it waits");
+        assert!(entry.len < ACKED_BY_V1, "records are far shorter than 2 GiB");
+        let flag = if entry.acked_by_v1 { ACKED_BY_V1 } else { 0 };
+        out.extend_from_slice(&entry.lsn.to_le_bytes());
+        out.extend_from_slice(&(entry.len | flag).to_le_bytes());
+        count += 1;
+    }
+    out[count_at..count_at + 4].copy_from_slice(&u32::to_le_bytes(count));
+    Part::Entries { next: start + u64::from(count), last }
+}
+
+/// Begins a run and returns where its length is to be put.
+fn put_run(tag: u8, start: u64, out: &mut Vec<u8>) -> usize {
+    out.push(tag);
+    if tag == ENTRIES {
+        out.extend_from_slice(&start.to_le_bytes());
+    }
+    out.extend_from_slice(&[0; 4]);
+    out.len() - 4
+}
+
+/// Some buckets of pairs; forgets the stale ones. How many those were.
+fn put_pairs(
+    user: &mut User,
+    mut walk: Walk,
+    from_h: u32,
+    room: usize,
+    out: &mut Vec<u8>,
+) -> (Part, u64) {
+    let inbox = user.inbox.as_deref_mut().expect("an inbox stays");
+    if walk.moves != inbox.pairs_moved() {
+        walk = Walk { bucket: 0, moves: inbox.pairs_moved() };
+    }
+    let buckets = inbox.pairs().num_buckets();
+    let pairs_max = (room / PAIR_BYTES).max(1);
+    // Empty buckets cost time as well.
+    let bucket_max = buckets.min(walk.bucket.saturating_add(8 * pairs_max));
+    let mut forgotten = 0;
+    let count_at = put_run(PAIRS, 0, out);
+    let mut count = 0u32;
+    while walk.bucket < bucket_max && (count as usize) < pairs_max {
+        match inbox.pairs().get_bucket(walk.bucket) {
+            Some(pair) if pair.touched_h < from_h => {
+                inbox.forget_pair(walk.bucket);
+                forgotten += 1;
+            }
+            Some(pair) => {
+                out.extend_from_slice(&pair.to_bytes());
+                count += 1;
+            }
+            None => {}
+        }
+        walk.bucket += 1;
+    }
+    match count {
+        0 => out.truncate(count_at - 1),
+        _ => out[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes()),
+    }
+    if walk.bucket < buckets {
+        return (Part::Pairs(walk), forgotten);
+    }
+    inbox.shrink_pairs();
+    (Part::Head, forgotten)
+}
