@@ -218,8 +218,8 @@ impl Args {
                 "relay needs --in-flight: it is a closed loop".to_owned(),
             ),
             (
-                self.steps.is_empty() || self.scenario == Scenario::Idle,
-                "--steps goes with idle".to_owned(),
+                self.steps.is_empty() || matches!(self.scenario, Scenario::Idle | Scenario::Pairs),
+                "--steps goes with idle and pairs".to_owned(),
             ),
             (
                 self.steps.is_sorted_by(|a, b| a < b) && self.steps.first() != Some(&0),

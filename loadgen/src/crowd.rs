@@ -243,7 +243,8 @@ impl Crowd<'_> {
         }
         self.tell("connected");
         let connected = self.workers.iter().map(|worker| worker.connected).sum();
-        if self.args.scenario == Scenario::Idle && self.meter.pid.is_some() {
+        let is_weighed = self.args.scenario == Scenario::Idle || !self.args.steps.is_empty();
+        if is_weighed && self.meter.pid.is_some() {
             self.settle(connected)?;
         }
         self.meter.look(Moment::Held, connected);
