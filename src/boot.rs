@@ -327,7 +327,7 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
     let hands = Hands::new(seat.hands, seat.listeners)
         .map_err(|error| Exit::machine(format!("cannot set up io_uring: {error}; {DOCTOR}")))?;
     let waker = hands.waker();
-    let core = Core::new(seat.id, seat.shared, hands, shard, segments, seat.port);
+    let core = Core::new(seat.id, seat.shared, hands, shard, seat.dir, segments, seat.port);
     Ok((core, waker))
 }
 

@@ -15,6 +15,7 @@ mod log_io;
 mod mesh_io;
 mod partial;
 mod rest;
+mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,7 @@ use net::{Clock, Event, Hands, Peer, Port};
 use shard::hop::Parcel;
 use shard::{Effects, Input, Now, Shard};
 use std::sync::OnceLock;
-use wal::disk::Segments;
+use wal::disk::{Segments, ShardDir};
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
@@ -34,6 +35,7 @@ use log_io::LogIo;
 use mesh_io::{Cargo, MeshIo};
 use partial::Partials;
 use rest::Rest;
+use snapshot::SnapshotIo;
 
 pub(crate) use mesh_io::Cargo as MeshCargo;
 
@@ -69,6 +71,7 @@ pub(crate) struct Core {
     partials: Partials,
     mesh: MeshIo,
     log: LogIo,
+    snapshots: SnapshotIo,
     rest: Rest,
     /// Reused every turn.
     events: Vec<Event>,
@@ -92,6 +95,7 @@ impl Core {
         shared: Arc<Shared>,
         hands: Hands,
         shard: Shard,
+        dir: ShardDir,
         segments: Segments,
         port: Port<Cargo>,
     ) -> Core {
@@ -104,6 +108,7 @@ impl Core {
             partials: Partials::new(shared.frame_ms),
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
+            snapshots: SnapshotIo::new(dir),
             rest: Rest::default(),
             events: Vec::new(),
             out: Effects::default(),
@@ -137,6 +142,7 @@ impl Core {
             self.take_from_mesh();
             self.commit_in_time();
             self.prepare_segment();
+            self.snapshot();
             self.send();
             self.tick();
             self.turns += 1;
@@ -211,13 +217,16 @@ impl Core {
             && self.out.list.is_empty()
             && (log.durable() >= log.end() || log.is_poisoned());
         // The executor must outlive what it has given to its helper threads.
-        !self.log.is_preparing() && (is_idle || self.now.mono_ns - since > DRAIN_NS_MAX)
+        let is_helped =
+            self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing();
+        !is_helped && (is_idle || self.now.mono_ns - since > DRAIN_NS_MAX)
     }
 
     fn publish(&mut self) {
         let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
         let frame_timeouts = self.partials.closed;
+        let (log_segments, log_disk_bytes) = self.log.space();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();
@@ -225,6 +234,7 @@ impl Core {
             snapshot.hands = hands.stats();
             snapshot.turns = turns;
             snapshot.frame_timeouts = frame_timeouts;
+            (snapshot.log_segments, snapshot.log_disk_bytes) = (log_segments, log_disk_bytes);
             snapshot.copy(shard.metrics(), turn_ns);
         });
     }

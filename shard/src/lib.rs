@@ -38,6 +38,7 @@ mod replay;
 pub use dedup::Numbering;
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
 pub use replay::Replay;
+pub use snapshot::{SLICE_BYTES, Slice};
 pub use user::KeyHasher;
 
 use clean::Cleaner;

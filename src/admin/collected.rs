@@ -56,6 +56,9 @@ pub(super) struct Latest {
     pub(super) log_durable: u64,
     /// Connections closed because they did not end a frame in time.
     pub(super) frame_timeouts: u64,
+    /// Segment files of the log, and the bytes they take on the disk.
+    pub(super) log_segments: u64,
+    pub(super) log_disk_bytes: u64,
     /// Turns.
     pub(super) turns: u64,
     since_start: [Recorded; SERIES],
@@ -75,6 +78,8 @@ impl Latest {
             log_end: 0,
             log_durable: 0,
             frame_timeouts: 0,
+            log_segments: 0,
+            log_disk_bytes: 0,
             turns: 0,
             since_start: Default::default(),
             base: Default::default(),
@@ -89,6 +94,8 @@ impl Latest {
         self.log_end = snapshot.log_end;
         self.log_durable = snapshot.log_durable;
         self.frame_timeouts = snapshot.frame_timeouts;
+        self.log_segments = snapshot.log_segments;
+        self.log_disk_bytes = snapshot.log_disk_bytes;
         self.turns = snapshot.turns;
         let histograms = snapshot.metrics.latency_ns.iter().chain([&snapshot.turn_ns]);
         for (recorded, histogram) in self.since_start.iter_mut().zip(histograms) {

@@ -85,7 +85,7 @@ const BY_SHARD: [Family; 7] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 37] = [
+const SUMMED: [Family; 47] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -120,6 +120,26 @@ const SUMMED: [Family; 37] = [
         l.frame_timeouts
     }),
     counter("iris_log_bytes_total", "End of the logs.", |l| l.log_end),
+    gauge("iris_log_segments", "Segment files of the logs.", |l| l.log_segments),
+    gauge("iris_log_disk_bytes", "Bytes they take on the disk.", |l| l.log_disk_bytes),
+    counter("iris_log_moved_total", "Messages copied forward to empty a segment.", |l| {
+        l.counters.moved
+    }),
+    counter("iris_log_moved_bytes_total", "Log bytes of them.", |l| l.counters.moved_bytes),
+    counter("iris_log_segments_cleaned_total", "Segments walked through to empty them.", |l| {
+        l.counters.segments_cleaned
+    }),
+    counter("iris_log_segments_deleted_total", "Segments deleted.", |l| {
+        l.counters.segments_discarded
+    }),
+    counter("iris_log_snapshots_total", "Snapshots of the state taken.", |l| l.counters.snapshots),
+    counter("iris_log_snapshots_failed_total", "Snapshots that could not be written.", |l| {
+        l.counters.snapshots_failed
+    }),
+    gauge("iris_log_snapshot_bytes", "Bytes of the newest snapshots.", |l| {
+        l.counters.snapshot_bytes
+    }),
+    gauge("iris_pairs", "Sending devices that inboxes know.", |l| l.counters.pairs),
     counter("iris_log_reads_total", "Reads of the log for devices that catch up.", |l| {
         l.counters.reads
     }),

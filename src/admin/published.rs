@@ -33,6 +33,9 @@ pub(crate) struct Snapshot {
     pub(crate) log_durable: u64,
     /// Connections closed because they did not end a frame in time.
     pub(crate) frame_timeouts: u64,
+    /// Segment files of the log, and the bytes they take on the disk.
+    pub(crate) log_segments: u64,
+    pub(crate) log_disk_bytes: u64,
     /// Turns since the start.
     pub(crate) turns: u64,
     /// How long turns took, nanoseconds, time asleep not included.
@@ -52,6 +55,8 @@ impl Snapshot {
             log_end: 0,
             log_durable: 0,
             frame_timeouts: 0,
+            log_segments: 0,
+            log_disk_bytes: 0,
             turns: 0,
             turn_ns: histogram(),
         }

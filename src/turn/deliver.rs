@@ -5,6 +5,7 @@ use shard::Effect;
 
 use super::Core;
 use super::inbound::id;
+use super::log_io::Reader;
 
 impl Core {
     /// Carries out what the shard wants done. Bytes go to the connections'
@@ -34,14 +35,18 @@ impl Core {
                 self.hands.send_late(id(conn), &bytes[start..end], probing);
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
-            Effect::Read { conn, lsn, len_min, len } => self.read_log(conn, lsn, len_min, len),
-            // The turn does not carry these out yet. Unanswered, cleaning rests.
-            Effect::Survey { .. } | Effect::Discard { .. } => {}
+            Effect::Read { conn, lsn, len_min, len } => {
+                self.read_log(Reader::Device(conn), lsn, len_min, len);
+            }
+            Effect::Survey { lsn, len_min, len } => {
+                self.read_log(Reader::Cleaner, lsn, len_min, len);
+            }
+            Effect::Discard { segment } => self.discard(segment),
             Effect::Damaged { lsn } => tracing::error!(
                 shard = self.id,
                 lsn,
-                "a stored message does not match its checksum; it is kept and not delivered, \
-                 and docs/DURABILITY.md says what can be done"
+                "what is stored does not match its checksum; it is kept and not delivered, and \
+                 docs/DURABILITY.md says what can be done"
             ),
         }
     }

@@ -1,7 +1,7 @@
 //! The log's bytes to the disk and back: commits, reads, segments ahead of need.
 #![allow(unsafe_code)] // one block: the kernel reads a commit out of the log's tail
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -21,9 +21,18 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// How long appends gather for one commit while there is other work.
 const GATHER_NS: u64 = 300_000;
 
-/// A read of the log for a device that catches up.
+/// Who wants to read the log.
+#[derive(Clone, Copy)]
+pub(super) enum Reader {
+    /// A device that catches up.
+    Device(Conn),
+    /// The shard itself, to get space back.
+    Cleaner,
+}
+
+/// A read of the log.
 struct Read {
-    conn: Conn,
+    reader: Reader,
     lsn: Lsn,
     len_min: u32,
     len: u32,
@@ -43,6 +52,8 @@ pub(super) struct LogIo {
     reading: Vec<Option<Read>>,
     /// A segment being made, or how that ended.
     preparing: Option<Rc<RefCell<Option<io::Result<Prepared>>>>>,
+    /// Helper threads that delete segments.
+    removing: Rc<Cell<u32>>,
     retry_ns: u64,
     is_full: bool,
     /// Since when something waits to be committed.
@@ -63,6 +74,7 @@ impl LogIo {
             waiting: VecDeque::new(),
             reading: Vec::new(),
             preparing: None,
+            removing: Rc::default(),
             retry_ns: 0,
             is_full: false,
             gathering_ns: None,
@@ -166,8 +178,8 @@ impl Core {
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn read_log(&mut self, conn: Conn, lsn: Lsn, len_min: u32, len: u32) {
-        self.log.waiting.push_back(Read { conn, lsn, len_min, len });
+    pub(super) fn read_log(&mut self, reader: Reader, lsn: Lsn, len_min: u32, len: u32) {
+        self.log.waiting.push_back(Read { reader, lsn, len_min, len });
         self.start_reads();
     }
 
@@ -176,8 +188,7 @@ impl Core {
         while let Some(read) = self.log.waiting.pop_front() {
             let Some((fd, offset)) = self.log.segments.locate(read.lsn) else {
                 tracing::error!(shard = self.id, lsn = read.lsn, "no segment holds this position");
-                let Read { conn, lsn, .. } = read;
-                self.tell(Input::Read { conn, lsn, bytes: None });
+                self.tell(answer(read.reader, read.lsn, None));
                 continue;
             };
             let (start, len) = aligned(offset, &read);
@@ -196,22 +207,42 @@ impl Core {
 
     pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
         let slot = &mut self.log.reading[tag as usize];
-        let Read { conn, lsn, len_min, .. } = slot.take().expect("a completion has its read");
+        let Read { reader, lsn, len_min, .. } = slot.take().expect("a completion has its read");
         match result {
             Ok((buffer, len)) => {
                 let skip = (lsn % BLOCK as Lsn) as usize;
                 let bytes = &self.hands.read_bytes(&buffer)[..len as usize];
                 let bytes = bytes.get(skip..).filter(|bytes| bytes.len() >= len_min as usize);
-                let input = Input::Read { conn, lsn, bytes };
+                let input = answer(reader, lsn, bytes);
                 let _ = self.shard.handle(self.now, input, &mut self.out);
                 self.hands.release(buffer);
             }
             Err(error) => {
                 tracing::error!(shard = self.id, lsn, %error, "reading the log failed");
-                self.tell(Input::Read { conn, lsn, bytes: None });
+                self.tell(answer(reader, lsn, None));
             }
         }
         self.start_reads();
+    }
+
+    /// Deletes a segment that nothing needs any more, on a helper thread.
+    pub(super) fn discard(&mut self, segment: u64) {
+        let Some(job) = self.log.segments.remove(segment) else { return };
+        let (shard, removing) = (self.id, Rc::clone(&self.log.removing));
+        removing.set(removing.get() + 1);
+        glommio::spawn_local(async move {
+            if let Err(error) = glommio::executor().spawn_blocking(move || job.run()).await {
+                tracing::warn!(
+                    shard,
+                    segment,
+                    %error,
+                    "a log segment that is not needed any more could not be deleted; the next \
+                     start tries again"
+                );
+            }
+            removing.set(removing.get() - 1);
+        })
+        .detach();
     }
 
     /// Makes the next segment ahead of need, on a helper thread.
@@ -290,6 +321,16 @@ impl LogIo {
         self.preparing.is_some()
     }
 
+    /// Whether helper threads delete segments.
+    pub(super) fn is_removing(&self) -> bool {
+        self.removing.get() > 0
+    }
+
+    /// The segments there are, and the bytes they take.
+    pub(super) fn space(&self) -> (u64, u64) {
+        (self.segments.present().count() as u64, self.segments.bytes())
+    }
+
     /// Whether a commit waits for its segment.
     pub(super) fn is_held(&self) -> bool {
         !self.held.is_empty()
@@ -298,6 +339,14 @@ impl LogIo {
     /// Whether that segment is being made, so that looking again is urgent.
     pub(super) fn is_awaited(&self) -> bool {
         self.is_held() && self.is_preparing()
+    }
+}
+
+/// The end of a read as the shard hears of it.
+fn answer(reader: Reader, lsn: Lsn, bytes: Option<&[u8]>) -> Input<'_> {
+    match reader {
+        Reader::Device(conn) => Input::Read { conn, lsn, bytes },
+        Reader::Cleaner => Input::Surveyed { lsn, bytes },
     }
 }
 

@@ -111,7 +111,7 @@ impl Core {
     async fn wait(&mut self, is_holding: bool, now_ns: u64) {
         if is_holding {
             self.hands.wait_holding(HOLD);
-        } else if self.mesh.is_congested() || self.log.is_awaited() {
+        } else if self.waits_for_others() {
             self.hands.wait(NAP);
         } else if now_ns - self.rest.busy_ns < SILENCE_NS {
             self.hands.wait(WAIT);
@@ -119,6 +119,11 @@ impl Core {
             let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
             self.hands.park(timeout).await;
         }
+    }
+
+    /// Whether something is under way whose end no completion announces.
+    fn waits_for_others(&self) -> bool {
+        self.mesh.is_congested() || self.log.is_awaited() || self.snapshots.is_awaited()
     }
 
     /// Whether the last turn had anything to do.
@@ -136,7 +141,7 @@ impl Core {
         // holding on may save.
         let is_holding = self.hands.has_late() || self.log.is_gathering();
         let has_pending = self.hands.has_pending() || is_holding && self.hands.peek();
-        has_pending || self.has_retries()
+        has_pending || self.has_retries() || self.snapshots.is_hungry()
     }
 
     /// Something will be due soon.
