@@ -248,7 +248,8 @@ fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) 
             break;
         }
         let entry_end = entry.lsn + u64::from(entry.len);
-        if entry.lsn > end + READ_GAP_MAX || entry_end > end_max {
+        // Behind a copy made by cleaning the next one may lie before it.
+        if entry.lsn < end || entry.lsn > end + READ_GAP_MAX || entry_end > end_max {
             break;
         }
         end = entry_end;

@@ -158,10 +158,8 @@ impl Restore for Replay {
 
     fn needed(&self) -> Vec<(u64, u64, u64)> {
         let mut space = Space::new(self.segment_bytes);
-        for inbox in self.users.iter().filter_map(|user| user.inbox.as_deref()) {
-            for (_, entry) in inbox.entries().filter(|(_, entry)| !entry.is_hole()) {
-                space.restore(entry.lsn, entry.len);
-            }
+        for entry in self.users.iter().flat_map(|user| user.waiting()) {
+            space.restore(entry.lsn, entry.len);
         }
         space.needed()
     }

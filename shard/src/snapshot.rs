@@ -6,6 +6,8 @@
 
 mod load;
 mod slice;
+#[cfg(test)]
+mod tests;
 
 use wal::{LogStart, Lsn};
 

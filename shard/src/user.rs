@@ -96,16 +96,30 @@ impl User {
     /// Moves a device's cursor over what it will never acknowledge (holes) or,
     /// with protocol v1, has acknowledged one by one; returns where it is now.
     pub(crate) fn advance(&mut self, position: usize) -> u64 {
-        let Device { id, cursor, .. } = &mut self.devices[position];
+        let cursor = self.advanced(&self.devices[position]);
+        self.devices[position].cursor = cursor;
+        cursor
+    }
+
+    fn advanced(&self, device: &Device) -> u64 {
+        let mut cursor = device.cursor;
         if let Some(inbox) = self.inbox.as_deref() {
-            *cursor = (*cursor).max(inbox.first_seq() - 1);
-            while let Some(entry) = inbox.entry(*cursor + 1)
-                && (entry.is_hole() || *id == V1_DEVICE && entry.acked_by_v1)
+            cursor = cursor.max(inbox.first_seq() - 1);
+            while let Some(entry) = inbox.entry(cursor + 1)
+                && (entry.is_hole() || device.id == V1_DEVICE && entry.acked_by_v1)
             {
-                *cursor += 1;
+                cursor += 1;
             }
         }
-        *cursor
+        cursor
+    }
+
+    /// What will wait once every cursor has been advanced.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
+        let cursor = self.devices.iter().map(|device| self.advanced(device)).min().unwrap_or(0);
+        let entries = self.inbox.as_deref().into_iter().flat_map(|inbox| inbox.entries());
+        let waits = move |(seq, entry): (u64, &'_ Entry)| seq > cursor && !entry.is_hole();
+        entries.filter(move |it| waits(*it)).map(|(_, entry)| entry)
     }
 
     /// Removes what every device has, and holes that stand before all that
