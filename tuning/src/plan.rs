@@ -36,6 +36,15 @@ pub const CONN_USER_BYTES: u64 = 400;
 /// descriptor (measured 3.85 KB) and a multishot poll (256 B), rounded up.
 pub const CONN_KERNEL_BYTES: u64 = 4_200;
 
+/// One message waiting in an inbox: its 16 bytes of index, and what the index
+/// leaves free while it grows.
+pub const WAITING_BYTES: u64 = 24;
+/// One pair of a sending device and an inbox: its 32 bytes in a hash table, and
+/// what such a table leaves free on average.
+pub const PAIR_BYTES: u64 = 46;
+/// One known user, without messages.
+pub const USER_BYTES: u64 = 128;
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// One slice of the receive arena.
@@ -121,11 +130,16 @@ pub struct Plan {
     pub send_buffer_bytes_max: usize,
     /// Unsent bytes above which a connection is not read.
     pub send_pause_bytes: usize,
-    /// Users that one shard keeps known.
+    /// Unsent bytes of all connections of one shard together, above which those
+    /// that have more than a little are cut.
+    pub unsent_bytes_max_per_shard: usize,
+    /// Users that one shard keeps known, [`USER_BYTES`] each.
     pub users_max_per_shard: usize,
-    /// Messages waiting in all inboxes of one shard (16 bytes of index each);
-    /// as many pairs of a device and an inbox are remembered at most.
+    /// Messages waiting in all inboxes of one shard, [`WAITING_BYTES`] each.
     pub waiting_messages_max_per_shard: usize,
+    /// Pairs of a sending device and an inbox that one shard remembers,
+    /// [`PAIR_BYTES`] each.
+    pub pairs_max_per_shard: usize,
     /// The soft limit of descriptors to raise to.
     pub nofile_target: u64,
     /// What was chosen and why, in the order of choosing.
@@ -208,8 +222,10 @@ impl<'a> Draft<'a> {
             partial_bytes_max_per_shard: 0,
             send_buffer_bytes_max: MIB as usize,
             send_pause_bytes: (64 * KIB) as usize,
+            unsent_bytes_max_per_shard: 0,
             users_max_per_shard: 0,
             waiting_messages_max_per_shard: 0,
+            pairs_max_per_shard: 0,
             nofile_target: machine.nofile_hard,
             reasons: Vec::new(),
             limits: Vec::new(),
@@ -226,7 +242,7 @@ impl<'a> Draft<'a> {
         self.choose_log();
         self.choose_mesh();
         self.add_up_fixed();
-        self.choose_partials();
+        self.choose_traffic();
         self.choose_connections();
         self.choose_tables();
     }
@@ -414,38 +430,48 @@ impl<'a> Draft<'a> {
         self.because("taken at boot", bytes(self.plan.fixed_bytes), because);
     }
 
-    fn choose_partials(&mut self) {
+    /// What connections may hold together while bytes are on their way.
+    fn choose_traffic(&mut self) {
         let shards = u64::from(self.plan.shards);
         // A protocol-v1 batch may be a megabyte: a few of them must fit.
         let per_shard = (self.plan.memory_bytes / 16 / shards).clamp(4 * MIB, 256 * MIB);
         self.plan.partial_bytes_max_per_shard = per_shard as usize;
         self.plan.partial_bytes_max_total = (per_shard * shards) as usize;
+        self.plan.unsent_bytes_max_per_shard = per_shard as usize;
+        self.because(
+            "bytes on their way",
+            bytes(2 * per_shard * shards),
+            "a sixteenth of the memory for half-received frames, as much for what is unsent",
+        );
     }
 
-    /// What is left after everything fixed and all half-received frames.
+    /// What is left after everything fixed, all half-received frames and all
+    /// unsent bytes.
     fn free_memory(&self) -> u64 {
-        let taken = self.plan.fixed_bytes + self.plan.partial_bytes_max_total as u64;
-        self.plan.memory_bytes.saturating_sub(taken)
+        let plan = &self.plan;
+        let unsent = plan.unsent_bytes_max_per_shard as u64 * u64::from(plan.shards);
+        let taken = plan.fixed_bytes + plan.partial_bytes_max_total as u64 + unsent;
+        plan.memory_bytes.saturating_sub(taken)
     }
 
+    /// Half of the free memory is for connections. Of the other half, users,
+    /// what waits for them, and pairs take a quarter each; the last quarter is
+    /// room to breathe.
     fn choose_tables(&mut self) {
-        // Half of the free memory is for connections; of the other half, users
-        // and index entries take half each and the rest is room to breathe.
-        let share = self.free_memory() / 8 / u64::from(self.plan.shards);
-        self.plan.users_max_per_shard = (share / 128) as usize;
-        self.plan.waiting_messages_max_per_shard = (share / 16) as usize;
-        let users = self.plan.users_max_per_shard as u64 * u64::from(self.plan.shards);
-        self.because(
-            "known users",
-            count(users),
-            "128 bytes each from an eighth of the free memory",
-        );
-        let waiting = self.plan.waiting_messages_max_per_shard as u64 * u64::from(self.plan.shards);
-        self.because(
-            "waiting messages",
-            count(waiting),
-            "16 bytes of index each from an eighth of the free memory",
-        );
+        let shards = u64::from(self.plan.shards);
+        let share = self.free_memory() / 8 / shards;
+        self.plan.users_max_per_shard = (share / USER_BYTES) as usize;
+        self.plan.waiting_messages_max_per_shard = (share / WAITING_BYTES) as usize;
+        self.plan.pairs_max_per_shard = (share / PAIR_BYTES) as usize;
+        let tables = [
+            ("known users", USER_BYTES, "each"),
+            ("waiting messages", WAITING_BYTES, "of index each"),
+            ("remembered senders", PAIR_BYTES, "for each device and recipient,"),
+        ];
+        for (what, each, of) in tables {
+            let because = format!("{each} bytes {of} from an eighth of the free memory");
+            self.because(what, count(share / each * shards), because);
+        }
     }
 
     /// What every plan keeps, whatever the machine: asserted, because a plan

@@ -233,6 +233,17 @@ fn every_machine_gets_a_plan_that_holds() {
     assert!(ready > 1000, "the grid reaches plans that run, not only refusals");
 }
 
+/// What is taken when every bound is reached at once.
+fn most_bytes(plan: &Plan) -> u64 {
+    let tables = plan.users_max_per_shard as u64 * plan::USER_BYTES
+        + plan.waiting_messages_max_per_shard as u64 * plan::WAITING_BYTES
+        + plan.pairs_max_per_shard as u64 * plan::PAIR_BYTES;
+    plan.fixed_bytes
+        + plan.partial_bytes_max_total as u64
+        + u64::from(plan.shards) * (plan.unsent_bytes_max_per_shard as u64 + tables)
+        + plan.conns_max as u64 * (plan::CONN_USER_BYTES + plan::CONN_KERNEL_BYTES)
+}
+
 fn holds(machine: &Machine, wishes: &Wishes) -> bool {
     let plan = plan(machine, wishes);
     if !plan.stops.is_empty() {
@@ -240,6 +251,7 @@ fn holds(machine: &Machine, wishes: &Wishes) -> bool {
     }
     assert!(plan.fixed_bytes <= plan.memory_bytes, "{plan:?}");
     assert!(plan.memory_bytes <= machine.ram_bytes);
+    assert!(most_bytes(&plan) <= plan.memory_bytes, "{plan:?}");
     let shards = u64::from(plan.shards);
     let conns = plan.conns_max_per_shard as u64;
     let descriptors = if plan.direct_descriptors { conns } else { conns * shards };
