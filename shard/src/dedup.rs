@@ -97,6 +97,11 @@ impl Pair {
         Pair { key, touched_h: 0, last: 0, window: 0 }
     }
 
+    /// Whether no number of it was ever accepted: nobody keeps such a pair.
+    pub(crate) fn is_new(&self) -> bool {
+        self.last == 0 && self.window == 0
+    }
+
     /// Notes that it sent something new at this hour.
     pub(crate) fn touch(&mut self, hour: u32) {
         self.touched_h = self.touched_h.max(hour);

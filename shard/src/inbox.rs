@@ -291,10 +291,6 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn knows(&self, key: PairKey) -> bool {
-        self.pairs.find(key.hash(), |pair| pair.key == key).is_some()
-    }
-
     pub(crate) fn pair(&self, key: PairKey) -> Pair {
         *self.pairs.find(key.hash(), |pair| pair.key == key).unwrap_or(&Pair::new(key))
     }

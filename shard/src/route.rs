@@ -69,11 +69,11 @@ impl Shard {
                 self.reply(post.reply, post.to, post.send_seq, gap, out);
             }
             (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
-            _ if self.is_overfull(user, key) => return self.refuse(post, Code::Busy, out),
+            _ if self.is_overfull(user, &pair) => return self.refuse(post, Code::Busy, out),
             _ => {
                 let user = self.users.find_or_add(post.to_key, post.to);
                 let user = user.expect("an overfull table was refused");
-                self.accept_new(now, user, post, out);
+                self.accept_new(now, user, post, pair, out);
             }
         }
         Outcome::Taken
@@ -81,16 +81,14 @@ impl Shard {
 
     /// Whether the shard's own tables have no place for what a new message
     /// would add to them.
-    fn is_overfull(&self, user: Option<UserIndex>, key: PairKey) -> bool {
+    fn is_overfull(&self, user: Option<UserIndex>, pair: &Pair) -> bool {
         let Options { users_max, pairs_max, waiting_messages_max, .. } = self.options;
         let counters = &self.metrics.counters;
         // The last quarter is for those who log in: whoever writes to random
         // names must not lock them out.
         let has_no_place = user.is_none() && self.users.len() >= users_max - users_max / 4;
-        let inbox = user.and_then(|user| self.users[user].inbox.as_deref());
-        let is_new_pair = inbox.is_none_or(|inbox| !inbox.knows(key));
         has_no_place
-            || is_new_pair && counters.pairs >= pairs_max as u64
+            || pair.is_new() && counters.pairs >= pairs_max as u64
             || counters.waiting_messages >= waiting_messages_max as u64
     }
 
@@ -107,9 +105,16 @@ impl Shard {
         self.when_durable(now, user, post, posted, 0, out);
     }
 
-    fn accept_new(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
+    fn accept_new(
+        &mut self,
+        now: Now,
+        user: UserIndex,
+        post: &Post<&[u8]>,
+        pair: Pair,
+        out: &mut Effects,
+    ) {
         if let Some(code) = post.refuse {
-            return self.consume(now, user, post, code, out);
+            return self.consume(now, user, post, pair, code, out);
         }
         let inbox = self.users[user].inbox_mut();
         let is_full = inbox.len() >= self.options.inbox_messages_max
@@ -119,7 +124,7 @@ impl Shard {
         } else if self.storage_full {
             let _ = self.refuse(post, Code::StorageFull, out);
         } else {
-            self.store(now, user, post, out);
+            self.store(now, user, post, pair, out);
         }
     }
 
@@ -129,6 +134,7 @@ impl Shard {
         now: Now,
         user: UserIndex,
         post: &Post<&[u8]>,
+        pair: Pair,
         code: Code,
         out: &mut Effects,
     ) {
@@ -143,12 +149,19 @@ impl Shard {
                 send_seq: post.send_seq,
             },
         );
-        self.note_number(now, user, post);
+        self.note_number(now, user, post, pair);
         let posted = Posted::Refused { code, retry_after_ms: 0 };
         self.when_durable(now, user, post, posted, 0, out);
     }
 
-    fn store(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, out: &mut Effects) {
+    fn store(
+        &mut self,
+        now: Now,
+        user: UserIndex,
+        post: &Post<&[u8]>,
+        pair: Pair,
+        out: &mut Effects,
+    ) {
         let id = self.hlc.next_id(now.wall_ms);
         let inbox_seq = self.users[user].inbox_mut().next_seq(self.leap);
         let expires_ms = self.expires_ms(now, post);
@@ -170,7 +183,7 @@ impl Shard {
                 body: post.body,
             }),
         );
-        self.note_number(now, user, post);
+        self.note_number(now, user, post, pair);
         self.cleaner.space.add(appended.lsn, appended.len, expires_ms);
         let seq = self.users[user].inbox_mut().push(appended.lsn, appended.len);
         debug_assert_eq!(seq, inbox_seq);
@@ -192,14 +205,13 @@ impl Shard {
         if post.expires_ms == 0 { retention } else { post.expires_ms.min(retention) }
     }
 
-    fn note_number(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>) {
+    fn note_number(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, mut pair: Pair) {
         if post.numbering == Numbering::None {
             return;
         }
-        let inbox = self.users[user].inbox_mut();
-        let mut pair = inbox.pair(PairKey::new(post.from_key, post.device));
         pair.accept(post.numbering, post.send_seq);
         pair.touch(hours(now.wall_ms));
+        let inbox = self.users[user].inbox_mut();
         self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
     }
 
