@@ -1,6 +1,9 @@
 //! What the log costs without a disk: append and seal by batch and body size,
 //! next to the checksum and the copy alone, which are its floor; and reading a
-//! commit back.
+//! commit back. And what it costs with one, next to the disk alone.
+
+#[path = "wal/disk.rs"]
+mod disk;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -97,4 +100,5 @@ fn read_back(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, append_and_seal, floor, read_back);
-criterion_main!(benches);
+criterion_group!(on_disk, disk::group_commit, disk::recovery, disk::clean_and_catch_up);
+criterion_main!(benches, on_disk);

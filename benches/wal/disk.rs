@@ -1,0 +1,322 @@
+//! What the log costs with a disk, each beside what the plain disk does with
+//! the same bytes: a group commit, reading back at boot with and without a
+//! snapshot, catching up, and walking through a segment to clean it.
+//!
+//! Every read really reads: the page cache is emptied of the file before it.
+
+use std::fs::{self, File, OpenOptions};
+use std::hint::black_box;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use rustix::fs::{Advice, fadvise};
+use tempfile::TempDir;
+use wal::clean::Walker;
+use wal::disk::{DataDir, DirectMode, Segments, ShardDir, SnapshotFile};
+use wal::record::Malformed;
+use wal::snapshot::{Kind, Writer};
+use wal::{Log, LogOptions, LogStart, Lsn, Record, Restore};
+
+use super::message;
+
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// Segments that are full.
+const SEGMENTS: u64 = 4;
+const BODY: [u8; 100] = [5; 100];
+/// What one read of the server brings at most.
+const READ_BYTES: u32 = 256 << 10;
+/// Waiting messages in the snapshot, of 16 bytes each.
+const ENTRIES: usize = 1 << 20;
+
+/// Counts.
+#[derive(Default)]
+struct Count {
+    records: u64,
+    state_bytes: u64,
+}
+
+impl Restore for Count {
+    fn reset(&mut self) {
+        *self = Count::default();
+    }
+
+    fn state(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        self.state_bytes += payload.len() as u64;
+        Ok(())
+    }
+
+    fn space(&mut self, _: &[u8]) -> Result<(), Malformed> {
+        Ok(())
+    }
+
+    fn loaded(&mut self, _: LogStart, _: Lsn) {}
+
+    fn record(&mut self, _: Lsn, _: u32, record: &Record<'_>) {
+        black_box(record);
+        self.records += 1;
+    }
+
+    fn needed(&self) -> Vec<(u64, u64, u64)> {
+        Vec::new()
+    }
+}
+
+/// A log on a disk, in the directory for temporary files or `IRIS_BENCH_DIR`.
+struct Store {
+    _dir: TempDir,
+    _data: DataDir,
+    shard: ShardDir,
+    segments: Segments,
+    log: Log,
+}
+
+impl Store {
+    fn new() -> Store {
+        let dir = match std::env::var_os("IRIS_BENCH_DIR") {
+            Some(path) => TempDir::new_in(path),
+            None => TempDir::new(),
+        };
+        let dir = dir.expect("a directory");
+        let options = wal::disk::OpenOptions {
+            shards: None,
+            default_shards: 1,
+            segment_bytes: SEGMENT_BYTES,
+        };
+        let data = DataDir::open(dir.path(), options).expect("it is new");
+        let shard = data.shard(0);
+        let start = recover(&shard).0;
+        let segments =
+            shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).expect("there is space");
+        let options = LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::default() };
+        Store { _dir: dir, _data: data, shard, segments, log: Log::new(options, start) }
+    }
+
+    /// With full segments, and a little in the next one.
+    fn filled() -> Store {
+        let mut store = Store::new();
+        while store.log.end() < SEGMENTS * SEGMENT_BYTES + 1000 {
+            while store.log.append(&message(&BODY), 1).is_ok() {}
+            store.write_out(|_, bytes, file, offset| file.write_all_at(bytes, offset));
+        }
+        for index in store.segments.present() {
+            File::open(path(&store.shard, index)).unwrap().sync_all().unwrap();
+        }
+        store
+    }
+
+    fn write_out(&mut self, write: impl Fn(Lsn, &[u8], &File, u64) -> io::Result<()>) {
+        while let Some(commit) = self.log.next_write() {
+            let end = commit.lsn + Lsn::from(commit.len);
+            while !self.segments.has_space_for(end) {
+                let job = self.segments.wants_next(end).expect("the end is past the half");
+                self.segments.adopt(job.run().expect("there is space"));
+            }
+            let index = commit.lsn / SEGMENT_BYTES;
+            let file = OpenOptions::new().write(true).open(path(&self.shard, index)).unwrap();
+            let offset = wal::segment::file_offset(commit.lsn, SEGMENT_BYTES);
+            write(commit.lsn, self.log.write_bytes(&commit), &file, offset).expect("a write");
+            self.log.written(commit.lsn, true);
+        }
+    }
+
+    /// A snapshot of as many entries, the log durable.
+    fn snapshot(&self) {
+        let start = self.log.checkpoint();
+        let mut file = SnapshotFile::create(&self.shard, start.lsn).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(0, &start, &mut bytes);
+        let payload = vec![0xa5; 32 << 10];
+        for _ in 0..ENTRIES * 16 / payload.len() {
+            writer.frame(Kind::State, &payload, &mut bytes);
+            file.write(&bytes).unwrap();
+            bytes.clear();
+        }
+        writer.end(self.log.end(), &mut bytes);
+        file.write(&bytes).unwrap();
+        file.finish().unwrap();
+    }
+
+    fn segment_paths(&self) -> Vec<PathBuf> {
+        self.segments.present().map(|index| path(&self.shard, index)).collect()
+    }
+}
+
+fn path(shard: &ShardDir, index: u64) -> PathBuf {
+    shard.path().join(format!("segment-{index:010}.log"))
+}
+
+fn recover(shard: &ShardDir) -> (LogStart, Count) {
+    let mut count = Count::default();
+    let recovered = shard.recover(&mut count, &mut |_| {}).unwrap_or_else(|e| panic!("{e}"));
+    (recovered.start, count)
+}
+
+/// Reads whole files in pieces, from the disk.
+fn read_plain(paths: &[PathBuf], buffer: &mut [u8]) -> u64 {
+    let mut total = 0;
+    for path in paths {
+        let file = cold(path);
+        let mut at = 0;
+        loop {
+            let got = file.read_at(buffer, at).unwrap();
+            if got == 0 {
+                break;
+            }
+            at += got as u64;
+        }
+        total += at;
+    }
+    total
+}
+
+fn cold(path: &Path) -> File {
+    let file = File::open(path).unwrap();
+    fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+    file
+}
+
+fn files_bytes(paths: &[PathBuf]) -> u64 {
+    paths.iter().map(|path| fs::metadata(path).unwrap().len()).sum()
+}
+
+pub(crate) fn group_commit(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("wal/group commit, 100 B");
+    for batch in [1, 64, 512] {
+        let mut store = Store::new();
+        group.throughput(Throughput::Elements(batch));
+        group.bench_function(BenchmarkId::new("log", batch), |bencher| {
+            bencher.iter(|| {
+                for _ in 0..batch {
+                    store.log.append(&message(&BODY), 1).expect("everything is durable");
+                }
+                store.write_out(|_, bytes, file, offset| {
+                    file.write_all_at(bytes, offset)?;
+                    file.sync_data()
+                });
+            });
+        });
+        let record_bytes = wal::record::encoded_len(&message(&BODY));
+        let bytes = vec![5; (48 + batch as usize * record_bytes).next_multiple_of(wal::BLOCK)];
+        let file = OpenOptions::new().write(true).open(path(&store.shard, 0)).unwrap();
+        let mut at = 0;
+        group.bench_function(BenchmarkId::new("plain write and fdatasync", batch), |bencher| {
+            bencher.iter(|| {
+                file.write_all_at(&bytes, at).unwrap();
+                file.sync_data().unwrap();
+                at = (at + bytes.len() as u64) % (SEGMENT_BYTES - bytes.len() as u64);
+            });
+        });
+    }
+    group.finish();
+}
+
+pub(crate) fn recovery(criterion: &mut Criterion) {
+    let store = Store::filled();
+    let mut buffer = vec![0; 1 << 20];
+    let mut group = criterion.benchmark_group("wal/recover");
+    group.sample_size(10);
+    let paths = store.segment_paths();
+    group.throughput(Throughput::Bytes(files_bytes(&paths)));
+    group.bench_function("the whole log", |bencher| bencher.iter(|| recover(&store.shard)));
+    group.bench_function("the same files, plain", |bencher| {
+        bencher.iter(|| read_plain(&paths, &mut buffer));
+    });
+    store.snapshot();
+    let last = SEGMENTS;
+    let mut paths = store.segment_paths().split_off(last as usize);
+    let snapshots = fs::read_dir(store.shard.path()).unwrap().map(|entry| entry.unwrap().path());
+    paths.extend(snapshots.filter(|path| path.extension().is_some_and(|end| end == "snap")));
+    group.throughput(Throughput::Bytes(files_bytes(&paths)));
+    group.bench_function("a snapshot of a million messages", |bencher| {
+        bencher.iter(|| recover(&store.shard));
+    });
+    group.bench_function("its files, plain", |bencher| {
+        bencher.iter(|| read_plain(&paths, &mut buffer));
+    });
+    group.finish();
+}
+
+pub(crate) fn clean_and_catch_up(criterion: &mut Criterion) {
+    let store = Store::filled();
+    let salt = store.log.checkpoint().salt;
+    let first = path(&store.shard, 0);
+    let mut buffer = vec![0; READ_BYTES as usize];
+    let mut group = criterion.benchmark_group("wal/read a segment");
+    group.sample_size(20);
+    group.throughput(Throughput::Bytes(SEGMENT_BYTES));
+    // What cleaning does, but for the inboxes.
+    group.bench_function("walk", |bencher| {
+        bencher.iter_batched(
+            || cold(&first),
+            |file| {
+                let mut walker = Walker::new(salt, 0, SEGMENT_BYTES, READ_BYTES);
+                let mut records = 0u64;
+                while let Some(want) = walker.want() {
+                    let bytes = &mut buffer[..want.len as usize];
+                    let offset = wal::segment::file_offset(want.lsn, SEGMENT_BYTES);
+                    file.read_exact_at(bytes, offset).unwrap();
+                    let sink = &mut |_, _, record: Record<'_>| {
+                        black_box(record);
+                        records += 1;
+                        ControlFlow::Continue(())
+                    };
+                    walker.feed(want.lsn, bytes, sink).unwrap();
+                }
+                records
+            },
+            BatchSize::PerIteration,
+        );
+    });
+    // What catching up does: the places are known, each record is checked.
+    let places = places(&store, salt);
+    group.bench_function("catch up", |bencher| {
+        bencher.iter_batched(
+            || cold(&first),
+            |file| catch_up(&file, salt, &places, &mut buffer),
+            BatchSize::PerIteration,
+        );
+    });
+    group.bench_function("plain", |bencher| {
+        bencher.iter(|| read_plain(std::slice::from_ref(&first), &mut buffer));
+    });
+    group.finish();
+}
+
+/// Where the messages of the first segment are.
+fn places(store: &Store, salt: u64) -> Vec<(Lsn, u32)> {
+    let mut places = Vec::new();
+    let bytes = fs::read(path(&store.shard, 0)).unwrap();
+    let mut walker = Walker::new(salt, 0, SEGMENT_BYTES, SEGMENT_BYTES as u32);
+    while let Some(want) = walker.want() {
+        let at = wal::segment::file_offset(want.lsn, SEGMENT_BYTES) as usize;
+        let sink = &mut |lsn, len, _: Record<'_>| {
+            places.push((lsn, len));
+            ControlFlow::Continue(())
+        };
+        walker.feed(want.lsn, &bytes[at..], sink).unwrap();
+    }
+    places
+}
+
+fn catch_up(file: &File, salt: u64, places: &[(Lsn, u32)], buffer: &mut [u8]) -> u64 {
+    let (mut at, mut records) = (0, 0);
+    while at < places.len() {
+        let first = places[at].0;
+        let end_max = first + Lsn::from(READ_BYTES);
+        let count = places[at..].partition_point(|(lsn, len)| lsn + Lsn::from(*len) <= end_max);
+        let (last, len) = places[at + count - 1];
+        let bytes = &mut buffer[..(last - first) as usize + len as usize];
+        file.read_exact_at(bytes, wal::segment::file_offset(first, SEGMENT_BYTES)).unwrap();
+        for (lsn, len) in &places[at..at + count] {
+            let from = (lsn - first) as usize;
+            let record = &bytes[from..from + *len as usize];
+            black_box(wal::record::verify(record, salt, *lsn).expect("it is intact"));
+            records += 1;
+        }
+        at += count;
+    }
+    records
+}
