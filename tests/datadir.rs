@@ -431,10 +431,24 @@ fn check_full_disk(mounted: &Mounted) {
     server.wait_metric("iris_storage_full", |full| full == 1.0);
     let (status, health) = server.get("/health");
     assert!(status == 200 && health.contains("refuses new messages"), "{status} {health}");
-    // Deliveries and acknowledgements go on, logins as well.
     let confirmed = sent - alice.session().unsent() as u64;
     println!("{confirmed} of {sent} confirmed");
     assert!(confirmed > 0);
+    // Crashes in this state lose nothing, and each next server knows at once:
+    // one that took a few messages before it had found out would use up what
+    // acknowledgements need, and in the end not start any more.
+    let mut server = server;
+    for _ in 0..5 {
+        server = server.crash_and_restart();
+        assert_eq!(server.metric("iris_storage_full"), 1.0);
+        alice.reconnect(Some(server.addr())).unwrap();
+        let deadline = Deadline::new();
+        while !is_refused_for_space(&mut alice) {
+            deadline.check(|| "nothing is refused after the crash".to_owned());
+        }
+        assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
+    }
+    // Deliveries and acknowledgements go on, logins as well.
     let mut bob = server.v2("bob", 1);
     let take = |bob: &mut Client, numbers: std::ops::RangeInclusive<u64>| {
         for n in numbers {
@@ -446,25 +460,18 @@ fn check_full_disk(mounted: &Mounted) {
     take(&mut bob, 1..=confirmed);
     bob.ping(1, PATIENCE).unwrap();
     Peer::v1(server.addr(), "old").expect_quiet_v1();
-    // Crashes in this state lose nothing, and each next server knows at once:
-    // one that took a few messages before it had found out would use up what
-    // acknowledgements need, and in the end not start any more.
-    let mut server = server;
-    for _ in 0..5 {
-        server = server.crash_and_restart();
-        assert_eq!(server.metric("iris_storage_full"), 1.0);
-        bob.reconnect(Some(server.addr())).unwrap();
-        alice.reconnect(Some(server.addr())).unwrap();
-        let deadline = Deadline::new();
-        while !is_refused_for_space(&mut alice) {
-            deadline.check(|| "nothing is refused after the crash".to_owned());
-        }
-        assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
-    }
-    // Space returns, and what was refused is taken, by itself.
-    fs::remove_file(&ballast).unwrap();
+    // What bob has fetched needs no space any more: what was refused is taken,
+    // by itself, with the disk as full as before.
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
     take(&mut bob, confirmed + 1..=sent);
+    // And the more so with space from elsewhere.
+    fs::remove_file(&ballast).unwrap();
+    for _ in 0..100 {
+        sent += 1;
+        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
+    }
+    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
+    take(&mut bob, sent - 99..=sent);
     bob.ping(2, PATIENCE).unwrap();
     server.wait_metric("iris_storage_full", |full| full == 0.0);
     server.wait_metric("iris_inbox_messages", |waiting| waiting == 0.0);
