@@ -14,9 +14,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use client::blocking::{Client, ClientV1};
-use server::{PATIENCE, Server, Setup};
+use server::{Deadline, PATIENCE, Server, Setup};
 
-const FORMATS: [(u32, &str); 1] = [(1, include_str!("fixtures/format-1.hex"))];
+const FORMATS: [(u32, &str); 2] =
+    [(1, include_str!("fixtures/format-1.hex")), (2, include_str!("fixtures/format-2.hex"))];
 
 /// Messages for each of the crowd, of which some are on either shard.
 const CROWD: usize = 6;
@@ -60,6 +61,27 @@ fn write(server: &Server) {
         }
     }
     carol.status(b"dave", PATIENCE).unwrap();
+}
+
+/// Sends and acknowledges until the first segment of every shard is gone: what
+/// waited in it has been moved, and snapshots tell where it is.
+fn churn(server: &Server) {
+    let dir = server.setup().data_dir();
+    let firsts = [0, 1].map(|shard| dir.join(format!("shard-000{shard}/segment-0000000000.log")));
+    assert!(firsts.iter().all(|path| path.exists()));
+    let body = vec![b'x'; 60_000];
+    let mut sender = server.v2("churn", 1);
+    let mut readers: Vec<Client> = (0..CROWD).map(|n| server.v2(&format!("c-{n}"), 1)).collect();
+    let deadline = Deadline::new();
+    while firsts.iter().any(|path| path.exists()) {
+        deadline.check(|| "a first segment is still there".into());
+        for (n, reader) in readers.iter_mut().enumerate() {
+            sender.send_and_wait(format!("c-{n}").as_bytes(), &body, PATIENCE).unwrap();
+            let delivery = reader.next_delivery(PATIENCE).unwrap().expect("a message");
+            reader.ack(delivery.inbox_seq).unwrap();
+        }
+    }
+    server.wait_metric("iris_log_moved_total", |moved| moved > 0.0);
 }
 
 fn v1(server: &Server, user: &str) -> ClientV1 {
@@ -141,6 +163,7 @@ fn write_fixture() {
     let setup = Setup::new().shards(2).set("limits.retention_days", "3650");
     let server = setup.start();
     write(&server);
+    churn(&server);
     let setup = server.stop();
     fs::write(path, dump::dump(setup.data_dir())).unwrap();
 }
