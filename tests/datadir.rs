@@ -8,11 +8,11 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
+use server::mounted::Mounted;
 use server::peer::Peer;
 use server::{Deadline, PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
@@ -331,66 +331,6 @@ fn few_descriptors_serve_few_connections() {
     drop(crowd);
     server.wait_metric("iris_connections", |conns| conns == 2.0);
     drop(server.v2("carol", 1));
-}
-
-/// A file system of a test, gone with it.
-struct Mounted {
-    dir: tempfile::TempDir,
-    /// The file behind a loop device.
-    _image: Option<tempfile::NamedTempFile>,
-}
-
-impl Mounted {
-    /// In memory; `None`, with the reason on stdout, where that is not allowed.
-    fn tmpfs(size: &str) -> Option<Mounted> {
-        let dir = tempfile::tempdir().unwrap();
-        let options = format!("size={size},mode=700");
-        let path = dir.path().to_str().expect("a plain path");
-        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", path])?;
-        Some(Mounted { dir, _image: None })
-    }
-
-    /// On a loop device.
-    fn ext4(bytes: u64) -> Option<Mounted> {
-        let dir = tempfile::tempdir().unwrap();
-        let image = tempfile::NamedTempFile::new().unwrap();
-        image.as_file().set_len(bytes).unwrap();
-        let (file, path) = (image.path().to_str()?, dir.path().to_str()?);
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", file])?;
-        run("mount", &["-o", "loop", file, path])?;
-        Some(Mounted { dir, _image: Some(image) })
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn make_read_only(&self) -> Option<()> {
-        run("mount", &["-o", "remount,ro", self.path().to_str().expect("a plain path")])
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = run("umount", &["-l", self.path().to_str().expect("a plain path")]);
-    }
-}
-
-/// Runs a program of the system; `None` when that does not work here.
-fn run(program: &str, arguments: &[&str]) -> Option<()> {
-    let path = "/usr/sbin:/usr/bin:/sbin:/bin";
-    match Command::new(program).args(arguments).env("PATH", path).output() {
-        Ok(output) if output.status.success() => Some(()),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("skipped: {program} {arguments:?}: {said}");
-            None
-        }
-        Err(error) => {
-            println!("skipped: {program}: {error}");
-            None
-        }
-    }
 }
 
 #[test]

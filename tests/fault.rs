@@ -1,13 +1,18 @@
 //! A write of the log that really fails, in the real server: it says so, ends in
 //! order, and goes on from what is stored when it is started again.
 //!
-//! The kernel refuses the write because of a file size limit that is lowered
-//! while the server runs: for the server a failure like any other.
+//! Where no disk can be made to fail, the kernel refuses the write because of a
+//! file size limit that is lowered while the server runs: for the server a
+//! failure like any other.
 
 mod server;
 
+use std::fs;
+use std::io::Write;
+
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
+use server::mounted::Mounted;
 use server::{Deadline, PATIENCE, Server, Setup};
 use wire::id::Class;
 use wire::refuse::Code;
@@ -81,6 +86,26 @@ fn a_failed_write_ends_the_server_and_the_next_one_has_everything() {
     bob.ping(1, PATIENCE).unwrap();
     assert_eq!(bob.next_delivery(std::time::Duration::ZERO).unwrap(), None);
     server.stop();
+}
+
+/// A real disk: its blocks are gone, and there is no room for others.
+#[test]
+fn a_disk_that_fails_ends_the_server() {
+    let Some(memory) = Mounted::tmpfs("48m") else { return };
+    let Some(disk) = Mounted::ext4_in(memory.path(), 32 << 20) else { return };
+    let server = Setup::in_dir(&disk.path().join("data")).shards(1).start();
+    let mut alice = server.v2("alice", 1);
+    alice.send_and_wait(b"bob", b"first", PATIENCE).unwrap();
+    disk.punch();
+    let mut ballast = fs::File::create(memory.path().join("ballast")).unwrap();
+    while ballast.write_all(&[1; 4096]).is_ok() {}
+    alice.send(b"bob", b"second", Class::Guaranteed).unwrap();
+    assert_eq!(goodbye(&mut alice), Code::StorageFailed as u16);
+    assert_eq!(alice.session().unsent(), 1, "nothing says that it is stored");
+    drop(alice);
+    let ended = server.wait();
+    assert_eq!(ended.code, Some(74), "{}", ended.stderr);
+    println!("{}", ended.stderr.lines().last().unwrap_or_default());
 }
 
 /// The other way of writing, for file systems that lack the first.
