@@ -37,6 +37,7 @@ impl World {
         }
         self.compare_inboxes();
         self.check_promises();
+        self.forget_registrations();
         self.after(TICK_NS, Event::Tick { life: self.life });
         // A short life leaves little on the disk over what the one before it
         // left: that is when stale bytes are the most plausible.
@@ -44,24 +45,34 @@ impl World {
         self.writes_to_live = relapses.then(|| self.chance.within(1, 3));
     }
 
+    /// A device whose first login the crash took begins anew: it may get what
+    /// others had acknowledged already, if the crash took that as well.
+    fn forget_registrations(&mut self) {
+        for device in &mut self.devices {
+            if !self.model.inbox(device.user).began.contains_key(&device.id) {
+                device.last_id = None;
+                device.last_from.clear();
+            }
+        }
+    }
+
     fn recover(&mut self, shard: usize) -> Result<Core, String> {
-        let salt = 0x5eed_0000 + shard as u64;
-        let mut scanner = Scanner::new(salt, self.knobs.log, 0);
+        let log = self.knobs.log;
+        let mut replay = Replay::new(self.options(shard), self.hasher, log.segment_bytes);
+        let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
+        let mut scanner = Scanner::resume(from, vouched, log);
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
-        let mut replay =
-            Replay::new(self.options(shard), self.hasher, self.knobs.log.segment_bytes);
-        let (disk, history) = (&self.disks[shard], &self.histories[shard]);
-        let (model, ledger, plant) = (&mut self.model, &self.ledger, self.plant);
-        let (mut count, mut found) = (0, Ok(()));
-        for (base, bytes) in disk.segments() {
+        let (disk, history, plant) = (&self.disks[shard], &self.histories[shard], self.plant);
+        let (mut count, mut found) = (history.first_from(from.lsn), Ok(()));
+        for (index, base, bytes) in disk.segments(from.lsn) {
+            if disk.lacks(index) {
+                return Err(format!("recovery of shard {shard} needs segment {index}"));
+            }
             let scanned = scanner.segment(base, bytes, &mut |lsn, len, record| {
                 if found.is_ok() {
-                    found = history.compare(count, lsn, len, disk.record(lsn, len));
-                }
-                if found.is_ok() {
-                    found = model.take(shard, lsn + u64::from(len), &record, ledger);
+                    found = history.compare(count, lsn, disk.record(lsn, len));
                 }
                 count += 1;
                 replay_planted(&mut replay, plant, count, lsn, len, &record);
@@ -78,25 +89,39 @@ impl World {
         if replay.contradictions() > 0 && self.plant == Plant::None {
             return Err(format!("{} contradictions in shard {shard}", replay.contradictions()));
         }
-        self.disks[shard].recovered(start.lsn);
+        let disk = &mut self.disks[shard];
+        disk.recovered(start.lsn);
+        if let Some((index, ..)) = replay.needed().into_iter().find(|(it, ..)| disk.lacks(*it)) {
+            return Err(format!(
+                "messages of shard {shard} wait in segment {index}, it is deleted"
+            ));
+        }
+        let present = disk.present(start.lsn);
+        self.read_history(shard)?;
         let cut = torn.map_or(0, |torn| torn.bytes);
         self.note(
             "recovered: shard, records, end, cut",
             [shard as u64, count as u64, start.lsn, cut],
         );
         Ok(Core {
-            brain: replay.finish(
-                &start,
-                Log::new(self.knobs.log, start),
-                0..=start.lsn / self.knobs.log.segment_bytes,
-            ),
+            brain: replay.finish(&start, Log::new(log, start), present),
             out: shard::Effects::default(),
             slots: Vec::new(),
             generations: Vec::new(),
             free: Vec::new(),
             blocked: Vec::new(),
             turn_wanted: false,
+            writing: None,
         })
+    }
+
+    /// Tells the model every record that is on the disk or was cleaned away.
+    fn read_history(&mut self, shard: usize) -> Result<(), String> {
+        for (end, bytes) in self.histories[shard].records() {
+            let record = wal::record::decode(bytes).map_err(|why| why.to_string())?;
+            self.model.take(shard, end, &record, &self.ledger)?;
+        }
+        Ok(())
     }
 
     fn options(&self, shard: usize) -> Options {
@@ -152,12 +177,8 @@ impl World {
         self.note("crash: life", [u64::from(self.life), 0, 0, 0]);
         self.stats.crashes += 1;
         self.life += 1;
-        for core in &mut self.cores {
-            let counters = core.brain.metrics().counters;
-            self.stats.takeovers += counters.takeovers;
-            self.stats.blocked += counters.blocked;
-            self.stats.reads += counters.reads;
-        }
+        self.count_cores();
+        self.lose_snapshots();
         self.cores.clear();
         for disk in &mut self.disks {
             disk.crash(&mut self.chance, self.knobs.garbage_sectors);
@@ -175,11 +196,23 @@ impl World {
         self.after(down_ns, Event::Restart);
     }
 
+    /// Adds what the shards of this life have counted.
+    pub(crate) fn count_cores(&mut self) {
+        for core in &mut self.cores {
+            let counters = core.brain.metrics().counters;
+            self.stats.takeovers += counters.takeovers;
+            self.stats.blocked += counters.blocked;
+            self.stats.reads += counters.reads;
+            self.stats.moved += counters.moved;
+        }
+    }
+
     /// Time passes for the server.
     pub(crate) fn tick(&mut self) {
         for shard in 0..self.cores.len() {
             self.notice(shard, Input::Tick);
         }
+        self.begin_snapshots();
         self.after(TICK_NS, Event::Tick { life: self.life });
     }
 
@@ -191,6 +224,10 @@ impl World {
         if self.chance.permille(self.knobs.clock_jump) {
             self.jump_clock();
         }
+        if self.knobs.stores && self.store_chance.permille(self.knobs.hours) {
+            self.pass_hours();
+        }
+        self.begin_snapshots();
         if !self.cores.is_empty() {
             self.trouble();
         }
@@ -282,6 +319,8 @@ impl World {
             &mut knobs.storage_full,
             &mut knobs.stranger,
             &mut knobs.drain,
+            &mut knobs.rot,
+            &mut knobs.hours,
         ] {
             *fault = 0;
         }

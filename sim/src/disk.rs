@@ -3,7 +3,8 @@
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
 //! disks, garbage. What was cut by a recovery stays where it is: only the
-//! log's chain tells that it is stale.
+//! log's chain tells that it is stale. A deleted segment may come back with a
+//! crash. Snapshots are files of their own, there with their name or not at all.
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,14 @@ struct Flight {
     bytes: Vec<u8>,
 }
 
+/// A snapshot under its final name.
+pub(crate) struct SnapshotFile {
+    pub(crate) start: Lsn,
+    pub(crate) bytes: Vec<u8>,
+    /// A bit of it has flipped.
+    pub(crate) is_rotten: bool,
+}
+
 /// See the module.
 pub(crate) struct Disk {
     segment_bytes: u64,
@@ -39,6 +48,10 @@ pub(crate) struct Disk {
     /// Completed writes beyond a gap: where each begins and ends.
     done: BTreeMap<Lsn, Lsn>,
     durable: Lsn,
+    /// Deleted segments, and whether that is certain to survive a crash.
+    deleted: BTreeMap<u64, bool>,
+    /// Oldest first.
+    pub(crate) snapshots: Vec<SnapshotFile>,
 }
 
 impl Disk {
@@ -50,7 +63,59 @@ impl Disk {
             flights: Vec::new(),
             done: BTreeMap::new(),
             durable: 0,
+            deleted: BTreeMap::new(),
+            snapshots: Vec::new(),
         }
+    }
+
+    fn segment(&self, lsn: Lsn) -> u64 {
+        lsn / self.segment_bytes
+    }
+
+    /// Deletes a segment.
+    ///
+    /// # Errors
+    /// When the snapshot before the newest one needs it, or there is none.
+    pub(crate) fn delete(&mut self, segment: u64) -> Result<(), String> {
+        let mut good = self.snapshots.iter().rev().filter(|it| !it.is_rotten);
+        let older = good.nth(1).map_or(0, |it| it.start);
+        self.deleted.insert(segment, false);
+        if (segment + 1) * self.segment_bytes > older {
+            return Err(format!("segment {segment} is deleted, the log from {older} on is needed"));
+        }
+        Ok(())
+    }
+
+    /// Whether this segment was deleted.
+    pub(crate) fn lacks(&self, segment: u64) -> bool {
+        self.deleted.contains_key(&segment)
+    }
+
+    /// The segments up to this position that are there.
+    pub(crate) fn present(&self, end: Lsn) -> Vec<u64> {
+        (0..=self.segment(end)).filter(|segment| !self.lacks(*segment)).collect()
+    }
+
+    /// A snapshot gets its name and, unless a crash comes first, those before
+    /// the one before it go.
+    pub(crate) fn name_snapshot(&mut self, start: Lsn, bytes: Vec<u8>, goes_on: bool) {
+        self.snapshots.push(SnapshotFile { start, bytes, is_rotten: false });
+        if goes_on {
+            self.snapshots.drain(..self.snapshots.len().saturating_sub(2));
+        }
+    }
+
+    /// A bit of the newest snapshot flips, when something is left to start from.
+    pub(crate) fn rot(&mut self, chance: &mut Chance) -> bool {
+        let good = self.snapshots.iter().filter(|it| !it.is_rotten).count();
+        if good < 2 && !self.deleted.is_empty() {
+            return false;
+        }
+        let Some(newest) = self.snapshots.last_mut() else { return false };
+        let at = chance.below(newest.bytes.len() as u64) as usize;
+        newest.bytes[at] ^= 1 << chance.below(8);
+        newest.is_rotten = true;
+        true
     }
 
     /// Everything before this position is on the disk for good.
@@ -92,6 +157,11 @@ impl Disk {
             self.tear(&flight, tear, chance, garbage_permille);
         }
         self.done.clear();
+        // Deleting is not synced: nothing depends on it.
+        self.deleted.retain(|_, is_certain| {
+            *is_certain |= chance.below(2) == 0;
+            *is_certain
+        });
     }
 
     /// Recovery found the end of the log here, and the boot flushed the disk.
@@ -100,16 +170,25 @@ impl Disk {
     }
 
     /// What a read of `len` bytes gives; it ends where the segment does.
-    pub(crate) fn read(&self, lsn: Lsn, len: usize) -> &[u8] {
+    ///
+    /// # Errors
+    /// When the segment was deleted.
+    pub(crate) fn read(&self, lsn: Lsn, len: usize) -> Result<&[u8], String> {
+        if self.lacks(self.segment(lsn)) {
+            return Err(format!("a read at {lsn}, which was deleted"));
+        }
         let segment_end = (lsn / self.segment_bytes + 1) * self.segment_bytes;
         let end = (lsn + len as Lsn).min(segment_end).min(self.bytes.len() as Lsn);
-        &self.bytes[lsn as usize..end as usize]
+        Ok(&self.bytes[lsn as usize..end as usize])
     }
 
-    /// The segments as recovery reads them: base and bytes.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = (Lsn, &[u8])> {
+    /// The segments from the one that holds `start`, as recovery reads them:
+    /// number, base and bytes.
+    pub(crate) fn segments(&self, start: Lsn) -> impl Iterator<Item = (u64, Lsn, &[u8])> {
         let size = self.segment_bytes as usize;
-        self.bytes.chunks(size).enumerate().map(move |(n, bytes)| ((n * size) as Lsn, bytes))
+        let first = self.segment(start) as usize;
+        let all = self.bytes.chunks(size).enumerate().skip(first);
+        all.map(move |(n, bytes)| (n as u64, (n * size) as Lsn, bytes))
     }
 
     /// The bytes of one record.

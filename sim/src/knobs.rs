@@ -57,11 +57,29 @@ pub struct Knobs {
     pub(crate) split: u32,
     pub(crate) stranger: u32,
     pub(crate) drain: u32,
+
+    /// Snapshots are taken and segments cleaned; see [`STORE_FROM`].
+    pub(crate) stores: bool,
+    /// A snapshot is begun now and then, due or not.
+    pub(crate) snapshot: u32,
+    pub(crate) slice_bytes: usize,
+    pub(crate) slice_ns: u64,
+    pub(crate) snapshot_fails: u32,
+    /// A bit of the newest snapshot flips at a crash.
+    pub(crate) rot: u32,
+    /// The wall clock moves on by hours.
+    pub(crate) hours: u32,
 }
+
+/// Seeds below this one have neither snapshots nor cleaning: the seeds that the
+/// tests keep, because they once noticed a defect, live on as they did.
+pub(crate) const STORE_FROM: u64 = 1200;
 
 impl Knobs {
     /// The knobs of a seed.
-    pub(crate) fn draw(chance: &mut Chance) -> Knobs {
+    pub(crate) fn draw(seed: u64, chance: &mut Chance) -> Knobs {
+        // A stream of its own, for the same reason.
+        let store = &mut Chance::new(!seed);
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
         Knobs {
@@ -105,6 +123,14 @@ impl Knobs {
             split: some(chance, 300),
             stranger: rarely(chance, 100),
             drain: rarely(chance, 5),
+
+            stores: seed >= STORE_FROM,
+            snapshot: some(store, 400),
+            slice_bytes: store.pick(&[1, 150, 1000, shard::snapshot::SLICE_BYTES]),
+            slice_ns: store.pick(&[US, 50 * US, 2 * MS]),
+            snapshot_fails: rarely(store, 20),
+            rot: some(store, 500),
+            hours: rarely(store, 30),
         }
     }
 }

@@ -27,6 +27,7 @@ mod link;
 mod boot;
 mod crowd;
 mod crowd_v1;
+mod snapshots;
 mod turn;
 mod world;
 

@@ -111,7 +111,8 @@ fn live_many(args: &Args) -> ExitCode {
     });
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
-         ({} deliveries, {} failed writes, {} reads back, {} blocked, {} takeovers, {} skips)",
+         ({} deliveries, {} failed writes, {} reads back, {} blocked, {} takeovers, {} skips, \
+         {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted)",
         sum.seeds,
         sum.stats.steps,
         sum.stats.crashes,
@@ -124,6 +125,11 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.blocked,
         sum.stats.takeovers,
         sum.stats.skips,
+        sum.stats.snapshots,
+        sum.stats.loads,
+        sum.stats.rotten,
+        sum.stats.moved,
+        sum.stats.deleted,
     );
     if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

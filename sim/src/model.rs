@@ -144,7 +144,7 @@ impl Model {
                 self.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
-            Record::Moved(ref message) => self.moved(shard, end, message, ledger),
+            Record::Moved(ref message) => self.moved(message, ledger),
             Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
             Record::Seen { .. } => Ok(()),
         }
@@ -183,23 +183,13 @@ impl Model {
         }
     }
 
-    /// A copy stands for the same letter; the first one may go from now on.
-    fn moved(
-        &mut self,
-        shard: usize,
-        end: Lsn,
-        message: &Message<'_>,
-        ledger: &Ledger,
-    ) -> Result<(), String> {
+    /// A copy stands for the same letter. That letter was durable before.
+    fn moved(&self, message: &Message<'_>, ledger: &Ledger) -> Result<(), String> {
         let Some(to) = self.user(message.key) else { return Ok(()) };
         let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
-        let place = Place { shard, end, inbox_seq: message.inbox_seq };
         match self.inboxes[usize::from(to)].entries.get(&message.inbox_seq) {
-            Some(known) if *known == id => {
-                self.letters.insert(id, place);
-                Ok(())
-            }
-            known => Err(format!("letter {id} was copied to where {known:?} stands: {place:?}")),
+            Some(known) if *known == id => Ok(()),
+            known => Err(format!("letter {id} was copied to where {known:?} stands")),
         }
     }
 

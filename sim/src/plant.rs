@@ -19,6 +19,10 @@ pub enum Plant {
     IgnoreChain,
     /// An acknowledgement in 16 is forgotten when the log is replayed.
     ForgetAck,
+    /// With a segment, the one after it is deleted.
+    DeleteNext,
+    /// A snapshot gets its name before the log is durable as far as it reaches.
+    NameEarly,
 }
 
 impl Plant {

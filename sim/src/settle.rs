@@ -83,19 +83,7 @@ impl World {
                 self.violate(what);
             }
         }
-        self.compare_inboxes_at_rest();
-        for core in &mut self.cores {
-            let counters = core.brain.metrics().counters;
-            self.stats.takeovers += counters.takeovers;
-            self.stats.blocked += counters.blocked;
-            self.stats.reads += counters.reads;
-        }
-    }
-
-    /// The living shards agree with the records about what waits.
-    fn compare_inboxes_at_rest(&mut self) {
-        if self.knobs.expires == 0 {
-            self.compare_inboxes();
-        }
+        self.compare_inboxes();
+        self.count_cores();
     }
 }

@@ -93,7 +93,7 @@ impl World {
             let len = u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
             let (start, end) = (lsn + at as Lsn, lsn + at as Lsn + Lsn::from(len));
             let record = &bytes[at..at + len as usize];
-            self.histories[shard].push(start, len, record);
+            self.histories[shard].push(start, record);
             let taken = match wal::record::decode(record) {
                 Ok(record) => self.model.take(shard, end, &record, &self.ledger),
                 Err(why) => Err(format!("a record that cannot be read: {why}")),
@@ -164,7 +164,10 @@ impl World {
                 Effect::Read { conn, lsn, len_min, len } => {
                     self.start_read(shard, conn, lsn, len_min, len);
                 }
-                Effect::Survey { .. } | Effect::Discard { .. } => {}
+                Effect::Survey { lsn, len_min, len } => {
+                    self.start_survey(shard, lsn, len_min, len);
+                }
+                Effect::Discard { segment } => self.delete(shard, segment),
                 Effect::Damaged { lsn } => {
                     self.violate(format!("shard {shard} calls {lsn} damaged on a good disk"));
                 }
@@ -227,7 +230,7 @@ impl World {
         let delay_ns = self.chance.latency(self.knobs.read_ns);
         // The disk may look at the bytes early or late.
         let event = if self.chance.below(2) == 0 {
-            let bytes = self.disks[shard].read(lsn, len as usize).to_vec();
+            let bytes = self.read_disk(shard, lsn, len);
             Event::Read { life, shard, conn, lsn, bytes }
         } else {
             Event::ReadLate { life, shard, conn, lsn, len }

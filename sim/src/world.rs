@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::collections::{BinaryHeap, VecDeque};
 
 use shard::hop::Parcel;
-use shard::{Conn, Effects, KeyHasher, Now, Shard};
+use shard::{Conn, Effects, Input, KeyHasher, Now, Shard};
 use wal::Lsn;
 
 use crate::chance::Chance;
@@ -22,6 +22,7 @@ use crate::ledger::Ledger;
 use crate::link::{Link, LinkId};
 use crate::model::Model;
 use crate::plant::Plant;
+use crate::snapshots::Writing;
 use crate::trace::Trace;
 
 /// Unix time at which every world begins, milliseconds.
@@ -56,6 +57,16 @@ pub(crate) enum Event {
         conn: Conn,
         lsn: Lsn,
         len: u32,
+    },
+    Survey {
+        life: u32,
+        shard: usize,
+        lsn: Lsn,
+        len: u32,
+    },
+    Slice {
+        life: u32,
+        shard: usize,
     },
     Parcel {
         life: u32,
@@ -137,6 +148,8 @@ pub(crate) struct Core {
     /// Links whose next frame found no room.
     pub(crate) blocked: Vec<LinkId>,
     pub(crate) turn_wanted: bool,
+    /// The snapshot that is being written.
+    pub(crate) writing: Option<Writing>,
 }
 
 /// The ring from one core to another.
@@ -172,6 +185,16 @@ pub struct Stats {
     pub takeovers: u64,
     /// Numbers that were given up with SKIP.
     pub skips: u64,
+    /// Snapshots that got their name.
+    pub snapshots: u64,
+    /// Starts from a snapshot.
+    pub loads: u64,
+    /// Snapshots in which a bit flipped.
+    pub rotten: u64,
+    /// Messages copied by cleaning.
+    pub moved: u64,
+    /// Segments deleted.
+    pub deleted: u64,
 }
 
 impl Stats {
@@ -186,6 +209,11 @@ impl Stats {
         self.blocked += other.blocked;
         self.takeovers += other.takeovers;
         self.skips += other.skips;
+        self.snapshots += other.snapshots;
+        self.loads += other.loads;
+        self.rotten += other.rotten;
+        self.moved += other.moved;
+        self.deleted += other.deleted;
     }
 }
 
@@ -196,6 +224,8 @@ pub struct World {
     pub(crate) trace: Trace,
     pub(crate) plant: Plant,
     pub(crate) now_ns: u64,
+    /// For what belongs to snapshots and cleaning.
+    pub(crate) store_chance: Chance,
     wall_offset_ms: i64,
     queue: BinaryHeap<Scheduled>,
     scheduled: u64,
@@ -242,7 +272,7 @@ impl World {
     /// The world of a seed, before anything has happened.
     pub fn new(seed: u64, plant: Plant, prints: bool) -> World {
         let mut chance = Chance::new(seed);
-        let knobs = Knobs::draw(&mut chance);
+        let knobs = Knobs::draw(seed, &mut chance);
         let hasher = KeyHasher::new([chance.bits(), chance.bits()]);
         let names: Vec<String> = (0..knobs.users).map(|n| format!("user{n}")).collect();
         let keys = names.iter().map(|name| hasher.key(name.as_bytes()));
@@ -256,6 +286,7 @@ impl World {
             trace: Trace::new(prints),
             plant,
             now_ns: 0,
+            store_chance: Chance::new(seed.rotate_left(32)),
             wall_offset_ms: 0,
             queue: BinaryHeap::new(),
             scheduled: 0,
@@ -319,9 +350,14 @@ impl World {
                 self.read_done(shard, conn, lsn, &bytes);
             }
             Event::ReadLate { life, shard, conn, lsn, len } if life == self.life => {
-                let bytes = self.disks[shard].read(lsn, len as usize).to_vec();
+                let bytes = self.read_disk(shard, lsn, len);
                 self.read_done(shard, conn, lsn, &bytes);
             }
+            Event::Survey { life, shard, lsn, len } if life == self.life => {
+                let bytes = self.read_disk(shard, lsn, len);
+                self.notice(shard, Input::Surveyed { lsn, bytes: Some(&bytes) });
+            }
+            Event::Slice { life, shard } if life == self.life => self.write_slice(shard),
             Event::Parcel { life, from, to } if life == self.life => self.parcel(from, to),
             Event::Tick { life } if life == self.life => self.tick(),
             Event::Crash { life } if life == self.life => self.crash(),
@@ -329,6 +365,8 @@ impl World {
             | Event::Written { .. }
             | Event::Read { .. }
             | Event::ReadLate { .. }
+            | Event::Survey { .. }
+            | Event::Slice { .. }
             | Event::Parcel { .. }
             | Event::Tick { .. }
             | Event::Crash { .. } => {} // of a life that is over
@@ -405,5 +443,10 @@ impl World {
     pub(crate) fn jump_clock(&mut self) {
         self.wall_offset_ms += self.chance.within(0, 60_000) as i64 - 30_000;
         self.note("clock jumps", [self.wall_offset_ms as u64, 0, 0, 0]);
+    }
+
+    pub(crate) fn pass_hours(&mut self) {
+        self.wall_offset_ms += self.store_chance.within(1, 3) as i64 * 3_600_000;
+        self.note("hours pass", [self.wall_offset_ms as u64, 0, 0, 0]);
     }
 }

@@ -45,6 +45,16 @@ fn a_forgotten_acknowledgement_is_noticed() {
 }
 
 #[test]
+fn a_segment_deleted_too_early_is_noticed() {
+    check(Plant::DeleteNext, 1200..1210);
+}
+
+#[test]
+fn a_snapshot_named_too_early_is_noticed() {
+    check(Plant::NameEarly, 1200..1700);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }
