@@ -35,6 +35,8 @@ pub struct Space {
     cells: Vec<Cell>,
     live_bytes: u64,
     live_messages: u64,
+    /// The cell that was changed last, if it still is where it was.
+    recent: usize,
 }
 
 /// One segment.
@@ -58,7 +60,7 @@ struct Cell {
 impl Space {
     /// Nothing is live.
     pub fn new(segment_bytes: u64) -> Space {
-        Space { segment_bytes, cells: Vec::new(), live_bytes: 0, live_messages: 0 }
+        Space { segment_bytes, cells: Vec::new(), live_bytes: 0, live_messages: 0, recent: 0 }
     }
 
     /// A message was appended or copied to `lsn`, or its record is replayed.
@@ -241,15 +243,18 @@ impl Space {
         cell
     }
 
-    /// Where the segment's cell is, made when there was none.
+    /// Where the segment's cell is, made when there was none. Neighbours in an
+    /// inbox are neighbours in the log, so the one before is looked at first: at
+    /// a start every waiting message passes here.
     fn cell(&mut self, segment: u64) -> usize {
-        match self.find(segment) {
-            Ok(at) => at,
-            Err(at) => {
-                self.cells.insert(at, Cell { segment, ..Cell::default() });
-                at
-            }
+        if self.cells.get(self.recent).is_some_and(|cell| cell.segment == segment) {
+            return self.recent;
         }
+        self.recent = self.find(segment).unwrap_or_else(|at| {
+            self.cells.insert(at, Cell { segment, ..Cell::default() });
+            at
+        });
+        self.recent
     }
 
     /// Appends go to the last one, so it is looked at first.

@@ -99,6 +99,19 @@ fn a_crash_while_a_snapshot_is_written_leaves_the_ones_before() {
 }
 
 #[test]
+fn a_snapshot_that_cannot_get_its_name_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut life = lived(&dir);
+    let path = life.shard().snapshot_path(life.log.checkpoint().lsn);
+    fs::create_dir_all(path.join("in the way")).unwrap();
+    let file = life.begin_snapshot(usize::MAX);
+    assert!(file.finish().is_err());
+    assert!(!life.names().iter().any(|name| name.ends_with(".tmp")));
+    fs::remove_dir_all(path).unwrap();
+    life.snapshot();
+}
+
+#[test]
 fn a_crash_between_the_name_and_the_deletion_leaves_three() {
     let dir = tempfile::tempdir().unwrap();
     let mut life = lived(&dir);

@@ -84,10 +84,11 @@ impl SnapshotFile {
     pub fn finish(self) -> io::Result<u64> {
         let SnapshotFile { dir, start, file, bytes, .. } = self;
         let path = dir.snapshot_path(start);
-        let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        sys::drop_cached(&file);
-        fs::rename(temporary(&path), &path)?;
+        if let Err(error) = name(file, &path) {
+            // On a full disk its space is what is needed.
+            let _ = fs::remove_file(temporary(&path));
+            return Err(error);
+        }
         sync_dir(dir.path())?;
         // What stays behind takes space until the next one is finished.
         let _ = delete_older(dir.path());
@@ -99,6 +100,14 @@ impl SnapshotFile {
         let path = temporary(&self.dir.snapshot_path(self.start));
         let _ = fs::remove_file(path); // otherwise the next boot does
     }
+}
+
+/// Makes what was written durable and gives it its name.
+fn name(file: BufWriter<File>, path: &Path) -> io::Result<()> {
+    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()?;
+    sys::drop_cached(&file);
+    fs::rename(temporary(path), path)
 }
 
 /// Deletes all snapshots but the newest ones, and those that were set aside and
