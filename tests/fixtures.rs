@@ -10,10 +10,11 @@ mod dump;
 mod server;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use client::blocking::{Client, ClientV1};
+use rustix::process::Signal;
 use server::{Deadline, PATIENCE, Server, Setup};
 
 const FORMATS: [(u32, &str); 2] =
@@ -137,6 +138,56 @@ fn directories_of_every_format_are_loaded() {
         check(&server);
         server.stop();
     }
+}
+
+/// The snapshots of a shard of the directory of format 2, ascending.
+fn snapshots(dir: &Path, shard: u16) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir.join(format!("shard-{shard:04}"))).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut found: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|end| end == "snap")).collect();
+    found.sort();
+    assert_eq!(found.len(), 2);
+    found
+}
+
+fn rot(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 0x10;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_rotten_snapshot_is_told_and_costs_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    dump::restore(FORMATS[1].1, dir.path());
+    let newest = [0, 1].map(|shard| snapshots(dir.path(), shard).pop().unwrap());
+    rot(&newest[0], 300);
+    fs::write(&newest[1], b"").unwrap();
+    let server = Setup::in_dir(dir.path()).start();
+    check(&server);
+    server.signal(Signal::TERM);
+    let stderr = server.wait().stderr;
+    for path in &newest {
+        assert!(stderr.contains(&format!("{} could not be used", path.display())), "{stderr}");
+        assert!(path.with_extension("snap.damaged").exists(), "it is kept for whoever looks");
+    }
+}
+
+#[test]
+fn without_snapshots_and_the_first_segment_the_start_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    dump::restore(FORMATS[1].1, dir.path());
+    let both = snapshots(dir.path(), 1);
+    both.iter().for_each(|path| rot(path, 300));
+    let newest = both[1].to_str().unwrap();
+    let setup = Setup::in_dir(dir.path());
+    let told =
+        [newest, "the checksum of a frame is wrong at file offset", "segment-0000000000.log"];
+    setup.check_refused(3, &told);
+    // Nothing was changed: the same bits again, and all is well.
+    both.iter().for_each(|path| rot(path, 300));
+    check(&setup.start());
 }
 
 #[test]

@@ -268,6 +268,20 @@ mod tests {
     }
 
     #[test]
+    fn rot_is_noticed() {
+        let good = manifest().encode().into_bytes();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let Ok(text) = String::from_utf8(bad) else { continue };
+            // In a comment or between words it changes nothing.
+            if let Ok(found) = Manifest::decode(&text) {
+                assert_eq!(found, manifest(), "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
     fn replacing_is_complete() {
         let dir = tempfile::tempdir().unwrap();
         assert!(matches!(Manifest::load(dir.path()), Err(ManifestError::Io(_))));

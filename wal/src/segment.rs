@@ -221,6 +221,15 @@ mod tests {
     }
 
     #[test]
+    fn rot_is_noticed() {
+        for bit in 0..44 * 8 {
+            let mut block = MINE.encode();
+            block[bit / 8] ^= 1 << (bit % 8);
+            assert!(MINE.expect(&block).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn positions_map_to_files() {
         let bytes = 1 << 20;
         assert_eq!((index(0, bytes), file_offset(0, bytes)), (0, 4096));
