@@ -56,9 +56,9 @@ impl PairKey {
         u64::from(self.0[1]) << 32 | u64::from(self.0[0])
     }
 
-    fn from_bytes(bytes: [u8; 12]) -> PairKey {
-        let part = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| bytes[at + n]));
-        PairKey([part(0), part(4), part(8)])
+    fn from_bytes(bytes: &[u8; 12]) -> PairKey {
+        let parts = bytes.as_chunks::<4>().0;
+        PairKey([0, 1, 2].map(|n| u32::from_le_bytes(parts[n])))
     }
 }
 
@@ -121,12 +121,12 @@ impl Pair {
 
     /// Back from a snapshot.
     pub(crate) fn from_bytes(bytes: &[u8; PAIR_BYTES]) -> Pair {
-        let word = |at: usize| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|n| bytes[at + n]));
+        let words = bytes.as_chunks::<8>().0;
         Pair {
-            key: PairKey::from_bytes(*bytes.first_chunk().expect("32 bytes hold 12")),
-            touched_h: (word(8) >> 32) as u32,
-            last: word(16),
-            window: word(24),
+            key: PairKey::from_bytes(bytes.first_chunk().expect("32 bytes hold 12")),
+            touched_h: (u64::from_le_bytes(words[1]) >> 32) as u32,
+            last: u64::from_le_bytes(words[2]),
+            window: u64::from_le_bytes(words[3]),
         }
     }
 

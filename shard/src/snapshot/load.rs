@@ -111,8 +111,9 @@ fn load_entries(take: &mut Take<'_>, inbox: &mut Inbox, last: u64) -> Option<()>
         return None;
     }
     let entries = bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(|bytes| {
-        let mut take = Take(bytes);
-        let (lsn, len) = (take.u64().unwrap_or(0), take.u32().unwrap_or(0));
+        let parts = bytes.as_chunks::<4>().0;
+        let word = |n: usize| u32::from_le_bytes(parts[n]);
+        let (lsn, len) = (u64::from(word(1)) << 32 | u64::from(word(0)), word(2));
         Entry { lsn, len: len & !ACKED_BY_V1, acked_by_v1: len & ACKED_BY_V1 != 0 }
     });
     inbox.load(start, entries).then_some(())
