@@ -112,8 +112,10 @@ impl Space {
     /// `end`. Whatever else was known of has been deleted.
     pub fn present(&mut self, segments: impl IntoIterator<Item = u64>, end: Lsn) {
         let last = segment::index(end, self.segment_bytes);
-        let present: Vec<u64> = segments.into_iter().filter(|at| *at <= last).collect();
-        self.cells.retain(|cell| cell.live_messages > 0 || present.contains(&cell.segment));
+        let mut present: Vec<u64> = segments.into_iter().filter(|at| *at <= last).collect();
+        present.sort_unstable();
+        let is_present = |segment: &u64| present.binary_search(segment).is_ok();
+        self.cells.retain(|cell| cell.live_messages > 0 || is_present(&cell.segment));
         for segment in present {
             if let Err(at) = self.find(segment) {
                 self.cells.insert(at, Cell { segment, ..Cell::default() });

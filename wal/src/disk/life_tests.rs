@@ -265,6 +265,33 @@ fn the_whole_log_is_as_good_as_a_snapshot() {
 }
 
 #[test]
+fn a_log_that_ends_with_its_segment_goes_on_in_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut life = Life::start(&dir);
+    life.push(84);
+    life.ack(84);
+    assert_eq!(life.log.durable(), SEGMENT_BYTES);
+    life.snapshot();
+    let segment = |life: &Life, index| life.shard().segment_path(index);
+    // The disk was full, and no next segment could be made.
+    let ahead: Vec<u64> = life.segments.present().filter(|index| *index > 0).collect();
+    ahead.iter().for_each(|index| fs::remove_file(segment(&life, *index)).unwrap());
+    drop(life);
+    let life = Life::start(&dir);
+    assert_eq!((life.recovered.start.lsn, life.recovered.replayed_bytes), (SEGMENT_BYTES, 0));
+    assert_eq!(life.segments.present().collect::<Vec<_>>(), [0, 1]);
+    // Not even the one before is needed.
+    fs::remove_file(segment(&life, 0)).unwrap();
+    fs::remove_file(segment(&life, 1)).unwrap();
+    drop(life);
+    let mut life = Life::start(&dir);
+    life.push(3);
+    assert_eq!(life.segments.present().collect::<Vec<_>>(), [1]);
+    drop(life);
+    assert_eq!(Life::start(&dir).waiting(), [85, 86, 87]);
+}
+
+#[test]
 fn what_a_snapshot_needs_and_is_gone_is_named() {
     let check = |spoil: &dyn Fn(&Life), words: &[&str]| {
         let dir = tempfile::tempdir().unwrap();
