@@ -369,9 +369,15 @@ impl Worker<'_> {
     /// How long nothing may happen before the end is given up. Where messages
     /// may be lost in an outage, nobody can say that all of them have arrived.
     fn patience_ns(&self) -> u64 {
-        let lossy = self.figures.lost_connections > 0
+        let lossy = self.has_excuse()
             && (confirms_nothing(self.spec) || self.spec.class == ClassChoice::BestEffort);
         if lossy { self.spec.drain_ns.min(LOSSY_PATIENCE_NS) } else { self.spec.drain_ns }
+    }
+
+    /// Whether something happened that may cost messages which nobody confirmed:
+    /// an outage, or a refusal, of which v1 does not say what it refers to.
+    fn has_excuse(&self) -> bool {
+        self.figures.lost_connections > 0 || confirms_nothing(self.spec) && self.figures.held > 0
     }
 
     fn measure_cpu(&mut self, now_ns: u64) {
@@ -394,7 +400,8 @@ impl Worker<'_> {
         }
         // A relay confirms nothing and nothing can be missing for ever there.
         let drained = !self.figures.interrupted || self.figures.settled;
-        self.figures.findings = self.book.close(drained, self.figures.lost_connections > 0);
+        let has_excuse = self.has_excuse();
+        self.figures.findings = self.book.close(drained, has_excuse);
         self.figures
     }
 

@@ -54,7 +54,8 @@ pub(crate) struct Findings {
     pub(crate) refused: u64,
     /// v1 and best effort: arrived again on a new connection, which is allowed.
     pub(crate) redelivered: u64,
-    /// Best effort or v1: not arrived after an outage, which is allowed.
+    /// Best effort or v1: not arrived after an outage, or v1 after a refusal,
+    /// which is allowed.
     pub(crate) lost_allowed: u64,
     /// Some of what went wrong, in words.
     pub(crate) examples: Vec<String>,
@@ -231,12 +232,12 @@ impl Book {
 
     /// The end: says what is missing. With `drained` the run came to rest by
     /// itself or waited long enough, so that unconfirmed messages count; with
-    /// `after_outage` connections were lost on the way.
-    pub(crate) fn close(mut self, drained: bool, after_outage: bool) -> Findings {
-        let allowed = after_outage && (self.leniency.best_effort || self.leniency.unconfirmed);
+    /// `has_excuse` something happened that may cost what nobody confirmed.
+    pub(crate) fn close(mut self, drained: bool, has_excuse: bool) -> Findings {
+        let allowed = has_excuse && (self.leniency.best_effort || self.leniency.unconfirmed);
         for index in 0..self.flows.len() {
             let flow = &self.flows[index];
-            // v1 confirms nothing: without an outage all that was given counts.
+            // v1 confirms nothing: without an excuse all that was given counts.
             let owed = if self.leniency.unconfirmed { flow.given } else { flow.sent };
             let missing = flow.missing_up_to(owed);
             let unconfirmed = flow.given - flow.sent.min(flow.given);
