@@ -28,8 +28,9 @@ const HOMES: [(&str, &[&str]); 4] = [
 ];
 
 /// The only files with unsafe code.
-const UNSAFE: [&str; 17] = [
+const UNSAFE: [&str; 18] = [
     "benches/allocations.rs",
+    "benches/restart.rs",
     "loadgen/src/signals.rs",
     "loadgen/src/socket.rs",
     "net/examples/relay.rs",
