@@ -39,6 +39,8 @@ pub(crate) struct Inbox {
     pub(crate) acked_by_v1: BTreeSet<u64>,
     /// What has expired and was given up.
     pub(crate) dropped: BTreeSet<u64>,
+    /// Behind the newest copy of each entry.
+    ends: BTreeMap<u64, Lsn>,
 }
 
 impl Inbox {
@@ -79,6 +81,14 @@ impl Model {
         self.inboxes = vec![Inbox::default(); users];
         self.letters.clear();
         self.consumed.clear();
+    }
+
+    /// The first letter that waits between these positions.
+    pub(crate) fn waits_between(&self, from: Lsn, to: Lsn) -> Option<LetterId> {
+        let mut inboxes = self.inboxes.iter().flat_map(|inbox| {
+            inbox.waiting().filter(move |(seq, _)| (from + 1..=to).contains(&inbox.ends[seq]))
+        });
+        inboxes.next().map(|(_, id)| id)
     }
 
     /// A user's inbox.
@@ -144,7 +154,7 @@ impl Model {
                 self.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
-            Record::Moved(ref message) => self.moved(message, ledger),
+            Record::Moved(ref message) => self.moved(end, message, ledger),
             Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
             Record::Seen { .. } => Ok(()),
         }
@@ -173,6 +183,7 @@ impl Model {
         }
         inbox.last = message.inbox_seq;
         inbox.entries.insert(message.inbox_seq, id);
+        inbox.ends.insert(message.inbox_seq, end);
         let place = Place { shard, end, inbox_seq: message.inbox_seq };
         match self.letters.insert(id, place) {
             Some(first) => {
@@ -184,11 +195,15 @@ impl Model {
     }
 
     /// A copy stands for the same letter. That letter was durable before.
-    fn moved(&self, message: &Message<'_>, ledger: &Ledger) -> Result<(), String> {
+    fn moved(&mut self, end: Lsn, message: &Message<'_>, ledger: &Ledger) -> Result<(), String> {
         let Some(to) = self.user(message.key) else { return Ok(()) };
         let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
-        match self.inboxes[usize::from(to)].entries.get(&message.inbox_seq) {
-            Some(known) if *known == id => Ok(()),
+        let inbox = &mut self.inboxes[usize::from(to)];
+        match inbox.entries.get(&message.inbox_seq) {
+            Some(known) if *known == id => {
+                inbox.ends.insert(message.inbox_seq, end);
+                Ok(())
+            }
             known => Err(format!("letter {id} was copied to where {known:?} stands")),
         }
     }

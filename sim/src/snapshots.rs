@@ -7,6 +7,7 @@ use wal::snapshot::{Kind, Part, Reader, Writer};
 use wal::{LogStart, Lsn, Restore};
 use wire::id::ShardId;
 
+use crate::model::Model;
 use crate::plant::Plant;
 use crate::world::{Event, World};
 
@@ -52,12 +53,29 @@ impl World {
     pub(crate) fn delete(&mut self, shard: usize, segment: u64) {
         self.note("delete: shard, segment", [shard as u64, segment, 0, 0]);
         self.stats.deleted += 1;
-        let mut deleted = self.disks[shard].delete(segment);
+        let mut deleted =
+            self.disks[shard].delete(segment).and_then(|()| self.nothing_waits_in(shard, segment));
         if self.plant == Plant::DeleteNext {
             // What that does must be enough to notice.
             deleted = self.disks[shard].delete(segment + 1).or(Ok(()));
         }
         self.require(deleted);
+    }
+
+    /// If the server died now: whatever would wait then must not be in there.
+    fn nothing_waits_in(&self, shard: usize, segment: u64) -> Result<(), String> {
+        let mut model = Model::new(self.names.iter().map(|name| self.hasher.key(name.as_bytes())));
+        let durable = self.disks[shard].durable();
+        let records = self.histories[shard].records();
+        for (end, bytes) in records.take_while(|(end, _)| *end <= durable) {
+            let record = wal::record::decode(bytes).map_err(|why| why.to_string())?;
+            model.take(shard, end, &record, &self.ledger)?;
+        }
+        let segment_bytes = self.knobs.log.segment_bytes;
+        match model.waits_between(segment * segment_bytes, (segment + 1) * segment_bytes) {
+            Some(id) => Err(format!("letter {id} waits in segment {segment}, which is deleted")),
+            None => Ok(()),
+        }
     }
 
     /// Begins the snapshots that are due, and some that are not.

@@ -45,7 +45,7 @@ pub(crate) struct Taking {
 
 /// How far the current user is.
 #[derive(Clone, Copy)]
-enum Part {
+pub(super) enum Part {
     Head,
     /// From this seq on, up to the last one its head knew.
     Entries {
@@ -58,9 +58,9 @@ enum Part {
 /// A walk through a table of pairs, bucket by bucket. An insertion between two
 /// slices may move them all to other buckets, then it begins again.
 #[derive(Clone, Copy)]
-struct Walk {
-    bucket: usize,
-    moves: u16,
+pub(super) struct Walk {
+    pub(super) bucket: usize,
+    pub(super) moves: u16,
 }
 
 impl Taking {
@@ -86,6 +86,7 @@ impl Shard {
             let user = &mut self.users[taking.user];
             let room = full.saturating_sub(out.len());
             let before = out.len();
+            let was_entries = matches!(taking.part, Part::Entries { .. });
             taking.part = match taking.part {
                 Part::Head => put_head(user, as_of, out),
                 Part::Entries { next, last } => put_entries(user, next, last, room, out),
@@ -97,8 +98,13 @@ impl Shard {
             };
             let is_next = matches!(taking.part, Part::Head);
             taking.user += UserIndex::from(is_next);
-            // What gave nothing has taken its time as well.
-            if out.len() >= full || out.len() == before && !is_next {
+            // Looking at holes and at empty buckets takes time as well.
+            let is_slow = match taking.part {
+                Part::Head => false,
+                Part::Entries { .. } => was_entries && out.len() == before,
+                Part::Pairs(_) => !was_entries,
+            };
+            if out.len() >= full || is_slow {
                 break;
             }
         }
@@ -171,7 +177,7 @@ fn put_run(tag: u8, start: u64, out: &mut Vec<u8>) -> usize {
 }
 
 /// Some buckets of pairs; forgets the stale ones. How many those were.
-fn put_pairs(
+pub(super) fn put_pairs(
     user: &mut User,
     mut walk: Walk,
     from_h: u32,

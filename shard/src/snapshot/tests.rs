@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use wal::recover::Scanner;
 use wal::{Log, LogOptions, LogStart, Lsn, Restore, segment};
-use wire::id::{Class, MessageId};
+use wire::id::{Class, MessageId, UserKey};
 use wire::{v1, v2};
 
+use super::slice::{Part, Walk, put_pairs};
 use super::{Slice, load::Loader};
+use crate::dedup::{PAIR_BYTES, Pair, PairKey};
 use crate::user::Users;
 use crate::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
 
@@ -382,6 +384,31 @@ fn without_hours(lines: Vec<String>) -> Vec<String> {
             None => line,
         })
         .collect()
+}
+
+/// While a table of pairs is walked it grows, and everything in it moves.
+#[test]
+fn a_table_that_grows_is_walked_to_its_end() {
+    let pair = |device| Pair::new(PairKey::new(UserKey(77), device));
+    let mut users = Users::new(1);
+    let at = users.find_or_add(UserKey(1), b"bob").expect("there is room");
+    (0..50).for_each(|device| {
+        users[at].inbox_mut().put_pair(pair(device));
+    });
+    let (mut part, mut found) = (Part::Pairs(Walk { bucket: 0, moves: 0 }), BTreeSet::new());
+    let mut device = 50;
+    while let Part::Pairs(walk) = part {
+        let mut out = Vec::new();
+        (part, _) = put_pairs(&mut users[at], walk, 0, PAIR_BYTES, &mut out);
+        if !out.is_empty() {
+            found.extend(out[5..].chunks(PAIR_BYTES).map(<[u8]>::to_vec));
+        }
+        if device < 500 {
+            users[at].inbox_mut().put_pair(pair(device));
+            device += 1;
+        }
+    }
+    assert!((0..50).all(|device| found.contains(&pair(device).to_bytes()[..])));
 }
 
 proptest! {

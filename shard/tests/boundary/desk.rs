@@ -10,13 +10,18 @@
 //! 0 ack 1    0 credit 5    0 ping 9       0 number bob 7 hi    tick MS
 //! 0 bad                                   0 batch bob a,b,c    storage full | ok
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
+//! snapshot   snapshot begin | slice | end | fail               reads hold | go
 //! ```
+//!
+//! A restart begins with the newest snapshot that has ended; discarded segments
+//! are wiped. Reads and surveys are answered at once unless they are held.
 
 use std::collections::BTreeMap;
 
+use shard::snapshot::{SLICE_BYTES, Slice};
 use shard::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
 use wal::recover::Scanner;
-use wal::{Log, LogOptions, Restore, Write};
+use wal::{Log, LogOptions, LogStart, Lsn, Restore, Write};
 use wire::id::{Class, MessageId};
 use wire::refuse::Code;
 use wire::{v1, v2};
@@ -52,8 +57,21 @@ struct Desk {
     generation: u32,
     /// Ids delivered to each v1 connection.
     ids: BTreeMap<u32, Vec<MessageId>>,
+    /// The newest snapshot that counts.
+    snapshot: Option<Snapshot>,
+    taking: Option<Snapshot>,
+    /// Reads and surveys (no connection) that wait, when they are held.
+    held: Vec<(Option<Conn>, Lsn, u32)>,
+    holds_reads: bool,
     /// Effects not compared yet.
     seen: std::collections::VecDeque<String>,
+}
+
+/// What a snapshot's file says.
+struct Snapshot {
+    start: LogStart,
+    slices: Vec<Vec<u8>>,
+    end: Option<Lsn>,
 }
 
 fn options() -> Options {
@@ -82,22 +100,33 @@ fn log_options() -> LogOptions {
     }
 }
 
-fn recover(disk: &[u8]) -> Shard {
-    let mut scanner = Scanner::new(SALT, log_options(), 0);
-    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]), log_options().segment_bytes);
-    for (n, segment) in disk.chunks(64 << 10).enumerate() {
+fn recover(disk: &[u8], snapshot: Option<&Snapshot>) -> Shard {
+    let segment_bytes = log_options().segment_bytes;
+    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]), segment_bytes);
+    let mut from = (LogStart::fresh(SALT), 0);
+    if let Some(snapshot) = snapshot {
+        for slice in &snapshot.slices {
+            replay.state(slice).expect("a good slice");
+        }
+        from = (snapshot.start, snapshot.end.expect("it is whole"));
+        replay.loaded(from.0, from.1);
+    }
+    let mut scanner = Scanner::resume(from.0, from.1, log_options());
+    let first = (from.0.lsn / segment_bytes) as usize;
+    for (n, segment) in disk.chunks(64 << 10).enumerate().skip(first) {
         let sink: wal::recover::Sink<'_> = &mut |lsn, len, record| replay.record(lsn, len, &record);
-        scanner.segment(n as u64 * (64 << 10), segment, sink).expect("no damage");
+        scanner.segment(n as u64 * segment_bytes, segment, sink).expect("no damage");
     }
     let (start, _) = scanner.finish().expect("no damage");
     assert_eq!(replay.contradictions(), 0);
-    replay.finish(&start, Log::new(log_options(), start), 0..=start.lsn >> 16)
+    let present = 0..=start.lsn / segment_bytes;
+    replay.finish(&start, Log::new(log_options(), start), present)
 }
 
 impl Desk {
     fn new() -> Desk {
         Desk {
-            shard: recover(&[]),
+            shard: recover(&[], None),
             out: Effects::default(),
             now_ms: 0,
             disk: Vec::new(),
@@ -105,6 +134,10 @@ impl Desk {
             links: BTreeMap::new(),
             generation: 0,
             ids: BTreeMap::new(),
+            snapshot: None,
+            taking: None,
+            held: Vec::new(),
+            holds_reads: false,
             seen: std::collections::VecDeque::new(),
         }
     }
@@ -162,13 +195,79 @@ impl Desk {
             }
             ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),
             ["drain"] => self.feed(Input::Drain),
+            ["snapshot"] => {
+                self.of_snapshot("begin");
+                while self.taking.as_ref().is_some_and(|it| it.end.is_none()) {
+                    self.of_snapshot("slice");
+                }
+                self.of_snapshot("end");
+            }
+            ["snapshot", step] => self.of_snapshot(step),
+            ["reads", "hold"] => self.holds_reads = true,
+            ["reads", "go"] => {
+                self.holds_reads = false;
+                for (conn, lsn, len) in std::mem::take(&mut self.held) {
+                    self.answer(conn, lsn, len);
+                }
+            }
             ["restart"] => {
                 self.flying.clear();
                 self.links.clear();
-                self.shard = recover(&self.disk);
+                self.held.clear();
+                self.taking = None;
+                self.shard = recover(&self.disk, self.snapshot.as_ref());
             }
             _ => panic!("no such step: {words:?}"),
         }
+    }
+
+    fn of_snapshot(&mut self, step: &str) {
+        if step == "begin" {
+            let start = self.shard.begin_snapshot(self.now());
+            self.taking = Some(Snapshot { start, slices: Vec::new(), end: None });
+            return;
+        }
+        let mut taking = self.taking.take().expect("a snapshot was begun");
+        match step {
+            "slice" => {
+                let mut slice = Vec::new();
+                if let Slice::Done { end } = self.shard.snapshot_slice(SLICE_BYTES, &mut slice) {
+                    taking.end = Some(end);
+                }
+                taking.slices.push(slice);
+                self.taking = Some(taking);
+            }
+            "end" => {
+                let bytes = taking.slices.iter().map(|slice| slice.len() as u64).sum();
+                let start = taking.start.lsn;
+                assert!(taking.end <= Some(self.shard.log().durable()), "commit before");
+                self.snapshot = Some(taking);
+                self.feed(Input::Snapshotted { start, bytes });
+            }
+            "fail" => self.feed(Input::SnapshotFailed),
+            _ => panic!("no such step of a snapshot: {step}"),
+        }
+    }
+
+    fn answer(&mut self, conn: Option<Conn>, lsn: Lsn, len: u32) {
+        if self.holds_reads {
+            return self.held.push((conn, lsn, len));
+        }
+        let segment_end = ((lsn >> 16) + 1) << 16;
+        let end = (lsn + Lsn::from(len)).min(segment_end).min(self.disk.len() as Lsn);
+        let bytes = self.disk[lsn as usize..end as usize].to_vec();
+        let bytes = Some(&bytes[..]);
+        self.feed(match conn {
+            Some(conn) => Input::Read { conn, lsn, bytes },
+            None => Input::Surveyed { lsn, bytes },
+        });
+    }
+
+    /// Nothing may look at it any more.
+    fn wipe(&mut self, segment: u64) {
+        let start = (segment as usize) << 16;
+        self.disk[start..start + (64 << 10)].fill(0xee);
+        self.seen.push_back(format!("discard {segment}"));
     }
 
     fn write(&mut self) {
@@ -298,12 +397,9 @@ impl Desk {
                         self.tell(conn.slot, &out.bytes[start..end]);
                     }
                     Effect::Close { conn } => self.seen.push_back(format!("{} close", conn.slot)),
-                    Effect::Read { conn, lsn, len, .. } => {
-                        let end = (lsn as usize + len as usize).min(self.disk.len());
-                        let bytes = self.disk[lsn as usize..end].to_vec();
-                        self.feed(Input::Read { conn, lsn, bytes: Some(&bytes) });
-                    }
-                    Effect::Survey { .. } | Effect::Discard { .. } => {}
+                    Effect::Read { conn, lsn, len, .. } => self.answer(Some(conn), lsn, len),
+                    Effect::Survey { lsn, len, .. } => self.answer(None, lsn, len),
+                    Effect::Discard { segment } => self.wipe(segment),
                     Effect::Damaged { lsn } => self.seen.push_back(format!("damaged {lsn}")),
                 }
             }

@@ -2,6 +2,8 @@
 
 mod desk;
 
+mod clean;
 mod crash;
+mod snapshot;
 mod v1;
 mod v2;

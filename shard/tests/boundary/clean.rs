@@ -1,0 +1,130 @@
+//! Cleaning: what is copied, what is given up, what is deleted and when.
+
+use crate::desk::check;
+
+/// Three messages of 20,000 bytes fill a segment of the log.
+const FILLED: &str = "0 hello alice 1
+     > 0 welcome 1..0
+     0 send bob 1 a*20000
+     0 send carol 1 b*20000
+     0 send carol 2 c*20000
+     commit
+     > 0 sent bob 1
+     > 0 sent carol 1
+     > 0 sent carol 2
+     0 send carol 3 d*20000
+     0 send carol 4 e*20000
+     commit
+     > 0 sent carol 3
+     > 0 sent carol 4
+     1 hello carol 1
+     > 1 welcome 1..4
+     > 1 deliver 1 alice b…20000
+     > 1 deliver 2 alice c…20000
+     > 1 deliver 3 alice d…20000
+     > 1 deliver 4 alice e…20000
+     1 ack 4
+     commit
+";
+
+#[track_caller]
+fn check_after_filling(script: &str) {
+    check(&format!("{FILLED}{script}"));
+}
+
+/// Two snapshots must do without a segment before it goes; what waited in it
+/// has moved and comes as if nothing had been.
+#[test]
+fn what_is_left_moves_and_the_segment_goes() {
+    check_after_filling(
+        "tick 100
+         commit
+         snapshot
+         0 send dave 1 f
+         commit
+         > 0 sent dave 1
+         tick 100
+         snapshot
+         > discard 0
+         > discard 1
+         2 hello bob 1
+         > 2 welcome 1..1
+         > 2 deliver 1 alice a…20000
+         restart
+         2 hello bob 1
+         > 2 welcome 1..1
+         > 2 deliver 1 alice a…20000",
+    );
+}
+
+/// Of the copy and the snapshots nothing counts before it is durable.
+#[test]
+fn nothing_goes_before_the_copy_is_durable() {
+    check_after_filling(
+        "reads hold
+         snapshot
+         0 send dave 1 f
+         commit
+         > 0 sent dave 1
+         snapshot
+         reads go
+         tick 100
+         write
+         tick 100
+         commit
+         > discard 0",
+    );
+}
+
+/// A device reads where a message was before it moved: the segment stays until
+/// the read has ended, and the message comes.
+#[test]
+fn a_read_under_way_holds_its_segment() {
+    check_after_filling(
+        "reads hold
+         snapshot
+         2 hello bob 1
+         > 2 welcome 1..1
+         0 send dave 1 f
+         commit
+         > 0 sent dave 1
+         snapshot
+         reads go
+         > 2 deliver 1 alice a…20000
+         commit
+         > discard 0",
+    );
+}
+
+/// What has expired (here after 1000 s, whatever its sender said) is given up
+/// although nobody asked for it, and does not come back.
+#[test]
+fn the_expired_are_given_up() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a*20000 ttl=1
+         0 send bob 2 b*20000
+         0 send carol 1 c*20000 ttl=1
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent carol 1
+         0 send dave 1 d*20000
+         commit
+         > 0 sent dave 1
+         tick 7200000
+         commit
+         snapshot
+         0 send dave 2 e
+         commit
+         > 0 sent dave 2
+         snapshot
+         > discard 0
+         restart
+         1 hello bob 1
+         > 1 welcome 3..2
+         2 hello carol 1
+         > 2 welcome 2..1",
+    );
+}
