@@ -58,6 +58,7 @@ impl World {
 
     fn recover(&mut self, shard: usize) -> Result<Core, String> {
         let log = self.knobs.log;
+        let image = self.image(shard);
         let mut replay = Replay::new(self.options(shard), self.hasher, log.segment_bytes);
         let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
         let mut scanner = Scanner::resume(from, vouched, log);
@@ -103,8 +104,10 @@ impl World {
             "recovered: shard, records, end, cut",
             [shard as u64, count as u64, start.lsn, cut],
         );
+        let brain = replay.finish(&start, Log::new(log, start), present);
+        self.keep_image(image, start.lsn, cut, &brain);
         Ok(Core {
-            brain: replay.finish(&start, Log::new(log, start), present),
+            brain,
             out: shard::Effects::default(),
             slots: Vec::new(),
             generations: Vec::new(),

@@ -32,12 +32,14 @@ mod turn;
 mod world;
 
 mod history;
+mod image;
 mod ledger;
 mod mailbox;
 mod model;
 mod settle;
 mod watch;
 
+pub use image::Image;
 pub use plant::Plant;
 pub use world::{Outcome, Stats, World};
 

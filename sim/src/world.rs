@@ -231,6 +231,8 @@ pub struct World {
     scheduled: u64,
 
     pub(crate) hasher: KeyHasher,
+    /// What the hasher was made of.
+    pub(crate) seed: [u64; 2],
     pub(crate) names: Vec<String>,
     /// Counts the lives of the server; 0 before the first.
     pub(crate) life: u32,
@@ -255,6 +257,7 @@ pub struct World {
     /// Faults have ended; everything must settle.
     pub(crate) quiet_since: Option<u64>,
     violation: Option<String>,
+    pub(crate) images: Option<Vec<crate::Image>>,
 }
 
 /// What became of one world.
@@ -273,7 +276,8 @@ impl World {
     pub fn new(seed: u64, plant: Plant, prints: bool) -> World {
         let mut chance = Chance::new(seed);
         let knobs = Knobs::draw(seed, &mut chance);
-        let hasher = KeyHasher::new([chance.bits(), chance.bits()]);
+        let hash_seed = [chance.bits(), chance.bits()];
+        let hasher = KeyHasher::new(hash_seed);
         let names: Vec<String> = (0..knobs.users).map(|n| format!("user{n}")).collect();
         let keys = names.iter().map(|name| hasher.key(name.as_bytes()));
         let shards = usize::from(knobs.shards);
@@ -291,6 +295,8 @@ impl World {
             queue: BinaryHeap::new(),
             scheduled: 0,
             hasher,
+            seed: hash_seed,
+            images: None,
             names,
             life: 0,
             cores: Vec::new(),

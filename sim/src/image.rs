@@ -1,0 +1,83 @@
+//! What lies on a simulated disk when the server starts, and what the start
+//! makes of it: for a test that puts the same bytes on a real file system and
+//! has the disk half of the log read them back.
+
+use wal::Lsn;
+use wire::id::ShardId;
+
+use crate::snapshots::salt;
+use crate::world::World;
+
+/// One shard's disk before a start, and the shard after it.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// Which shard, of how many.
+    pub shard: ShardId,
+    /// How many shards the node has.
+    pub shards: u16,
+    /// The seed of the hash that names users.
+    pub seed: [u64; 2],
+    /// The log's secret.
+    pub salt: u64,
+    /// Log bytes in a segment.
+    pub segment_bytes: u64,
+    /// The segments that are there, by number; the last one may be short.
+    pub segments: Vec<(u64, Vec<u8>)>,
+    /// The snapshots, by where their replay begins; rotten ones included.
+    pub snapshots: Vec<(Lsn, Vec<u8>)>,
+    /// How many of those were good.
+    pub good: usize,
+    /// Where the log went on.
+    pub end: Lsn,
+    /// Bytes that were cut off its end.
+    pub cut: u64,
+    /// Every user: name, first and last inbox seq of what waits.
+    pub inboxes: Vec<(Vec<u8>, u64, u64)>,
+}
+
+impl World {
+    /// Keeps an image of every disk at every start from now on.
+    pub fn keep_images(&mut self) {
+        self.images = Some(Vec::new());
+    }
+
+    /// The images since then.
+    pub fn take_images(&mut self) -> Vec<Image> {
+        self.images.take().unwrap_or_default()
+    }
+
+    /// The disk of a shard before a start, when images are kept.
+    pub(crate) fn image(&self, shard: usize) -> Option<Image> {
+        self.images.as_ref()?;
+        let disk = &self.disks[shard];
+        let segments = disk.segments(0).filter(|(index, ..)| !disk.lacks(*index));
+        Some(Image {
+            shard: shard as ShardId,
+            shards: self.knobs.shards,
+            seed: self.seed,
+            salt: salt(shard),
+            segment_bytes: self.knobs.log.segment_bytes,
+            segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
+            snapshots: disk.snapshots.iter().map(|it| (it.start, it.bytes.clone())).collect(),
+            good: disk.snapshots.iter().filter(|it| !it.is_rotten).count(),
+            end: 0,
+            cut: 0,
+            inboxes: Vec::new(),
+        })
+    }
+
+    /// What the start made of it.
+    pub(crate) fn keep_image(
+        &mut self,
+        image: Option<Image>,
+        end: Lsn,
+        cut: u64,
+        brain: &shard::Shard,
+    ) {
+        let (Some(mut image), Some(images)) = (image, &mut self.images) else { return };
+        (image.end, image.cut) = (end, cut);
+        image.inboxes =
+            brain.inboxes().map(|(name, first, last)| (name.to_vec(), first, last)).collect();
+        images.push(image);
+    }
+}
