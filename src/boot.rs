@@ -245,7 +245,7 @@ fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
 }
 
 /// A device that sends nothing to somebody for a week begins anew with them.
-const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+pub(crate) const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
 fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> shard::Options {
     shard::Options {

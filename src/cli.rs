@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flag, settings};
+use crate::inspect;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -16,6 +17,7 @@ Examples:
   iris-shard --config iris.toml --set limits.conns_max=100000
   iris-shard --config iris.toml --check-config show every setting and where it came from
   iris-shard doctor                            what this machine allows, and what would lift it
+  iris-shard inspect --data-dir /var/lib/iris  what is in a data directory, server or not
 
 Exit codes: 0 fine, 1 a defect, 2 command line or configuration, 3 data directory,
 4 network, 5 machine, 74 the disk failed while serving: start again.";
@@ -39,6 +41,21 @@ pub(crate) enum Command {
     Run,
     /// Show the machine, the plan for it, and the commands that lift each limit
     Doctor {
+        /// Print JSON for a program
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look into a data directory, changing nothing: segments, snapshots, what waits
+    Inspect {
+        /// One user's inbox: devices, cursors, messages that wait
+        #[arg(long, value_name = "NAME", conflicts_with = "record")]
+        inbox: Option<String>,
+        /// Messages of the inbox to show
+        #[arg(long, value_name = "N", default_value_t = 100, requires = "inbox")]
+        limit: usize,
+        /// One record of the log, by its shard and position
+        #[arg(long, value_name = "SHARD:POSITION", value_parser = inspect::place)]
+        record: Option<(u16, u64)>,
         /// Print JSON for a program
         #[arg(long)]
         json: bool,

@@ -5,6 +5,7 @@ mod boot;
 mod cli;
 mod config;
 mod exit;
+mod inspect;
 mod log;
 mod signal;
 mod turn;
@@ -21,6 +22,7 @@ use wal::manifest::Manifest;
 use cli::{Cli, Command};
 use config::{Config, Loaded};
 use exit::Exit;
+use inspect::Subject;
 use signal::Signals;
 
 fn main() -> ExitCode {
@@ -46,6 +48,14 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
     }
     match cli.command {
         Some(Command::Doctor { json }) => Ok(doctor(&loaded.config, json)),
+        Some(Command::Inspect { ref inbox, limit, record, json }) => {
+            let subject = match (inbox, record) {
+                (Some(name), _) => Subject::Inbox { name: name.clone(), limit },
+                (None, Some((shard, lsn))) => Subject::Record(shard, lsn),
+                (None, None) => Subject::Directory,
+            };
+            inspect::run(&loaded.config.data_dir, &subject, json)
+        }
         Some(Command::Run) | None => run(&loaded),
     }
 }

@@ -33,8 +33,11 @@ mod hlc;
 mod timer;
 
 pub mod metrics;
+
+mod contents;
 mod replay;
 
+pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
 pub use replay::Replay;

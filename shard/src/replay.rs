@@ -54,6 +54,14 @@ impl Replay {
         }
     }
 
+    pub(crate) fn users(&self) -> &Users {
+        &self.users
+    }
+
+    pub(crate) fn hasher(&self) -> &KeyHasher {
+        &self.hasher
+    }
+
     /// Records that did not fit what came before them; 0 for every log that
     /// this code wrote.
     pub fn contradictions(&self) -> u64 {

@@ -116,10 +116,14 @@ impl User {
 
     /// What will wait once every cursor has been advanced.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
+        self.waiting_seqs().map(|(_, entry)| entry)
+    }
+
+    /// The same with the inbox seq of each.
+    pub(crate) fn waiting_seqs(&self) -> impl Iterator<Item = (u64, &Entry)> {
         let cursor = self.devices.iter().map(|device| self.advanced(device)).min().unwrap_or(0);
         let entries = self.inbox.as_deref().into_iter().flat_map(|inbox| inbox.entries());
-        let waits = move |(seq, entry): (u64, &'_ Entry)| seq > cursor && !entry.is_hole();
-        entries.filter(move |it| waits(*it)).map(|(_, entry)| entry)
+        entries.filter(move |(seq, entry)| *seq > cursor && !entry.is_hole())
     }
 
     /// Removes what every device has, and holes that stand before all that

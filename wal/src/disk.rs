@@ -10,6 +10,7 @@
 
 mod data_dir;
 mod error;
+mod inspect;
 mod probe;
 mod recovery;
 mod segments;
@@ -22,8 +23,9 @@ mod life_tests;
 #[cfg(test)]
 mod tests;
 
-pub use data_dir::{DataDir, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+pub use data_dir::{DataDir, Holder, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{DataDirError, RecoverError};
+pub use inspect::{Files, Inspection, NoRecord, SegmentFile, SnapshotSeen, Stored};
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};
 pub use segments::{Prepare, Prepared, Removal, Segments};

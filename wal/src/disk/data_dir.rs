@@ -177,7 +177,7 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
 
 /// Without a manifest only what a crash while making the directory leaves
 /// behind may be there.
-fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
+pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     let failed = |error| DataDirError::from_io(path, error);
     if path.join(manifest::FILE_NAME).try_exists().map_err(failed)? {
         return Ok(());
@@ -223,6 +223,27 @@ fn take_lock(dir: &Path) -> Result<File, DataDirError> {
     Ok(file)
 }
 
+/// Who holds a data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The process, when it said so.
+    pub pid: Option<u32>,
+}
+
+/// Who holds the directory's lock, if anybody does. Asking takes it for a
+/// moment, shared, which only a server that starts in that moment could notice.
+pub(super) fn holder(dir: &Path) -> Option<Holder> {
+    let mut file = File::open(dir.join(LOCK_NAME)).ok()?;
+    match file.try_lock_shared() {
+        Err(fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let _ = file.read_to_string(&mut text);
+            Some(Holder { pid: text.trim().parse().ok() })
+        }
+        _ => None,
+    }
+}
+
 fn write_pid(file: &mut File) -> io::Result<()> {
     let text = format!("{}\n", std::process::id());
     file.rewind()?;
@@ -252,7 +273,7 @@ fn make(path: &Path, options: &OpenOptions) -> Result<Manifest, DataDirError> {
     attempt().map_err(|error| DataDirError::from_io(path, error))
 }
 
-fn manifest_error(dir: &Path, error: ManifestError) -> DataDirError {
+pub(super) fn manifest_error(dir: &Path, error: ManifestError) -> DataDirError {
     let path = dir.join(manifest::FILE_NAME);
     match error {
         ManifestError::OtherFormat(written) => {

@@ -34,6 +34,11 @@ pub enum DataDirError {
         /// The path.
         path: PathBuf,
     },
+    /// Nothing of ours is there.
+    NotADataDir {
+        /// The path.
+        path: PathBuf,
+    },
     /// A directory that something else lives in.
     Foreign {
         /// The directory.
@@ -130,6 +135,12 @@ impl fmt::Display for DataDirError {
                 "{} is not a directory, or a part of its path is none; choose another data \
                  directory",
                 path.display()
+            ),
+            DataDirError::NotADataDir { path } => write!(
+                f,
+                "{} is no data directory of iris-shard: it has no {}; name one with --data-dir",
+                path.display(),
+                crate::manifest::FILE_NAME
             ),
             DataDirError::Foreign { path, found } => write!(
                 f,

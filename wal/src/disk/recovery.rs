@@ -80,11 +80,26 @@ impl ShardDir {
         into: &mut dyn Restore,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Recovered, RecoverError> {
-        let began = Instant::now();
         let listing = self.list().map_err(|error| self.io(self.path(), error))?;
         for path in &listing.leftovers {
             fs::remove_file(path).map_err(|error| self.io(path, error))?;
         }
+        let (recovered, durable) = self.read_back(listing, into, progress)?;
+        self.confirm(durable, recovered.start.lsn)?;
+        for (path, _) in &recovered.damaged {
+            snapshots::set_aside(path).map_err(|error| self.io(path, error))?;
+        }
+        Ok(recovered)
+    }
+
+    /// Reads only. The second result is how far later commits vouch for the log.
+    pub(super) fn read_back(
+        &self,
+        listing: Listing,
+        into: &mut dyn Restore,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Recovered, Lsn), RecoverError> {
+        let began = Instant::now();
         let (snapshot, damaged) = self.load_newest(&listing, into, progress);
         // A snapshot gets its name when the log is durable beyond its start,
         // which its name says even if its bytes say nothing any more.
@@ -92,16 +107,13 @@ impl ShardDir {
         let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
         self.check_segments(&listing, snapshot.as_ref(), vouched, &damaged)?;
         let from = snapshot.as_ref().map(|loaded| loaded.start);
-        let (start, torn) = self.replay(&listing, from, vouched, into, progress)?;
+        let (start, torn, durable) = self.replay(&listing, from, vouched, into, progress)?;
         self.check_needed(&listing, into)?;
-        for (path, _) in &damaged {
-            snapshots::set_aside(path).map_err(|error| self.io(path, error))?;
-        }
         let (begin, snapshots) = match from {
             Some(from) => (from.lsn, listing.snapshots.iter().copied()),
             None => (0, [].iter().copied()),
         };
-        Ok(Recovered {
+        let recovered = Recovered {
             start,
             torn,
             snapshots: snapshots.filter(|start| *start <= begin).collect(),
@@ -111,7 +123,8 @@ impl ShardDir {
             replayed_bytes: start.lsn - begin,
             elapsed: began.elapsed(),
             foreign: listing.foreign,
-        })
+        };
+        Ok((recovered, durable))
     }
 
     /// Feeds the newest snapshot that can be used, and tells of those that
@@ -174,7 +187,7 @@ impl ShardDir {
         vouched: Lsn,
         into: &mut dyn Restore,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<(LogStart, Option<Torn>), RecoverError> {
+    ) -> Result<(LogStart, Option<Torn>, Lsn), RecoverError> {
         let options = LogOptions { segment_bytes: self.segment_bytes, ..LogOptions::default() };
         let from = from.unwrap_or(LogStart::fresh(self.salt));
         let mut scanner = Scanner::resume(from, vouched, options);
@@ -195,8 +208,7 @@ impl ShardDir {
         }
         let durable = scanner.known_durable();
         let (start, torn) = scanner.finish().map_err(|damage| self.damage(damage))?;
-        self.confirm(durable, start.lsn)?;
-        Ok((start, torn))
+        Ok((start, torn, durable))
     }
 
     /// What waits must have its segment.

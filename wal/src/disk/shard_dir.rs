@@ -70,13 +70,15 @@ impl ShardDir {
                 None if is_leftover(name) => listing.leftovers.push(path),
                 None => match snapshot_name(&path) {
                     Some((start, false)) => listing.snapshots.push(start),
-                    Some((_, true)) => {} // goes with the snapshots of its time
+                    // Goes with the snapshots of its time.
+                    Some((_, true)) => listing.aside.push(path),
                     None => listing.foreign.push(path),
                 },
             }
         }
         listing.segments.sort_unstable();
         listing.snapshots.sort_unstable();
+        listing.aside.sort_unstable();
         listing.foreign.sort_unstable();
         Ok(listing)
     }
@@ -142,6 +144,8 @@ pub(super) struct Listing {
     pub(super) segments: Vec<u64>,
     /// Where the replays of the snapshots begin, ascending.
     pub(super) snapshots: Vec<Lsn>,
+    /// Snapshots that were set aside.
+    pub(super) aside: Vec<PathBuf>,
     /// Unfinished files of ours.
     pub(super) leftovers: Vec<PathBuf>,
     pub(super) foreign: Vec<PathBuf>,

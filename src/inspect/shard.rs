@@ -1,0 +1,275 @@
+//! One shard of a data directory: its files, its log, how much waits.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use wal::Restore;
+use wal::disk::{Files, Recovered, SegmentFile, SnapshotSeen};
+use wire::id::ShardId;
+
+use super::{Look, bytes, count, table};
+
+/// What is there of one shard.
+#[derive(Debug, Serialize)]
+pub(super) struct ShardReport {
+    shard: ShardId,
+    directory: String,
+    /// Why a start would be refused.
+    refusal: Option<String>,
+    log: Option<LogReport>,
+    holds: Option<HoldsReport>,
+    segments: Vec<SegmentReport>,
+    snapshots: Vec<SnapshotReport>,
+    set_aside: Vec<String>,
+    unfinished: Vec<String>,
+    foreign: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct LogReport {
+    /// Where the next commit would begin.
+    end: u64,
+    commits: u64,
+    /// Log bytes that a start reads.
+    replayed_bytes: u64,
+    torn: Option<TornReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TornReport {
+    position: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct HoldsReport {
+    users: u64,
+    devices: u64,
+    waiting_messages: u64,
+    waiting_bytes: u64,
+    pairs: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct SegmentReport {
+    segment: u64,
+    file: String,
+    bytes: u64,
+    /// Of what waits; unknown when the log cannot be read back.
+    live_bytes: Option<u64>,
+    live_messages: Option<u64>,
+    live_share: Option<f64>,
+    /// All of it lies before the place where a start begins to read the log.
+    below_snapshot: bool,
+    /// What is wrong with the file as such.
+    flaw: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotReport {
+    file: String,
+    start: u64,
+    end: Option<u64>,
+    bytes: u64,
+    /// A start would use this one.
+    used: bool,
+    flaw: Option<String>,
+}
+
+impl ShardReport {
+    pub(super) fn look(look: &Look, id: ShardId) -> ShardReport {
+        let dir = look.inspection.shard(id);
+        let mut report = ShardReport {
+            shard: id,
+            directory: dir.path().display().to_string(),
+            refusal: None,
+            log: None,
+            holds: None,
+            segments: Vec::new(),
+            snapshots: Vec::new(),
+            set_aside: Vec::new(),
+            unfinished: Vec::new(),
+            foreign: Vec::new(),
+        };
+        let files = match dir.files() {
+            Ok(files) => files,
+            Err(error) => {
+                report.refusal = Some(format!("{} cannot be read: {error}", report.directory));
+                return report;
+            }
+        };
+        let mut replay = look.replay(id);
+        let mut live = None;
+        let mut used = None;
+        match dir.look_back(&mut replay, &mut |_| {}) {
+            Ok(recovered) => {
+                used = recovered.snapshot.as_ref().map(|loaded| loaded.start.lsn);
+                live = Some(replay.needed());
+                report.read_back(&recovered, &replay);
+            }
+            Err(error) => report.refusal = Some(error.to_string()),
+        }
+        let size = look.inspection.manifest().segment_bytes;
+        report.list(&files, size, used, live.as_deref());
+        report
+    }
+
+    /// Whether a server would start on it.
+    pub(super) fn starts(&self) -> bool {
+        self.refusal.is_none()
+    }
+
+    fn read_back(&mut self, recovered: &Recovered, replay: &shard::Replay) {
+        let torn = recovered.torn.as_ref();
+        self.log = Some(LogReport {
+            end: recovered.start.lsn,
+            commits: recovered.start.commit_seq,
+            replayed_bytes: recovered.replayed_bytes,
+            torn: torn.map(|torn| TornReport { position: torn.lsn, bytes: torn.bytes }),
+        });
+        let contents = replay.contents();
+        self.holds = Some(HoldsReport {
+            users: contents.users,
+            devices: contents.devices,
+            waiting_messages: contents.waiting_messages,
+            waiting_bytes: contents.waiting_bytes,
+            pairs: contents.pairs,
+        });
+        let contradictions = replay.contradictions();
+        if contradictions > 0 {
+            self.refusal = Some(format!("the log contradicts itself in {contradictions} records"));
+        }
+    }
+
+    fn list(
+        &mut self,
+        files: &Files,
+        segment_bytes: u64,
+        used: Option<u64>,
+        live: Option<&[(u64, u64, u64)]>,
+    ) {
+        let below = used.unwrap_or(0) / segment_bytes;
+        let segment = |file: &SegmentFile| {
+            let found = live.map(|live| {
+                let at = live.iter().find(|(segment, ..)| *segment == file.index);
+                at.map_or((0, 0), |(_, bytes, messages)| (*bytes, *messages))
+            });
+            SegmentReport {
+                segment: file.index,
+                file: file.path.display().to_string(),
+                bytes: file.bytes,
+                live_bytes: found.map(|(bytes, _)| bytes),
+                live_messages: found.map(|(_, messages)| messages),
+                live_share: found.map(|(bytes, _)| bytes as f64 / segment_bytes as f64),
+                below_snapshot: file.index < below,
+                flaw: file.flaw.clone(),
+            }
+        };
+        self.segments = files.segments.iter().map(segment).collect();
+        let snapshot = |seen: &SnapshotSeen| SnapshotReport {
+            file: seen.path.display().to_string(),
+            start: seen.start,
+            end: seen.read.as_ref().ok().map(|loaded| loaded.end),
+            bytes: seen.bytes,
+            used: used == Some(seen.start),
+            flaw: seen.read.as_ref().err().cloned(),
+        };
+        self.snapshots = files.snapshots.iter().map(snapshot).collect();
+        let shown = |paths: &[std::path::PathBuf]| {
+            paths.iter().map(|path| path.display().to_string()).collect()
+        };
+        self.set_aside = shown(&files.aside);
+        self.unfinished = shown(&files.leftovers);
+        self.foreign = shown(&files.foreign);
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut out = format!("Shard {} in {}\n", self.shard, self.directory);
+        if let Some(refusal) = &self.refusal {
+            let _ = writeln!(out, "  a start would be refused: {refusal}");
+        }
+        if let Some(log) = &self.log {
+            let _ = writeln!(
+                out,
+                "  log: ends at position {} after {} commits; a start reads {} of it",
+                log.end,
+                count(log.commits),
+                bytes(log.replayed_bytes)
+            );
+            if let Some(torn) = &log.torn {
+                let _ = writeln!(
+                    out,
+                    "  torn tail: {} bytes from position {} on belong to no whole commit; a start \
+                     goes on over them",
+                    torn.bytes, torn.position
+                );
+            }
+        }
+        if let Some(holds) = &self.holds {
+            let _ = writeln!(
+                out,
+                "  holds: {} messages ({}) that wait, {} users with {} devices, {} pairs of sender \
+                 and inbox",
+                count(holds.waiting_messages),
+                bytes(holds.waiting_bytes),
+                count(holds.users),
+                count(holds.devices),
+                count(holds.pairs)
+            );
+        }
+        out.push_str(&self.segments_text());
+        out.push_str(&self.snapshots_text());
+        let others = [
+            ("a snapshot that was set aside", &self.set_aside),
+            ("unfinished, removed by the next start", &self.unfinished),
+            ("not ours, left alone", &self.foreign),
+        ];
+        for (what, paths) in others {
+            for path in paths {
+                let _ = writeln!(out, "  {what}: {path}");
+            }
+        }
+        out
+    }
+
+    fn segments_text(&self) -> String {
+        let unknown = || "?".to_owned();
+        let row = |it: &SegmentReport| {
+            let mut notes = Vec::new();
+            if it.below_snapshot {
+                notes.push("before the snapshot".to_owned());
+            }
+            notes.extend(it.flaw.clone());
+            vec![
+                it.segment.to_string(),
+                bytes(it.bytes),
+                it.live_bytes.map_or_else(unknown, bytes),
+                it.live_share.map_or_else(unknown, |share| format!("{:.0} %", share * 100.0)),
+                it.live_messages.map_or_else(unknown, count),
+                notes.join("; "),
+            ]
+        };
+        let rows: Vec<Vec<String>> = self.segments.iter().map(row).collect();
+        if rows.is_empty() {
+            return "  no segments\n".to_owned();
+        }
+        table(&["SEGMENT", "FILE", "LIVE", "SHARE", "MESSAGES", ""], &rows)
+    }
+
+    fn snapshots_text(&self) -> String {
+        let row = |it: &SnapshotReport| {
+            let state = match &it.flaw {
+                Some(flaw) => format!("damaged: {flaw}"),
+                None if it.used => "a start uses this one".to_owned(),
+                None => "whole".to_owned(),
+            };
+            let end = it.end.map_or_else(|| "?".to_owned(), |end| end.to_string());
+            vec![it.start.to_string(), end, bytes(it.bytes), state]
+        };
+        let rows: Vec<Vec<String>> = self.snapshots.iter().map(row).collect();
+        if rows.is_empty() {
+            return "  no snapshots\n".to_owned();
+        }
+        table(&["SNAPSHOT FROM", "TO", "FILE", ""], &rows)
+    }
+}

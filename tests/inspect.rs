@@ -1,0 +1,199 @@
+//! `iris-shard inspect` and `iris-shard repair` on directories that the real
+//! server wrote: what they show, what they change, and what a server makes of it.
+
+mod server;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use server::{Deadline, PATIENCE, Setup};
+use wire::id::Class;
+
+/// Runs a command of the binary on this directory.
+fn iris_shard(command: &str, data_dir: &Path, arguments: &[&str]) -> Output {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IRIS_") {
+            process.env_remove(name);
+        }
+    }
+    process
+        .arg(command)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .args(arguments)
+        .output()
+        .expect("the binary runs")
+}
+
+/// Expects this code and these words, wherever they are said.
+#[track_caller]
+fn check(output: &Output, code: i32, told: &[&str]) -> String {
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    let said = String::from_utf8(said).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in told {
+        assert!(said.contains(word), "'{word}' is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[track_caller]
+fn json(output: &Output, code: i32) -> Value {
+    let said = check(output, code, &[]);
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+/// Every file below a directory with its bytes, the lock's apart.
+fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            let bytes = fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// One can be found in a file.
+fn body(n: usize) -> String {
+    format!("this is message number {n:06}")
+}
+
+/// This many messages for "bob" in one shard, each confirmed and each in a
+/// commit of its own.
+fn written(messages: usize) -> Setup {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    for n in 0..messages {
+        alice.send_and_wait(b"bob", body(n).as_bytes(), PATIENCE).unwrap();
+    }
+    server.stop()
+}
+
+#[test]
+fn a_directory_is_shown() {
+    let setup = written(5);
+    let before = contents(setup.data_dir());
+    let output = iris_shard("inspect", setup.data_dir(), &[]);
+    check(&output, 0, &["format 2, 1 shard", "5 messages", "SEGMENT", "no snapshots"]);
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    assert_eq!(shown["starts"], true);
+    assert_eq!(shown["running"], Value::Null);
+    let shard = &shown["shards"][0];
+    assert_eq!(shard["holds"]["waiting_messages"], 5);
+    assert_eq!(shard["holds"]["users"], 2, "alice and bob");
+    assert_eq!(shard["segments"][0]["live_messages"], 5);
+    assert_eq!(shard["segments"][0]["flaw"], Value::Null);
+    assert!(contents(setup.data_dir()) == before, "looking changes nothing");
+}
+
+#[test]
+fn an_inbox_and_a_record_are_shown() {
+    let setup = written(5);
+    let dir = setup.data_dir();
+    let shown = json(&iris_shard("inspect", dir, &["--inbox", "bob", "--json"]), 0);
+    assert_eq!(shown["waiting_messages"], 5);
+    let entries = shown["entries"].as_array().unwrap();
+    assert_eq!(entries.len(), 5);
+    assert_eq!(entries[2]["message"]["from"], "alice");
+    assert_eq!(entries[2]["message"]["send_seq"], 3);
+    let position = entries[2]["position"].as_u64().unwrap();
+    let place = format!("0:{position}");
+    let shown = json(&iris_shard("inspect", dir, &["--record", &place, "--json"]), 0);
+    assert_eq!(shown["kind"], "message");
+    assert_eq!(shown["body_text"], body(2));
+    assert_eq!(shown["fields"]["to"], "bob");
+    check(&iris_shard("inspect", dir, &["--record", &place]), 0, &["message at", &body(2)]);
+    check(&iris_shard("inspect", dir, &["--record", "0:0"]), 0, &["commit at", "number: 1"]);
+    let text = iris_shard("inspect", dir, &["--inbox", "bob", "--limit", "2"]);
+    check(&text, 0, &["waiting: 5 messages", "and 3 more", "alice", "guaranteed", "no device"]);
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    let setup = written(1);
+    let dir = setup.data_dir();
+    check(&iris_shard("inspect", dir, &["--inbox", "carol"]), 3, &["nobody named carol"]);
+    check(&iris_shard("inspect", dir, &["--record", "0:7"]), 3, &["no record", "file offset 4103"]);
+    check(&iris_shard("inspect", dir, &["--record", "9:0"]), 2, &["no shard 9"]);
+    check(&iris_shard("inspect", dir, &["--record", "0:99999999999"]), 3, &["is not there"]);
+    check(&iris_shard("inspect", dir, &["--record", "x"]), 2, &["SHARD:POSITION"]);
+    let other = tempfile::tempdir().unwrap();
+    check(&iris_shard("inspect", other.path(), &[]), 3, &["no data directory of iris-shard"]);
+    check(&iris_shard("inspect", &other.path().join("none"), &[]), 3, &["no data directory"]);
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0, "nothing was made");
+    fs::write(other.path().join("thesis.txt"), "all there is").unwrap();
+    check(&iris_shard("inspect", other.path(), &[]), 3, &["thesis.txt"]);
+}
+
+#[test]
+fn a_running_server_is_told_of_and_not_disturbed() {
+    let server = Setup::new().shards(1).start();
+    let mut alice = server.v2("alice", 1);
+    let dir = server.setup().data_dir().to_owned();
+    alice.send_and_wait(b"bob", b"hello", PATIENCE).unwrap();
+    let shown = json(&iris_shard("inspect", &dir, &["--json"]), 0);
+    assert_eq!(shown["running"]["pid"], server.pid());
+    let pid = server.pid().to_string();
+    let inbox = iris_shard("inspect", &dir, &["--inbox", "bob"]);
+    check(&inbox, 0, &["in use by the server with process id", &pid, "waiting: 1 messages"]);
+    alice.send_and_wait(b"bob", b"still here", PATIENCE).unwrap();
+    server.stop();
+}
+
+/// The snapshots of the one shard, oldest first.
+fn snapshots(setup: &Setup) -> Vec<PathBuf> {
+    let entries = fs::read_dir(setup.data_dir().join("shard-0000")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "snap"));
+    paths.sort();
+    paths
+}
+
+/// Messages of 10,000 bytes, so that there are segments and snapshots.
+fn filled(messages: u64) -> Setup {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    for n in 1..=messages {
+        let body = [&n.to_be_bytes()[..], &[b'x'; 10_000]].concat();
+        let seq = alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+        if n % 50 == 0 || n == messages {
+            alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
+        }
+    }
+    let deadline = Deadline::new();
+    while snapshots(&setup).len() < 2 {
+        deadline.pause(|| "two snapshots are not taken".to_owned());
+    }
+    server.stop()
+}
+
+#[test]
+fn snapshots_are_shown() {
+    let setup = filled(600);
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    let shard = &shown["shards"][0];
+    assert_eq!(shard["holds"]["waiting_messages"], 600);
+    let snapshots = shard["snapshots"].as_array().unwrap();
+    assert_eq!(snapshots.last().unwrap()["used"], true);
+    assert_eq!(shard["segments"][0]["below_snapshot"], true);
+    // A damaged one is told of, and the start would use another.
+    let newest = PathBuf::from(snapshots.last().unwrap()["file"].as_str().unwrap());
+    let mut bytes = fs::read(&newest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    check(&iris_shard("inspect", setup.data_dir(), &[]), 0, &["damaged: the checksum"]);
+    assert!(newest.exists(), "looking sets nothing aside");
+}
