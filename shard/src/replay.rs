@@ -33,6 +33,8 @@ pub struct Replay {
     snapshot: Option<Lsn>,
     /// Records before this position may be known to the snapshot.
     certain_from: Lsn,
+    /// Pairs whose last number was used up at a time that the log does not say.
+    undated: Vec<(UserIndex, PairKey)>,
     /// Records that fit no state: a defect of the writer or of the log.
     contradictions: u64,
 }
@@ -48,6 +50,7 @@ impl Replay {
             segment_bytes,
             snapshot: None,
             certain_from: 0,
+            undated: Vec::new(),
             options,
             hasher,
             contradictions: 0,
@@ -77,6 +80,7 @@ impl Replay {
         present: impl IntoIterator<Item = u64>,
     ) -> Shard {
         self.hlc.saw(start.hlc_ms);
+        self.date_pairs(hours(start.hlc_ms));
         self.users.bound(self.options.users_max);
         let mut shard = Shard::new(self.options, self.hasher, start.salt, log);
         shard.users = self.users;
@@ -157,7 +161,9 @@ impl Restore for Replay {
             Record::Consumed { key, name, from_key, device, send_seq } => {
                 let user = self.user(key, name);
                 let pair = PairKey::new(from_key, device);
-                self.number(lsn, user, pair, send_seq, Numbering::Higher, self.hlc.ms());
+                // The record does not say when; the end of the replay will do.
+                self.number(lsn, user, pair, send_seq, Numbering::Higher, u64::MAX);
+                self.undated.push((user, pair));
             }
             Record::Moved(ref message) => self.moved(lsn, len, message),
             Record::Dropped { key, first, last } => self.dropped(lsn, key, first, last),
@@ -266,7 +272,9 @@ impl Replay {
         let hour = hours(time_ms);
         if pair.judge(how, seq) != Verdict::New {
             let kept_h = hours(self.options.pairs_kept_ms);
-            if lsn < self.certain_from || pair.touched_h.saturating_add(kept_h) > hour {
+            let is_undated = pair.touched_h == u32::MAX;
+            let is_kept = !is_undated && pair.touched_h.saturating_add(kept_h) > hour;
+            if lsn < self.certain_from || is_kept {
                 return self.contradict(lsn);
             }
             pair = Pair::new(key);
@@ -274,6 +282,19 @@ impl Replay {
         pair.accept(how, seq);
         pair.touch(hour);
         inbox.put_pair(pair);
+    }
+
+    /// Pairs of which only a refusal is in the log count as used when it ended:
+    /// later than they were, so that none is forgotten too early.
+    fn date_pairs(&mut self, hour: u32) {
+        for (user, key) in std::mem::take(&mut self.undated) {
+            let inbox = self.users[user].inbox_mut();
+            let mut pair = inbox.pair(key);
+            if !pair.is_new() && pair.touched_h == u32::MAX {
+                pair.touched_h = hour;
+                inbox.put_pair(pair);
+            }
+        }
     }
 
     fn ack(&mut self, lsn: Lsn, key: UserKey, device: u64, seq: u64, exact: bool) {

@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 10] = [
+const NOTICE: [(u64, &str); 12] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -16,6 +16,8 @@ const NOTICE: [(u64, &str); 10] = [
     (281, "what waits for room is not woken by a failed write"),
     (664, "bytes beyond the durable end are read and called damaged"),
     (1185, "an entry is shown early before the leap is durable"),
+    (1_008_297, "a number that a refusal used up is forgotten after a restart"),
+    (1_009_272, "the same, with nothing else in the log"),
 ];
 
 #[test]
