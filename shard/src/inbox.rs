@@ -150,7 +150,11 @@ impl Inbox {
             return false;
         }
         self.raise_floor(seq - 1);
-        self.entries.reserve_exact(entries.len());
+        let len = self.entries.len();
+        if len + entries.len() > self.entries.capacity() {
+            // Not by one slice only: each time all of it is copied.
+            self.entries.reserve_exact(entries.len().max(len / 4));
+        }
         entries.for_each(|entry| self.put(entry));
         true
     }

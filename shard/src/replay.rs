@@ -271,10 +271,11 @@ impl Replay {
         let mut pair = inbox.pair(key);
         let hour = hours(time_ms);
         if pair.judge(how, seq) != Verdict::New {
-            let kept_h = hours(self.options.pairs_kept_ms);
-            let is_undated = pair.touched_h == u32::MAX;
-            let is_kept = !is_undated && pair.touched_h.saturating_add(kept_h) > hour;
-            if lsn < self.certain_from || is_kept {
+            // Clocks that were set make this a guess: well before its time is
+            // over no pair is forgotten, unless time ran backwards.
+            let kept_h = hours(self.options.pairs_kept_ms) / 2;
+            let is_fresh = (pair.touched_h..pair.touched_h.saturating_add(kept_h)).contains(&hour);
+            if lsn < self.certain_from || is_fresh {
                 return self.contradict(lsn);
             }
             pair = Pair::new(key);

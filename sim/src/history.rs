@@ -50,6 +50,11 @@ impl History {
         Ok(())
     }
 
+    /// How many records there are.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
     /// Every record that is left, with the position behind it.
     pub(crate) fn records(&self) -> impl Iterator<Item = (Lsn, &[u8])> {
         self.records.iter().map(|it| (it.lsn + it.bytes.len() as Lsn, &it.bytes[..]))

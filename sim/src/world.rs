@@ -29,6 +29,8 @@ use crate::trace::Trace;
 const WALL_MS: u64 = 1_800_000_000_000;
 /// After the faults end, everything must have settled within this time.
 const SETTLE_NS_MAX: u64 = 120_000_000_000;
+/// Records that all looks back at deletions may take together.
+const LOOKS_BACK: usize = 100_000;
 /// And within this many steps.
 const STEPS_MAX: u64 = 3_000_000;
 
@@ -226,6 +228,8 @@ pub struct World {
     pub(crate) now_ns: u64,
     /// For what belongs to snapshots and cleaning.
     pub(crate) store_chance: Chance,
+    /// Records that may still be looked at again when a segment is deleted.
+    pub(crate) looks_back: usize,
     wall_offset_ms: i64,
     queue: BinaryHeap<Scheduled>,
     scheduled: u64,
@@ -291,6 +295,7 @@ impl World {
             plant,
             now_ns: 0,
             store_chance: Chance::new(seed.rotate_left(32)),
+            looks_back: LOOKS_BACK,
             wall_offset_ms: 0,
             queue: BinaryHeap::new(),
             scheduled: 0,

@@ -51,7 +51,7 @@ fn a_segment_deleted_too_early_is_noticed() {
 
 #[test]
 fn a_snapshot_named_too_early_is_noticed() {
-    check(Plant::NameEarly, 1400..1500);
+    check(Plant::NameEarly, 1500..1800);
 }
 
 #[test]

@@ -5,17 +5,18 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 12] = [
+const NOTICE: [(u64, &str); 13] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
     (2, "an inbox seq that a crash took is given out again"),
     (4, "a body to be refused waits for room"),
     (52, "a refused send is called SENT when it is repeated"),
-    (89, "an answer waits for a write although everything is durable"),
+    (84, "an answer waits for a write although everything is durable"),
     (281, "what waits for room is not woken by a failed write"),
     (664, "bytes beyond the durable end are read and called damaged"),
     (1185, "an entry is shown early before the leap is durable"),
+    (1201, "a read for a device expects copies in the order of their inbox"),
     (1_008_297, "a number that a refusal used up is forgotten after a restart"),
     (1_009_272, "the same, with nothing else in the log"),
 ];

@@ -68,6 +68,30 @@ fn traffic_goes_on_while_it_is_taken() {
     );
 }
 
+/// The record of a refusal does not say when that was, so it counts as new.
+#[test]
+fn a_number_used_up_is_not_forgotten_at_once() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 x*65537
+         commit
+         > 0 refused bob 1 TooLarge
+         restart
+         snapshot
+         0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 2 b
+         commit
+         > 0 sent bob 2
+         restart
+         0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 x*65537
+         > 0 refused bob 1 TooLarge",
+    );
+}
+
 /// The log is complete without it.
 #[test]
 fn a_failed_snapshot_costs_nothing() {
