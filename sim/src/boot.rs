@@ -65,7 +65,7 @@ impl World {
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
-        let (disk, history, plant) = (&self.disks[shard], &self.histories[shard], self.plant);
+        let (disk, history, plant) = (&self.disks[shard], &mut self.histories[shard], self.plant);
         let (mut count, mut found) = (history.first_from(from.lsn), Ok(()));
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
@@ -73,7 +73,7 @@ impl World {
             }
             let scanned = scanner.segment(base, bytes, &mut |lsn, len, record| {
                 if found.is_ok() {
-                    found = history.compare(count, lsn, disk.record(lsn, len));
+                    found = history.compare(count, lsn, disk.record(lsn, len), disk.durable());
                 }
                 count += 1;
                 replay_planted(&mut replay, plant, count, lsn, len, &record);

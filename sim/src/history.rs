@@ -12,6 +12,8 @@ struct Written {
 #[derive(Default)]
 pub(crate) struct History {
     records: Vec<Written>,
+    /// What crashes took: after how many records, and the records.
+    lost: Vec<(usize, Vec<Written>)>,
 }
 
 impl History {
@@ -27,11 +29,32 @@ impl History {
 
     /// Recovery read this as the record number `n`.
     ///
+    /// A commit that a crash tore may become whole with the torn write of the
+    /// next life, where both have a sector in common: inside of the same long
+    /// body, say. It follows the same records, and neither was acknowledged.
+    ///
     /// # Errors
-    /// When that is not what stood there in this history.
-    pub(crate) fn compare(&self, n: usize, lsn: Lsn, bytes: &[u8]) -> Result<(), String> {
-        match self.records.get(n) {
-            Some(record) if record.lsn == lsn && record.bytes == bytes => Ok(()),
+    /// When that is not what stood there in this history, or might have.
+    pub(crate) fn compare(
+        &mut self,
+        n: usize,
+        lsn: Lsn,
+        bytes: &[u8],
+        durable: Lsn,
+    ) -> Result<(), String> {
+        let is_it = |record: &Written| record.lsn == lsn && record.bytes == bytes;
+        if self.records.get(n).is_some_and(is_it) {
+            return Ok(());
+        }
+        let revived = self.lost.iter().position(|(after, lost)| *after == n && is_it(&lost[0]));
+        match revived {
+            Some(at) if lsn >= durable => {
+                let other = self.records.split_off(n);
+                let (_, revived) = std::mem::replace(&mut self.lost[at], (n, other));
+                self.lost.retain(|(after, lost)| *after <= n && !lost.is_empty());
+                self.records.extend(revived);
+                Ok(())
+            }
             _ => Err(format!("recovery read a record at {lsn} that is not of this history")),
         }
     }
@@ -46,7 +69,11 @@ impl History {
         {
             return Err(format!("the durable record at {} was lost", lost.lsn));
         }
-        self.records.truncate(kept);
+        let lost = self.records.split_off(kept);
+        self.lost.retain(|(after, _)| *after <= kept);
+        if !lost.is_empty() {
+            self.lost.push((kept, lost));
+        }
         Ok(())
     }
 
