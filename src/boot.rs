@@ -31,6 +31,8 @@ use crate::turn::{Core, MeshCargo, Shared};
 /// How long a taken port is tried again, and how often.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const PORT_RETRY: Duration = Duration::from_millis(20);
+/// How long the cores have to end: what they need themselves, several times.
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Empty parcels kept between the cores, for each of them.
 const PARCELS_SPARE_PER_SHARD: usize = 24;
@@ -105,10 +107,10 @@ pub(crate) fn run(
     announce(config, &addresses, admin.addr(), shards);
     forward(signals, reports);
     let ended = wait_for_end(&from_cores, &shared, &wakers, threads.len());
-    for thread in threads {
-        // A core that panicked has aborted the process already.
-        let _ = thread.join();
-    }
+    // The threads are not waited for: each core has let go of everything when
+    // it says that it has ended, and an executor has been seen to sleep for
+    // ever after that. A core that panicked has aborted the process already.
+    drop(threads);
     admin.stop();
     ended
 }
@@ -429,6 +431,14 @@ fn forward(signals: Signals, reports: Sender<Report>) {
     });
 }
 
+/// What a core or a signal says next; `None` when nobody does in time.
+fn next_report(from_cores: &Receiver<Report>, by: Option<Instant>) -> Option<Report> {
+    match by {
+        None => from_cores.recv().ok(),
+        Some(by) => from_cores.recv_timeout(by.saturating_duration_since(Instant::now())).ok(),
+    }
+}
+
 /// Waits until a signal or a core's failed log ends all of them.
 fn wait_for_end(
     from_cores: &Receiver<Report>,
@@ -438,18 +448,25 @@ fn wait_for_end(
 ) -> Result<(), Exit> {
     let mut running = cores;
     let mut result = Ok(());
+    let mut stop_by = None;
     while running > 0 {
-        match from_cores.recv() {
-            Ok(Report::Asked(name)) => tracing::info!("{name}: asking every connection to leave"),
-            Ok(Report::Ended(ended)) => {
+        match next_report(from_cores, stop_by) {
+            Some(Report::Asked(name)) => tracing::info!("{name}: asking every connection to leave"),
+            Some(Report::Ended(ended)) => {
                 running -= 1;
                 result = result.and(ended);
             }
-            Ok(Report::Failed(exit)) => return Err(exit),
-            Ok(Report::Ready(_)) | Err(_) => {
-                return Err(Exit::internal("a core ended without saying so"));
+            Some(Report::Failed(exit)) => return Err(exit),
+            Some(Report::Ready(_)) => return Err(Exit::internal("a core started twice")),
+            None => {
+                return result.and(Err(Exit::internal(format!(
+                    "{running} of {cores} shards have not ended {} s after they were asked to; \
+                     the process ends without them, and what was acknowledged is on the disk",
+                    STOP_PATIENCE.as_secs()
+                ))));
             }
         }
+        stop_by.get_or_insert_with(|| Instant::now() + STOP_PATIENCE);
         shared.stop.store(true, Ordering::Relaxed);
         for waker in wakers {
             waker.wake();
