@@ -18,6 +18,7 @@ Examples:
   iris-shard --config iris.toml --check-config show every setting and where it came from
   iris-shard doctor                            what this machine allows, and what would lift it
   iris-shard inspect --data-dir /var/lib/iris  what is in a data directory, server or not
+  iris-shard repair --data-dir /var/lib/iris   what is damaged there; changes nothing without --yes
 
 Exit codes: 0 fine, 1 a defect, 2 command line or configuration, 3 data directory,
 4 network, 5 machine, 74 the disk failed while serving: start again.";
@@ -59,6 +60,12 @@ pub(crate) enum Command {
         /// Print JSON for a program
         #[arg(long)]
         json: bool,
+    },
+    /// Say what is damaged in a data directory and what that costs; repair it with --yes
+    Repair {
+        /// Do it. Nothing is deleted: what is cut out is moved aside
+        #[arg(long)]
+        yes: bool,
     },
 }
 

@@ -127,7 +127,12 @@ impl Look {
 
 /// A shard to read into that refuses nothing for its size.
 pub(crate) fn replay(shard: ShardId, shards: u16, hasher: KeyHasher, segment_bytes: u64) -> Replay {
-    let options = Options {
+    Replay::new(options(shard, shards), hasher, segment_bytes)
+}
+
+/// Bounds that hold nothing back.
+pub(crate) fn options(shard: ShardId, shards: u16) -> Options {
+    Options {
         shard,
         shards,
         node: 0,
@@ -139,8 +144,7 @@ pub(crate) fn replay(shard: ShardId, shards: u16, hasher: KeyHasher, segment_byt
         retention_ms: 0,
         pairs_kept_ms: crate::boot::PAIRS_KEPT_MS,
         handshake_ms: 0,
-    };
-    Replay::new(options, hasher, segment_bytes)
+    }
 }
 
 /// The whole directory.

@@ -7,6 +7,7 @@ mod config;
 mod exit;
 mod inspect;
 mod log;
+mod repair;
 mod signal;
 mod turn;
 
@@ -56,6 +57,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
             };
             inspect::run(&loaded.config.data_dir, &subject, json)
         }
+        Some(Command::Repair { yes }) => repair::run(&loaded.config.data_dir, yes),
         Some(Command::Run) | None => run(&loaded),
     }
 }

@@ -6,9 +6,10 @@ mod server;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
-use server::{Deadline, PATIENCE, Setup};
+use server::{Deadline, PATIENCE, Server, Setup};
 use wire::id::Class;
 
 /// Runs a command of the binary on this directory.
@@ -166,15 +167,19 @@ fn filled(messages: u64) -> Setup {
     let server = setup.start();
     let mut alice = server.v2("alice", 1);
     for n in 1..=messages {
-        let body = [&n.to_be_bytes()[..], &[b'x'; 10_000]].concat();
+        let body = [format!("{n:08}").as_bytes(), &[b'x'; 10_000]].concat();
         let seq = alice.send(b"bob", &body, Class::Guaranteed).unwrap();
         if n % 50 == 0 || n == messages {
             alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
         }
-    }
-    let deadline = Deadline::new();
-    while snapshots(&setup).len() < 2 {
-        deadline.pause(|| "two snapshots are not taken".to_owned());
+        // Each of them is due when enough was appended since the one before.
+        if n == messages / 2 || n == messages {
+            let expected = if n == messages { 2 } else { 1 };
+            let deadline = Deadline::new();
+            while snapshots(&setup).len() < expected {
+                deadline.pause(|| format!("{expected} snapshots are not taken"));
+            }
+        }
     }
     server.stop()
 }
@@ -196,4 +201,286 @@ fn snapshots_are_shown() {
     fs::write(&newest, bytes).unwrap();
     check(&iris_shard("inspect", setup.data_dir(), &[]), 0, &["damaged: the checksum"]);
     assert!(newest.exists(), "looking sets nothing aside");
+}
+
+/// All that waits for this user, in order. The last one is not acknowledged, so
+/// that what was sent after it is told from it.
+#[track_caller]
+fn taken(server: &Server, user: &str) -> Vec<Vec<u8>> {
+    let waiting = server.wait_metric("iris_inbox_messages", |waiting| waiting > 0.0) as usize;
+    let mut client = server.v2(user, 1);
+    let mut got = Vec::new();
+    while got.len() < waiting {
+        let delivery = client.next_delivery(PATIENCE).unwrap().expect("a message");
+        got.push(delivery.body);
+        if got.len() < waiting {
+            client.ack(delivery.inbox_seq).unwrap();
+        }
+    }
+    client.ping(7, PATIENCE).unwrap();
+    assert!(client.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
+    got
+}
+
+fn segment(setup: &Setup, index: u32) -> PathBuf {
+    setup.data_dir().join(format!("shard-0000/segment-{index:010}.log"))
+}
+
+/// Turns one bit.
+fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Where this text stands first in a file.
+#[track_caller]
+fn find(path: &Path, text: &str) -> usize {
+    let bytes = fs::read(path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+    at.unwrap_or_else(|| panic!("'{text}' is not in {}", path.display()))
+}
+
+/// A start is refused, a look changes nothing, then it is repaired, and there is
+/// nothing left to repair. What the look and the repair said.
+#[track_caller]
+fn repair(setup: &Setup, told: &[&str]) -> String {
+    setup.check_refused(3, &["iris-shard repair"]);
+    let before = contents(setup.data_dir());
+    let looked = check(&iris_shard("repair", setup.data_dir(), &[]), 3, &["Nothing was changed"]);
+    for word in told {
+        assert!(looked.contains(word), "'{word}' is not in: {looked}");
+    }
+    assert!(contents(setup.data_dir()) == before, "something has changed: {looked}");
+    let done = check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    // Every byte that was there still is, somewhere. Segments made ahead, in
+    // which nothing stood yet, are used.
+    let after = contents(setup.data_dir());
+    for (path, bytes) in &before {
+        if bytes.len() > 4096 && bytes[4096..].iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        let name = path.file_name();
+        let is_kept = after.iter().any(|(path, it)| path.file_name() == name && it == bytes);
+        assert!(is_kept, "{} is gone: {done}", path.display());
+    }
+    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["healthy"]);
+    looked
+}
+
+#[test]
+fn a_healthy_directory_is_left_alone() {
+    let setup = written(5);
+    let before = contents(setup.data_dir());
+    for arguments in [&[][..], &["--yes"]] {
+        let output = iris_shard("repair", setup.data_dir(), arguments);
+        check(&output, 0, &["is healthy", "nothing was changed", "5 messages"]);
+    }
+    assert!(contents(setup.data_dir()) == before);
+}
+
+#[test]
+fn one_rotten_byte_costs_one_message() {
+    let setup = written(60);
+    let path = segment(&setup, 0);
+    flip(&path, find(&path, &body(30)));
+    let looked = repair(&setup, &["1 damaged records with its name", "segment-0000000000.log"]);
+    assert!(looked.contains("What is kept: 59 messages"), "{looked}");
+    let server = setup.start();
+    let expected: Vec<Vec<u8>> =
+        (0..60).filter(|n| *n != 30).map(|n| body(n).into_bytes()).collect();
+    assert_eq!(taken(&server, "bob"), expected);
+    // It goes on: what is sent now arrives behind the others, over a crash.
+    let mut alice = server.v2("alice", 2);
+    alice.send_and_wait(b"bob", b"afterwards", PATIENCE).unwrap();
+    let server = server.crash_and_restart();
+    let last = [body(59).into_bytes(), b"afterwards".to_vec()];
+    assert_eq!(taken(&server, "bob"), last);
+    server.stop();
+    check(&iris_shard("inspect", setup.data_dir(), &[]), 0, &["1 messages"]);
+}
+
+#[test]
+fn a_damaged_commit_keeps_its_messages() {
+    let setup = written(60);
+    let path = segment(&setup, 0);
+    // The commit's own record stands at the beginning of the block.
+    let block = find(&path, &body(30)) / 4096 * 4096;
+    flip(&path, block + 20);
+    repair(&setup, &["What is kept: 60 messages"]);
+    assert_eq!(taken(&setup.start(), "bob").len(), 60);
+}
+
+#[test]
+fn what_was_acknowledged_does_not_come_back() {
+    let setup = written(30);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for _ in 0..20 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    let mut alice = server.v2("alice", 2);
+    alice.send_and_wait(b"bob", b"the last one", PATIENCE).unwrap();
+    server.stop();
+    let path = segment(&setup, 0);
+    for n in [5, 25] {
+        flip(&path, find(&path, &body(n)));
+    }
+    repair(&setup, &["What is kept: 10 messages"]);
+    let got = taken(&setup.start(), "bob");
+    let expected = (20..30).filter(|n| *n != 25).map(|n| body(n).into_bytes());
+    assert_eq!(got, expected.chain([b"the last one".to_vec()]).collect::<Vec<_>>());
+}
+
+/// Which of the messages of [`filled`] these are.
+fn numbers(bodies: &[Vec<u8>]) -> Vec<u64> {
+    let number = |body: &Vec<u8>| String::from_utf8_lossy(&body[..8]).parse().unwrap();
+    bodies.iter().map(number).collect()
+}
+
+/// The messages that stand in this segment's file.
+fn in_segment(setup: &Setup, index: u32) -> Vec<u64> {
+    let bytes = fs::read(segment(setup, index)).unwrap();
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(next) = bytes[at..].windows(32).position(|window| *window == [b'x'; 32]) {
+        found.extend(numbers(&[bytes[at + next - 8..at + next].to_vec()]));
+        at += next + 10_000;
+    }
+    found
+}
+
+#[test]
+fn a_missing_segment_costs_what_was_in_it() {
+    let setup = filled(600);
+    let mut expected: Vec<u64> = (1..=600).collect();
+    for index in [1, 4] {
+        let lost = in_segment(&setup, index);
+        assert!(lost.len() > 50, "{lost:?}");
+        fs::remove_file(segment(&setup, index)).unwrap();
+        let words = [&format!("segment-000000000{index}.log")[..], "messages"];
+        repair(&setup, &words);
+        expected.retain(|n| !lost.contains(n));
+    }
+    assert_eq!(numbers(&taken(&setup.start(), "bob")), expected);
+}
+
+#[test]
+fn a_cut_segment_costs_what_was_cut() {
+    let setup = filled(600);
+    let path = segment(&setup, 1);
+    let lost = in_segment(&setup, 1);
+    let whole = fs::read(&path).unwrap();
+    let half = find(&path, "xxxx") + 30 * 10_200;
+    fs::write(&path, &whole[..half]).unwrap();
+    repair(&setup, &["bytes long instead of"]);
+    let got = numbers(&taken(&setup.start(), "bob"));
+    let gone: Vec<u64> = (1..=600).filter(|n| !got.contains(n)).collect();
+    assert!(!gone.is_empty() && gone.iter().all(|n| lost.contains(n)), "{gone:?}");
+    assert!(gone.len() < lost.len() - 20, "what stood before the cut is kept: {gone:?}");
+    assert!(got.is_sorted());
+}
+
+#[test]
+fn a_damaged_header_costs_nothing() {
+    let setup = filled(600);
+    flip(&segment(&setup, 2), 20);
+    repair(&setup, &["segment-0000000002.log", "What is kept: 600 messages", "  0 messages that"]);
+    assert_eq!(numbers(&taken(&setup.start(), "bob")), (1..=600).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_any_snapshot_the_rest_of_the_log_counts() {
+    let setup = filled(600);
+    let lost = in_segment(&setup, 0);
+    for path in snapshots(&setup) {
+        flip(&path, fs::metadata(&path).unwrap().len() as usize / 2);
+    }
+    fs::remove_file(segment(&setup, 0)).unwrap();
+    repair(&setup, &["no snapshot can be read", ".snap"]);
+    let expected: Vec<u64> = (1..=600).filter(|n| !lost.contains(n)).collect();
+    assert_eq!(numbers(&taken(&setup.start(), "bob")), expected);
+}
+
+/// Rot below the snapshot, which a start does not see.
+#[test]
+fn rot_in_old_messages_is_found() {
+    let setup = filled(600);
+    let path = segment(&setup, 0);
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let before = contents(setup.data_dir());
+    let looked = check(&iris_shard("repair", setup.data_dir(), &[]), 3, &["inbox of bob: 1 mess"]);
+    assert!(contents(setup.data_dir()) == before, "{looked}");
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    let server = setup.start();
+    assert_eq!(taken(&server, "bob").len(), 599);
+    assert_eq!(server.metric("iris_damaged_records_total"), 0.0);
+}
+
+#[test]
+fn a_repair_that_cannot_be_is_refused() {
+    let server = Setup::new().shards(2).start();
+    let dir = server.setup().data_dir().to_owned();
+    let pid = server.pid().to_string();
+    check(&iris_shard("repair", &dir, &[]), 3, &["in use", &pid]);
+    let setup = server.stop();
+    let manifest = dir.join("manifest.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, text.replace("format = 2\n", "format = 9\n")).unwrap();
+    check(&iris_shard("repair", &dir, &["--yes"]), 3, &["format 9", "or a newer one"]);
+    fs::remove_file(&manifest).unwrap();
+    check(&iris_shard("repair", &dir, &["--yes"]), 3, &["no manifest.toml", "backup"]);
+    fs::write(&manifest, text).unwrap();
+    // A shard that is gone is begun anew, an empty one.
+    let shard = dir.join("shard-0001");
+    let aside = dir.join("../aside");
+    fs::rename(&shard, &aside).unwrap();
+    check(&iris_shard("repair", &dir, &[]), 3, &["shard-0001 is missing"]);
+    std::os::unix::fs::symlink(&aside, &shard).unwrap();
+    check(&iris_shard("repair", &dir, &["--yes"]), 3, &["is a symbolic link"]);
+    fs::remove_file(&shard).unwrap();
+    check(&iris_shard("repair", &dir, &["--yes"]), 0, &["Repaired"]);
+    drop(setup.start());
+    let other = tempfile::tempdir().unwrap();
+    check(&iris_shard("repair", other.path(), &["--yes"]), 3, &["no data directory"]);
+    assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0, "nothing was made");
+}
+
+/// Files that were moved aside by a repair go back to where they were.
+fn move_back(setup: &Setup) {
+    for entry in fs::read_dir(setup.data_dir()).unwrap() {
+        let aside = entry.unwrap().path();
+        if aside.file_name().unwrap().to_string_lossy().starts_with("damaged-") {
+            for entry in fs::read_dir(aside.join("shard-0000")).unwrap() {
+                let from = entry.unwrap().path();
+                let to = setup.data_dir().join("shard-0000").join(from.file_name().unwrap());
+                fs::rename(&from, &to).unwrap();
+            }
+            fs::remove_dir_all(aside).unwrap();
+        }
+    }
+}
+
+/// A repair that dies before it moves anything aside has done its work; one that
+/// dies before the snapshot has its name has changed nothing that counts.
+#[test]
+fn a_repair_may_die_anywhere() {
+    let setup = filled(300);
+    let (path, whole) = (segment(&setup, 1), 300 - 1);
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let old = snapshots(&setup);
+    for cut in [false, true] {
+        check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+        move_back(&setup);
+        if cut {
+            let new = snapshots(&setup).into_iter().filter(|path| !old.contains(path));
+            new.for_each(|path| fs::remove_file(path).unwrap());
+        }
+        let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+        assert_eq!(shown["shards"][0]["holds"]["waiting_messages"], 300 - i32::from(!cut));
+    }
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    assert_eq!(taken(&setup.start(), "bob").len(), whole);
 }

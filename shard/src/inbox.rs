@@ -159,6 +159,29 @@ impl Inbox {
         true
     }
 
+    /// Puts a message back whose number leads to nothing, or stands before all
+    /// that wait; `false` when one waits under it already.
+    pub(crate) fn put_back(&mut self, seq: u64, entry: Entry) -> bool {
+        if seq < self.first {
+            if seq == 0 || self.first - seq > HOLES_MAX {
+                return false;
+            }
+            while self.first > seq {
+                self.entries.push_front(Entry::HOLE);
+                self.first -= 1;
+            }
+        }
+        let at = (seq - self.first) as usize;
+        match self.entries.get_mut(at).filter(|known| known.is_hole()) {
+            Some(hole) => {
+                *hole = entry;
+                self.bytes += u64::from(entry.len);
+                true
+            }
+            None => false,
+        }
+    }
+
     /// The numbering begins at `first`, in an empty inbox.
     pub(crate) fn begin_at(&mut self, first: u64) {
         assert!(self.entries.is_empty(), "only an empty inbox begins");

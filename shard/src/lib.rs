@@ -36,11 +36,13 @@ pub mod metrics;
 
 mod contents;
 mod replay;
+mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
 pub use replay::Replay;
+pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};
 pub use user::KeyHasher;
 

@@ -61,6 +61,10 @@ impl Replay {
         &self.users
     }
 
+    pub(crate) fn users_mut(&mut self) -> &mut Users {
+        &mut self.users
+    }
+
     pub(crate) fn hasher(&self) -> &KeyHasher {
         &self.hasher
     }
@@ -140,8 +144,7 @@ impl Restore for Replay {
     }
 
     fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
-        let known = |user: UserIndex| lsn < self.loader.as_of(user);
-        if lsn < self.certain_from && self.users.find(key_of(record)).is_some_and(known) {
+        if self.is_known(lsn, record) {
             return self.skip(lsn, len, record);
         }
         match *record {
@@ -193,6 +196,33 @@ fn key_of(record: &Record<'_>) -> UserKey {
 }
 
 impl Replay {
+    /// Whether the snapshot knows what this record says.
+    pub(crate) fn is_known(&self, lsn: Lsn, record: &Record<'_>) -> bool {
+        let known = |user: UserIndex| lsn < self.loader.as_of(user);
+        lsn < self.certain_from && self.users.find(key_of(record)).is_some_and(known)
+    }
+
+    /// A copy stands here of a message whose first record is lost.
+    pub(crate) fn note_copy(
+        &mut self,
+        lsn: Lsn,
+        len: u32,
+        message: &Message<'_>,
+        pair: PairKey,
+        how: Numbering,
+    ) {
+        self.hlc.saw(message.id.ms());
+        self.note_expiry(lsn, len, message);
+        let user = self.user(message.key, message.to);
+        self.number(lsn, user, pair, message.send_seq, how, message.time_ms);
+    }
+
+    /// A message that expires then was copied to `lsn`.
+    pub(crate) fn note_expiry_at(&mut self, lsn: Lsn, len: u32, expires_ms: u64) {
+        self.space.add(lsn, len, expires_ms);
+        self.space.sub(lsn, len, 0);
+    }
+
     /// What the snapshot knows of the user. The clock and the table of what
     /// expires are not the user's.
     fn skip(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
@@ -203,8 +233,7 @@ impl Replay {
     }
 
     fn note_expiry(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
-        self.space.add(lsn, len, message.expires_ms);
-        self.space.sub(lsn, len, 0);
+        self.note_expiry_at(lsn, len, message.expires_ms);
     }
 
     /// Something does not fit; what a snapshot may know already may be so.

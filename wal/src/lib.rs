@@ -12,6 +12,7 @@
 //! - [`log`]: the tail in memory and the pipeline of writes;
 //! - [`segment`]: which file and offset holds a log position;
 //! - [`recover`]: from the bytes of the segments back to records;
+//! - [`salvage`]: what is left of a damaged one;
 //! - [`snapshot`]: the state beside the log, as bytes;
 //! - [`clean`]: which segments still hold what waits, and what is in one;
 //! - [`manifest`] and [`disk`]: the data directory, its lock, its files.
@@ -28,6 +29,7 @@ pub mod log;
 pub mod manifest;
 pub mod record;
 pub mod recover;
+pub mod salvage;
 pub mod segment;
 pub mod snapshot;
 mod tail;

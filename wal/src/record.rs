@@ -221,6 +221,8 @@ const KIND_FLOOR: u8 = 6;
 const KIND_CONSUMED: u8 = 7;
 const KIND_MOVED: u8 = 8;
 const KIND_DROPPED: u8 = 9;
+/// The last kind there is.
+pub(crate) const KIND_LAST: u8 = KIND_DROPPED;
 
 /// Header flag of an Ack that names one entry only.
 const FLAG_EXACT: u8 = 1;

@@ -46,9 +46,9 @@ pub struct OpenOptions {
 /// A data directory, held by this process until this value and every
 /// [`ShardDir`] of it is dropped.
 pub struct DataDir {
-    path: PathBuf,
-    manifest: Manifest,
-    lock: Arc<File>,
+    pub(super) path: PathBuf,
+    pub(super) manifest: Manifest,
+    pub(super) lock: Arc<File>,
 }
 
 impl DataDir {
@@ -109,7 +109,7 @@ impl DataDir {
 
     /// Says in the manifest of an older format that this version's records may
     /// follow, so that a version that does not know them refuses it.
-    fn upgrade(mut self) -> Result<DataDir, DataDirError> {
+    pub(super) fn upgrade(mut self) -> Result<DataDir, DataDirError> {
         if self.manifest.format < FORMAT {
             self.manifest.format = FORMAT;
             let stored = self.manifest.store(&self.path);
@@ -197,7 +197,7 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
 }
 
 /// The kernel lets go of the lock with the process, however it ends.
-fn take_lock(dir: &Path) -> Result<File, DataDirError> {
+pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
     let path = dir.join(LOCK_NAME);
     let failed = |error| DataDirError::from_io(&path, error);
     let mut file = fs::OpenOptions::new()

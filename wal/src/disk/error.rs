@@ -170,7 +170,7 @@ impl fmt::Display for DataDirError {
             DataDirError::ShardMissing { path } => write!(
                 f,
                 "{} is missing, and with it the messages of one shard; bring it back from where \
-                 it was moved or from a backup, docs/DURABILITY.md says what else can be done",
+                 it was moved or from a backup, or see what `iris-shard repair` says",
                 path.display()
             ),
             DataDirError::Options { why } => f.write_str(why),
@@ -282,7 +282,10 @@ impl fmt::Display for RecoverError {
                 return write!(f, "{} could not be read back: {error}", path.display());
             }
         }
-        f.write_str("; docs/DURABILITY.md says what can be done")
+        f.write_str(
+            "; `iris-shard repair` shows what would be lost and changes nothing until told to, \
+             docs/DURABILITY.md says what else can be done",
+        )
     }
 }
 

@@ -129,7 +129,7 @@ impl ShardDir {
 
     /// Feeds the newest snapshot that can be used, and tells of those that
     /// cannot.
-    fn load_newest(
+    pub(super) fn load_newest(
         &self,
         listing: &Listing,
         into: &mut dyn Restore,

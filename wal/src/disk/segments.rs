@@ -212,6 +212,11 @@ impl Prepare {
     }
 }
 
+/// Makes a segment that is not there, as [`Prepare::run`].
+pub(super) fn make_segment(dir: &ShardDir, index: u64, mode: DirectMode) -> io::Result<()> {
+    Prepare { dir: dir.clone(), mode, index }.run().map(|_| ())
+}
+
 fn open(path: &Path, mode: DirectMode) -> io::Result<File> {
     fs::OpenOptions::new().read(true).write(true).custom_flags(mode.open_flags()).open(path)
 }

@@ -82,6 +82,18 @@ impl SnapshotFile {
     /// What the system said. Nobody knows then whether the snapshot has its
     /// name, so it must not be counted on; if it has, it is whole.
     pub fn finish(self) -> io::Result<u64> {
+        let dir = self.dir.clone();
+        let bytes = self.finish_beside()?;
+        // What stays behind takes space until the next one is finished.
+        let _ = delete_older(dir.path());
+        Ok(bytes)
+    }
+
+    /// The same, deleting nothing.
+    ///
+    /// # Errors
+    /// As for [`SnapshotFile::finish`].
+    pub fn finish_beside(self) -> io::Result<u64> {
         let SnapshotFile { dir, start, file, bytes, .. } = self;
         let path = dir.snapshot_path(start);
         if let Err(error) = name(file, &path) {
@@ -90,8 +102,6 @@ impl SnapshotFile {
             return Err(error);
         }
         sync_dir(dir.path())?;
-        // What stays behind takes space until the next one is finished.
-        let _ = delete_older(dir.path());
         Ok(bytes)
     }
 

@@ -1,0 +1,267 @@
+//! What a shard was, put together from a damaged log.
+//!
+//! A start refuses whatever does not fit; here most things fit once one knows
+//! that records between them are gone. A device whose registration is lost is
+//! known by its acknowledgement, a message whose first copy is lost by the copy
+//! that cleaning made, a number that somebody has by who acknowledged it.
+//! Whatever an acknowledgement that survives says stays acknowledged.
+//!
+//! After it the numbering of every inbox goes on above what the lost bytes can
+//! have held: a device that has seen a number takes another message under it for
+//! a repetition, and would lose it.
+
+use std::collections::BTreeMap;
+
+use wal::record::{Malformed, Message, Record};
+use wal::salvage::{MESSAGE_BYTES_MIN, Rescue};
+use wal::{Log, LogStart, Lsn, Restore};
+use wire::limits::DEVICES_MAX;
+
+use crate::dedup::{Numbering, PairKey};
+use crate::inbox::Entry;
+use crate::replay::Replay;
+use crate::user::{Device, NO_SLOT, UserIndex, V1_DEVICE};
+use crate::{KeyHasher, Options, Shard};
+
+/// Numbers that all inboxes together skip at most while messages wait in them:
+/// each costs 16 bytes until those are acknowledged.
+const HOLES_TOTAL_MAX: u64 = 4 << 20;
+
+/// A shard that is put together.
+pub struct Salvage {
+    replay: Replay,
+    /// Bytes of the log that could not be read, since the snapshot.
+    lost_bytes: u64,
+    /// By user, what is known to be missing.
+    missing: BTreeMap<UserIndex, Missing>,
+}
+
+/// What is missing in one inbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Messages that waited and whose bytes are damaged.
+    pub given_up: u64,
+    /// Damaged records in the log that still show this inbox's name: most likely
+    /// messages for it.
+    pub recognised: u64,
+    /// Numbers that no record tells of. Some were messages, some were skipped
+    /// by the server when it started.
+    pub unknown: u64,
+}
+
+/// A message that waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    user: UserIndex,
+    /// Its number in the inbox.
+    pub inbox_seq: u64,
+    /// Where its record stands.
+    pub lsn: Lsn,
+    /// How long that is, bytes.
+    pub len: u32,
+}
+
+impl Salvage {
+    /// An empty shard, whose log has segments of this size.
+    pub fn new(options: Options, hasher: KeyHasher, segment_bytes: u64) -> Salvage {
+        let replay = Replay::new(options, hasher, segment_bytes);
+        Salvage { replay, lost_bytes: 0, missing: BTreeMap::new() }
+    }
+
+    /// What waits, in the order of the log.
+    pub fn waiting(&self) -> Vec<Placed> {
+        let mut all = Vec::new();
+        for (user, it) in (0..).zip(self.replay.users().iter()) {
+            all.extend(it.waiting_seqs().map(|(inbox_seq, entry)| Placed {
+                user,
+                inbox_seq,
+                lsn: entry.lsn,
+                len: entry.len,
+            }));
+        }
+        all.sort_unstable_by_key(|placed| placed.lsn);
+        all
+    }
+
+    /// Whether this is the message that should stand there.
+    pub fn is_it(&self, placed: &Placed, message: &Message<'_>) -> bool {
+        self.replay.users()[placed.user].key == message.key && placed.inbox_seq == message.inbox_seq
+    }
+
+    /// A message that waits cannot be read: its number leads to nothing.
+    pub fn give_up(&mut self, placed: &Placed) {
+        let inbox = self.replay.users_mut()[placed.user].inbox_mut();
+        if inbox.make_hole(placed.inbox_seq).is_some() {
+            self.missing.entry(placed.user).or_default().given_up += 1;
+        }
+    }
+
+    /// A message that waits was copied to `lsn`.
+    pub fn moved_to(&mut self, placed: &Placed, lsn: Lsn, expires_ms: u64) {
+        self.replay.users_mut()[placed.user].inbox_mut().repoint(placed.inbox_seq, lsn);
+        self.replay.note_expiry_at(lsn, placed.len, expires_ms);
+    }
+
+    /// The inboxes of which something is known to be missing.
+    pub fn missing(&self) -> impl Iterator<Item = (&[u8], Missing)> {
+        let users = self.replay.users();
+        let missing = self.missing.iter().filter(|(_, it)| **it != Missing::default());
+        missing.map(move |(user, missing)| (&users[*user].name[..], *missing))
+    }
+
+    /// Users known, and messages that wait for them.
+    pub fn contents(&self) -> crate::Contents {
+        self.replay.contents()
+    }
+
+    /// The shard, whose log goes on at `start`, as [`Replay::finish`].
+    pub fn finish(
+        mut self,
+        start: &LogStart,
+        log: Log,
+        present: impl IntoIterator<Item = u64>,
+    ) -> Shard {
+        self.raise_floors();
+        self.replay.finish(start, log, present)
+    }
+
+    /// Has every numbering go on above what can be lost of it.
+    fn raise_floors(&mut self) {
+        let lost_max = self.lost_bytes.div_ceil(MESSAGE_BYTES_MIN);
+        if lost_max == 0 {
+            return;
+        }
+        let users = self.replay.users_mut();
+        let waits = |user: &&crate::user::User| user.waiting().next().is_some();
+        let waiting = users.iter().filter(waits).count() as u64;
+        let each_max = HOLES_TOTAL_MAX / waiting.max(1);
+        for at in 0..users.len() as UserIndex {
+            let user = &mut users[at];
+            if user.inbox.is_none() && user.devices.is_empty() {
+                continue; // nobody has seen a number of it
+            }
+            for device in 0..user.devices.len() {
+                user.advance(device);
+            }
+            user.burn(|_| {});
+            let inbox = user.inbox_mut();
+            let raise = if inbox.len() == 0 { lost_max } else { lost_max.min(each_max) };
+            inbox.raise_floor(inbox.last_seq() + raise);
+        }
+    }
+
+    /// A message, or the copy of one, that may be the first that is known of it.
+    fn message(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
+        let Some(at) = self.replay.users_mut().find_or_add(message.key, message.to) else { return };
+        let is_lossy = self.lost_bytes > 0;
+        let user = &mut self.replay.users_mut()[at];
+        let cursor = user.cursor_min();
+        let inbox = user.inbox_mut();
+        let (seq, last) = (message.inbox_seq, inbox.last_seq());
+        if seq > last {
+            let unknown = seq - last - 1;
+            if is_lossy && unknown > 0 {
+                self.missing.entry(at).or_default().unknown += unknown;
+            }
+            inbox.raise_floor(seq - 1);
+            inbox.push(lsn, len);
+        } else if seq > cursor && inbox.put_back(seq, Entry { lsn, len, acked_by_v1: false }) {
+            let missing = self.missing.entry(at).or_default();
+            missing.unknown = missing.unknown.saturating_sub(1);
+        }
+    }
+
+    /// A copy tells what the original would have told.
+    fn moved(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
+        let users = self.replay.users();
+        let is_known = users.find(message.key).is_some_and(|at| {
+            let inbox = users[at].inbox.as_deref();
+            inbox.and_then(|it| it.entry(message.inbox_seq)).is_some_and(|it| !it.is_hole())
+        });
+        if is_known {
+            return self.replay.record(lsn, len, &Record::Moved(*message));
+        }
+        self.message(lsn, len, message);
+        let numbering = Numbering::of_record(message.device, message.flags);
+        let pair = PairKey::new(message.from_key, message.device);
+        self.replay.note_copy(lsn, len, message, pair, numbering);
+    }
+
+    /// Makes room for what an acknowledgement or a registration says.
+    fn expect(&mut self, record: &Record<'_>) {
+        let (key, device, seq, exact) = match *record {
+            Record::Ack { key, device, seq, exact } => (key, device, seq, exact),
+            Record::Device { key, name, device, cursor, gone: false } => {
+                let _ = self.replay.users_mut().find_or_add(key, name);
+                (key, device, cursor, false)
+            }
+            _ => return,
+        };
+        let Some(at) = self.replay.users().find(key) else { return };
+        let user = &mut self.replay.users_mut()[at];
+        if seq > user.last_seq() {
+            user.inbox_mut().raise_floor(seq);
+        }
+        let is_known = user.device_position(device).is_some();
+        if matches!(record, Record::Ack { .. }) && !is_known && user.devices.len() < DEVICES_MAX {
+            let first = user.inbox.as_deref().map_or(1, |inbox| inbox.first_seq());
+            let is_v1 = exact && device == V1_DEVICE;
+            let cursor = if is_v1 { first - 1 } else { seq };
+            user.add_device(Device { id: device, cursor, slot: NO_SLOT });
+        }
+    }
+}
+
+impl Rescue for Salvage {
+    fn lost(&mut self, bytes: u64, likely: Option<&Record<'_>>) {
+        self.lost_bytes += bytes;
+        let Some(Record::Message(message) | Record::Moved(message)) = likely else { return };
+        let users = self.replay.users();
+        let Some(at) = users.find(message.key) else { return };
+        if *users[at].name == *message.to {
+            self.missing.entry(at).or_default().recognised += 1;
+        }
+    }
+}
+
+impl Restore for Salvage {
+    fn reset(&mut self) {
+        self.replay.reset();
+        (self.lost_bytes, self.missing) = (0, BTreeMap::new());
+    }
+
+    fn state(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        self.replay.state(payload)
+    }
+
+    fn space(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        self.replay.space(payload)
+    }
+
+    fn loaded(&mut self, start: LogStart, end: Lsn) {
+        self.replay.loaded(start, end);
+    }
+
+    fn record(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
+        if self.replay.is_known(lsn, record) {
+            return self.replay.record(lsn, len, record);
+        }
+        match record {
+            // The pair and the clock are the replay's, which finds the number
+            // taken if the entry is here already.
+            Record::Message(message) => {
+                self.message(lsn, len, message);
+                self.replay.record(lsn, len, record);
+            }
+            Record::Moved(message) => self.moved(lsn, len, message),
+            _ => {
+                self.expect(record);
+                self.replay.record(lsn, len, record);
+            }
+        }
+    }
+
+    fn needed(&self) -> Vec<(u64, u64, u64)> {
+        self.replay.needed()
+    }
+}

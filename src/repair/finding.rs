@@ -1,0 +1,226 @@
+//! What is wrong with one shard, what is left of it, and what the damage costs.
+
+use std::fmt::Write;
+
+use shard::{KeyHasher, Missing, Placed, Salvage};
+use wal::disk::{DataDir, Records, RecoverError, Salvaged, ShardDir};
+use wal::record::Record;
+use wire::id::ShardId;
+
+use crate::inspect::{bytes, count, name, options, replay};
+
+/// Lines of one kind that a person is shown.
+const LINES_MAX: usize = 20;
+
+/// See the module.
+pub(super) struct Finding {
+    pub(super) id: ShardId,
+    pub(super) dir: ShardDir,
+    /// Why a start would be refused.
+    refusal: Option<String>,
+    pub(super) salvaged: Salvaged,
+    pub(super) salvage: Salvage,
+    /// Messages that waited and cannot be read.
+    given_up: u64,
+    pub(super) segment_bytes: u64,
+}
+
+impl Finding {
+    /// Reads the shard back as a start would, and then whatever is left of it.
+    /// Changes nothing.
+    pub(super) fn look(data: &DataDir, id: ShardId) -> Result<Finding, RecoverError> {
+        let manifest = data.manifest();
+        let (shards, segment_bytes) = (manifest.shards, manifest.segment_bytes);
+        let hasher = KeyHasher::new(manifest.seed);
+        let dir = data.shard(id);
+        let refusal = refusal(&dir, replay(id, shards, hasher, segment_bytes));
+        let mut salvage = Salvage::new(options(id, shards), hasher, segment_bytes);
+        let salvaged = dir.salvage(&mut salvage, &mut |_| {})?;
+        let mut finding =
+            Finding { id, dir, refusal, salvaged, salvage, given_up: 0, segment_bytes };
+        finding.give_up_unreadable();
+        Ok(finding)
+    }
+
+    /// Whatever waits must be there.
+    fn give_up_unreadable(&mut self) {
+        let mut records = Records::new(&self.dir);
+        for placed in self.salvage.waiting() {
+            let is_there = match records.get(placed.lsn, placed.len) {
+                Some(Record::Message(message) | Record::Moved(message)) => {
+                    self.salvage.is_it(&placed, &message)
+                }
+                _ => false,
+            };
+            if !is_there {
+                self.salvage.give_up(&placed);
+                self.given_up += 1;
+            }
+        }
+    }
+
+    /// Whether a start succeeds and everything that waits can be delivered.
+    pub(super) fn is_healthy(&self) -> bool {
+        let found = &self.salvaged;
+        self.refusal.is_none()
+            && self.given_up == 0
+            && found.flawed.is_empty()
+            && found.missing.is_empty()
+            && found.lost.is_empty()
+    }
+
+    /// What waits in segments that are given up.
+    pub(super) fn to_copy(&self) -> Vec<Placed> {
+        let mut waiting = self.salvage.waiting();
+        let is_aside =
+            |it: &Placed| self.salvaged.aside.binary_search(&(it.lsn / self.segment_bytes)).is_ok();
+        waiting.retain(is_aside);
+        waiting
+    }
+
+    /// All of it in words.
+    pub(super) fn text(&self) -> String {
+        let contents = self.salvage.contents();
+        let (waiting, users) = (count(contents.waiting_messages), count(contents.users));
+        if self.is_healthy() {
+            let mut out = format!(
+                "Shard {}: healthy, {waiting} messages wait and all of them can be read\n",
+                self.id
+            );
+            for (path, why) in &self.salvaged.damaged_snapshots {
+                let path = path.display();
+                let _ = writeln!(
+                    out,
+                    "  {path} cannot be used: {why}; the next start sets it aside and nothing is \
+                     lost"
+                );
+            }
+            return out;
+        }
+        let mut out = format!("Shard {}: damaged\n", self.id);
+        if let Some(refusal) = &self.refusal {
+            let _ = writeln!(out, "  a start is refused: {refusal}");
+        }
+        self.tell_damage(&mut out);
+        self.tell_cost(&mut out);
+        let _ = writeln!(out, "  What is kept: {waiting} messages that wait, {users} users");
+        self.tell_plan(&mut out);
+        out
+    }
+
+    fn tell_damage(&self, out: &mut String) {
+        let found = &self.salvaged;
+        out.push_str("  What is damaged:\n");
+        let snapshots =
+            found.damaged_snapshots.iter().map(|(path, why)| format!("{}: {why}", path.display()));
+        let flawed = found.flawed.iter().map(|(path, why)| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            format!(
+                "{} {why}",
+                path.parent().map_or(path.clone(), |dir| dir.join(&*name)).display()
+            )
+        });
+        let missing = found.missing.iter().map(|path| format!("{} is missing", path.display()));
+        let before = found.lost_before.iter().map(|lsn| {
+            format!("no snapshot can be read, and the log before position {lsn} is not there")
+        });
+        let lost = found.lost.iter().map(|lost| {
+            format!(
+                "{} bytes at file offset {} of {} (log position {}) are not what they were",
+                lost.bytes,
+                lost.offset,
+                lost.path.display(),
+                lost.lsn
+            )
+        });
+        let all = [
+            snapshots.collect::<Vec<_>>(),
+            flawed.collect(),
+            missing.collect(),
+            before.collect(),
+            lost.collect(),
+        ];
+        for lines in all {
+            some_lines(out, lines.len(), lines.into_iter());
+        }
+    }
+
+    fn tell_cost(&self, out: &mut String) {
+        let (places, lost) = self.salvaged.lost_total;
+        out.push_str("  What would be lost:\n");
+        let _ = writeln!(
+            out,
+            "    {} messages that wait and whose bytes are damaged or gone",
+            count(self.given_up)
+        );
+        if places > 0 {
+            let _ = writeln!(
+                out,
+                "    whatever {} of log in {places} places said: messages, acknowledgements (their \
+                 messages come again), registered devices",
+                bytes(lost)
+            );
+        }
+        let missing: Vec<(&[u8], Missing)> = self.salvage.missing().collect();
+        let lines = missing.iter().map(|(user, missing)| {
+            let mut parts = Vec::new();
+            if missing.given_up > 0 {
+                parts.push(format!("{} messages", missing.given_up));
+            }
+            if missing.recognised > 0 {
+                parts.push(format!("{} damaged records with its name", missing.recognised));
+            }
+            if missing.unknown > 0 {
+                parts.push(format!(
+                    "up to {} numbers that no record tells of",
+                    count(missing.unknown)
+                ));
+            }
+            format!("inbox of {}: {}", name(user), parts.join(", "))
+        });
+        some_lines(out, missing.len(), lines);
+    }
+
+    fn tell_plan(&self, out: &mut String) {
+        let found = &self.salvaged;
+        let copied = self.to_copy();
+        let copied_bytes = copied.iter().map(|it| u64::from(it.len)).sum();
+        let aside: Vec<String> = found.aside.iter().map(u64::to_string).collect();
+        let _ = writeln!(
+            out,
+            "  A repair copies {} messages ({}) to a new segment at the end of the log, takes a \
+             snapshot there, and moves {} aside",
+            count(copied.len() as u64),
+            bytes(copied_bytes),
+            match aside.len() {
+                0 => "the old snapshots".to_owned(),
+                1 => format!("segment {} and the old snapshots", aside[0]),
+                _ => format!("segments {} and the old snapshots", aside.join(", ")),
+            }
+        );
+    }
+}
+
+/// Why a start would be refused, if it would.
+fn refusal(dir: &ShardDir, mut replay: shard::Replay) -> Option<String> {
+    if !dir.path().is_dir() {
+        return Some(format!("{} is missing", dir.path().display()));
+    }
+    match dir.look_back(&mut replay, &mut |_| {}) {
+        Err(error) => Some(error.to_string()),
+        Ok(_) => {
+            let contradictions = replay.contradictions();
+            (contradictions > 0)
+                .then(|| format!("the log contradicts itself in {contradictions} records"))
+        }
+    }
+}
+
+fn some_lines(out: &mut String, total: usize, lines: impl Iterator<Item = String>) {
+    for line in lines.take(LINES_MAX) {
+        let _ = writeln!(out, "    {line}");
+    }
+    if total > LINES_MAX {
+        let _ = writeln!(out, "    and {} more of that kind", count((total - LINES_MAX) as u64));
+    }
+}

@@ -1,0 +1,360 @@
+//! The disk's side of a repair: reading whatever can still be read of a shard,
+//! writing what is to be kept, and moving aside, never deleting, what is not.
+//!
+//! The order makes it safe to be interrupted anywhere: copies go into segments
+//! that nothing refers to yet, then a snapshot gets its name that makes them
+//! count, and only then are old files moved. Done again, it goes on from there.
+
+use std::collections::BTreeSet;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::data_dir::{DataDir, sync_dir};
+use super::error::{DataDirError, RecoverError};
+use super::inspect::Inspection;
+use super::probe::DirectMode;
+use super::recovery::{Phase, Progress};
+use super::segments::make_segment;
+use super::shard_dir::{Listing, ShardDir};
+use super::snapshots::Loaded;
+use crate::clean::Walker;
+use crate::log::LogStart;
+use crate::record::Record;
+use crate::salvage::{Piece, Rescue, Salvage, Survey, fresh_segment};
+use crate::{BLOCK, BLOCK_LSN, Damage, Lsn, segment};
+
+/// Lost ranges that are told of one by one.
+const RANGES_MAX: usize = 1000;
+
+/// What reading a damaged shard found.
+#[derive(Debug)]
+pub struct Salvaged {
+    /// Where the log can go on, in a segment that holds nothing yet.
+    pub fresh: LogStart,
+    /// The snapshot that was read back, if any could be.
+    pub snapshot: Option<Loaded>,
+    /// Snapshots that cannot be used, and why in words.
+    pub damaged_snapshots: Vec<(PathBuf, String)>,
+    /// Segments that are not whole, and why in words.
+    pub flawed: Vec<(PathBuf, String)>,
+    /// Segments that should be there.
+    pub missing: Vec<PathBuf>,
+    /// What had been acknowledged in the log and cannot be read, the first ones.
+    pub lost: Vec<Lost>,
+    /// How many those are in all, and their bytes.
+    pub lost_total: (u64, u64),
+    /// Without a snapshot the log is not complete: what stood before this
+    /// position is gone.
+    pub lost_before: Option<Lsn>,
+    /// Numbers of the segments that a repaired shard goes on without, ascending.
+    pub aside: Vec<u64>,
+    /// Files that are not ours.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// A range of bytes that had been acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// The first position in the log.
+    pub lsn: Lsn,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+impl DataDir {
+    /// Opens a directory that is there as it is, and keeps servers out of it.
+    ///
+    /// # Errors
+    /// [`DataDirError`]; nothing has changed then, nor otherwise.
+    pub fn open_as_it_is(path: &Path) -> Result<DataDir, DataDirError> {
+        // Says what is wrong before anything is made, a lock's file included.
+        let manifest = Inspection::open(path)?.manifest().clone();
+        let lock = super::data_dir::take_lock(path)?;
+        Ok(DataDir { path: path.into(), manifest, lock: Arc::new(lock) })
+    }
+
+    /// Says in the manifest that this version has written to the directory.
+    ///
+    /// # Errors
+    /// What the system said, with the path.
+    pub fn begin_to_write(self) -> Result<DataDir, DataDirError> {
+        self.upgrade()
+    }
+}
+
+impl ShardDir {
+    /// Reads whatever is left into `into`: the newest whole snapshot and every
+    /// valid record of the log since then. Changes nothing. Looks at every byte
+    /// of every segment.
+    ///
+    /// # Errors
+    /// When the directory itself cannot be read.
+    pub fn salvage(
+        &self,
+        into: &mut dyn Rescue,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Salvaged, RecoverError> {
+        let listing = match self.list() {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Listing::default(),
+            Err(error) => return Err(self.io(self.path(), error)),
+        };
+        let (snapshot, damaged_snapshots) = self.load_newest(&listing, into, progress);
+        let named = listing.snapshots.last().copied().unwrap_or(0);
+        let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
+        let mut lost_before = None;
+        let (start, is_exact) = match &snapshot {
+            Some(loaded) => (loaded.start, true),
+            None => {
+                let first = listing.segments.first().copied().unwrap_or(0);
+                let lsn = segment::base(first, self.segment_bytes);
+                lost_before = (lsn > 0).then_some(lsn);
+                (LogStart { lsn, ..LogStart::fresh(self.salt) }, lsn == 0)
+            }
+        };
+        if let Some(lsn) = lost_before {
+            into.lost(lsn, None);
+        }
+        let mut survey = Survey::new(self.salt, vouched);
+        for &index in listing.from(segment::index(start.lsn, self.segment_bytes)) {
+            survey.segment(segment::base(index, self.segment_bytes), &self.read_loosely(index));
+        }
+        let mut found = Salvaged {
+            fresh: start,
+            snapshot,
+            damaged_snapshots,
+            flawed: Vec::new(),
+            missing: Vec::new(),
+            lost: Vec::new(),
+            lost_total: (0, 0),
+            lost_before,
+            aside: Vec::new(),
+            foreign: listing.foreign.clone(),
+        };
+        let mut salvage = Salvage::new(start, is_exact, self.segment_bytes, &survey);
+        self.read_pieces(&listing, &survey, &mut salvage, into, &mut found, progress);
+        let end = salvage.end();
+        let fresh = fresh_segment(&survey, end.lsn, self.segment_bytes);
+        self.check_each(&listing, end.lsn, fresh, &mut found);
+        // Not into one of those that are given up.
+        let fresh = found.aside.last().map_or(fresh, |last| fresh.max(last + 1));
+        found.fresh = LogStart { lsn: segment::base(fresh, self.segment_bytes), ..end };
+        Ok(found)
+    }
+
+    /// Goes through the log from the snapshot on.
+    fn read_pieces(
+        &self,
+        listing: &Listing,
+        survey: &Survey,
+        salvage: &mut Salvage,
+        into: &mut dyn Rescue,
+        found: &mut Salvaged,
+        progress: &mut dyn FnMut(Progress),
+    ) {
+        let first = segment::index(salvage.end().lsn, self.segment_bytes);
+        let last = fresh_segment(survey, salvage.end().lsn, self.segment_bytes);
+        for index in first..last {
+            let base = segment::base(index, self.segment_bytes);
+            let is_there = listing.segments.binary_search(&index).is_ok();
+            if !is_there && base < survey.durable {
+                found.missing.push(self.segment_path(index));
+            }
+            let bytes = if is_there { self.read_loosely(index) } else { Vec::new() };
+            salvage.segment(base, &bytes, &mut |piece| match piece {
+                Piece::Record { lsn, len, record } => into.record(lsn, len, &record),
+                Piece::Lost { from, to, likely } => {
+                    into.lost(to - from, likely.as_ref());
+                    self.note_lost(from, to, found);
+                }
+            });
+            let (done, total) = (index + 1 - first, last - first);
+            progress(Progress {
+                phase: Phase::Log,
+                done: done * self.segment_bytes,
+                total: total * self.segment_bytes,
+            });
+        }
+    }
+
+    fn note_lost(&self, from: Lsn, to: Lsn, found: &mut Salvaged) {
+        found.lost_total.0 += 1;
+        found.lost_total.1 += to - from;
+        if found.lost.len() < RANGES_MAX {
+            let (path, offset) = self.place(from);
+            found.lost.push(Lost { path, offset, lsn: from, bytes: to - from });
+        }
+        found.aside.push(segment::index(from, self.segment_bytes));
+    }
+
+    /// Looks at each segment by itself; which ones are given up.
+    fn check_each(&self, listing: &Listing, end: Lsn, fresh: u64, found: &mut Salvaged) {
+        let unfinished = segment::index(end, self.segment_bytes);
+        let mut aside = BTreeSet::from_iter(found.aside.drain(..));
+        for &index in &listing.segments {
+            let file = self.segment_file(index);
+            let flaw = match file.flaw {
+                None if index < unfinished => self.walk(index).err().map(|it| it.to_string()),
+                flaw => flaw,
+            };
+            if let Some(flaw) = flaw {
+                found.flawed.push((file.path, flaw));
+                aside.insert(index);
+            }
+            // Whoever cleans it later would find no whole log in it.
+            if (unfinished..fresh).contains(&index) {
+                aside.insert(index);
+            }
+        }
+        aside.retain(|index| listing.segments.binary_search(index).is_ok());
+        found.aside = aside.into_iter().collect();
+    }
+
+    /// Whether a full segment is whole, as cleaning will want it.
+    fn walk(&self, index: u64) -> Result<(), Damage> {
+        let bytes = self.read_loosely(index);
+        let base = segment::base(index, self.segment_bytes);
+        let mut walker =
+            Walker::new(self.salt, index, self.segment_bytes, self.segment_bytes as u32);
+        walker.feed(base, &bytes, &mut |_, _, _| ControlFlow::Continue(()))
+    }
+
+    /// The log part of a segment as far as it can be read, zeroes for what the
+    /// disk refuses. Whose file it is its records will tell.
+    fn read_loosely(&self, index: u64) -> Vec<u8> {
+        let Ok(file) = File::open(self.segment_path(index)) else { return Vec::new() };
+        let len = file.metadata().map_or(0, |found| found.len()).saturating_sub(BLOCK_LSN);
+        let mut bytes = vec![0; len.min(self.segment_bytes) as usize];
+        if file.read_exact_at(&mut bytes, BLOCK_LSN).is_err() {
+            for (block, offset) in bytes.chunks_mut(BLOCK).zip((BLOCK_LSN..).step_by(BLOCK)) {
+                if file.read_exact_at(block, offset).is_err() {
+                    block.fill(0);
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The names here that are symbolic links: what they point to would stay
+    /// where it is when they are moved.
+    pub fn links(&self) -> Vec<PathBuf> {
+        let is_link = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
+        let listing = self.list().unwrap_or_default();
+        let segments = listing.segments.iter().map(|index| self.segment_path(*index));
+        let snapshots = listing.snapshots.iter().map(|start| self.snapshot_path(*start));
+        [self.path.clone()].into_iter().chain(segments).chain(snapshots).filter(is_link).collect()
+    }
+
+    /// Makes the directory if it is gone, and removes our own unfinished files,
+    /// as every start does.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn make_ready(&self) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.path)?;
+        self.path.parent().map_or(Ok(()), sync_dir)?;
+        self.list()?.leftovers.iter().try_for_each(fs::remove_file)
+    }
+
+    /// Moves these segments, and all snapshots but the one that begins at
+    /// `but`, into this directory, which is made. Returns what was moved.
+    ///
+    /// # Errors
+    /// What the system said; what has been moved is there.
+    pub fn set_aside(&self, to: &Path, segments: &[u64], but: Lsn) -> io::Result<Vec<PathBuf>> {
+        let listing = self.list()?;
+        let snapshots = listing.snapshots.iter().filter(|start| **start != but);
+        let mut moved: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
+        moved.extend(snapshots.map(|start| self.snapshot_path(*start)));
+        moved.extend(listing.aside);
+        if moved.is_empty() {
+            return Ok(moved);
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+        for path in &moved {
+            let name = path.file_name().expect("a file has a name");
+            fs::rename(path, to.join(name))?;
+        }
+        sync_dir(to)?;
+        sync_dir(&self.path)?;
+        Ok(moved)
+    }
+}
+
+/// Writes the commits with which a repaired log goes on.
+pub struct Continuation {
+    dir: ShardDir,
+    mode: DirectMode,
+    open: Option<(u64, File)>,
+}
+
+impl Continuation {
+    /// Of this shard's log.
+    pub fn new(dir: &ShardDir, mode: DirectMode) -> Continuation {
+        Continuation { dir: dir.clone(), mode, open: None }
+    }
+
+    /// Writes whole blocks at this position and makes them durable, in a new
+    /// segment if there is none.
+    ///
+    /// # Errors
+    /// What the system said, most likely that no space is left.
+    pub fn write(&mut self, lsn: Lsn, bytes: &[u8]) -> io::Result<()> {
+        self.prepare(lsn)?;
+        let (_, file) = self.open.as_ref().expect("opened above");
+        file.write_all_at(bytes, segment::file_offset(lsn, self.dir.segment_bytes))?;
+        file.sync_data()
+    }
+
+    /// Has the segment that holds this position, in which nothing is yet.
+    ///
+    /// # Errors
+    /// As for [`Continuation::write`].
+    pub fn prepare(&mut self, lsn: Lsn) -> io::Result<()> {
+        let index = segment::index(lsn, self.dir.segment_bytes);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
+            let path = self.dir.segment_path(index);
+            if !path.try_exists()? {
+                make_segment(&self.dir, index, self.mode)?;
+            }
+            let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+            self.open = Some((index, file));
+        }
+        Ok(())
+    }
+}
+
+/// Reads records one after the other, in the order of the log.
+pub struct Records {
+    dir: ShardDir,
+    open: Option<(u64, Option<File>)>,
+    memory: Vec<u8>,
+}
+
+impl Records {
+    /// Of this shard's log.
+    pub fn new(dir: &ShardDir) -> Records {
+        Records { dir: dir.clone(), open: None, memory: Vec::new() }
+    }
+
+    /// The record of this length at this position, if it is there and valid.
+    pub fn get(&mut self, lsn: Lsn, len: u32) -> Option<Record<'_>> {
+        let index = segment::index(lsn, self.dir.segment_bytes);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
+            self.open = Some((index, File::open(self.dir.segment_path(index)).ok()));
+        }
+        let (_, file) = self.open.as_ref().expect("opened above");
+        self.memory.resize(len as usize, 0);
+        let offset = segment::file_offset(lsn, self.dir.segment_bytes);
+        file.as_ref()?.read_exact_at(&mut self.memory, offset).ok()?;
+        crate::record::verify(&self.memory, self.dir.salt, lsn).ok()
+    }
+}

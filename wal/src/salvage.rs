@@ -1,0 +1,420 @@
+//! Reading what is left of a damaged log: every record that is valid by itself,
+//! and exactly which bytes are not.
+//!
+//! A [`Scanner`](crate::Scanner) stops at the first damaged byte, because a start
+//! must not go on as if nothing were missing. Here the operator has been told,
+//! and everything outside the damaged bytes is to be kept. A record's checksum
+//! covers the log's salt and the record's own place, so one that fits was written
+//! there by this log, whatever became of its neighbours.
+//!
+//! Two passes: [`Survey`] looks at every block for commits and learns how far
+//! the log is known to have been durable; [`Salvage`] goes through it once more.
+//! Below that place everything had been written and whatever is not valid is
+//! lost; from there on the first thing that does not follow is the torn tail.
+//!
+//! Invariant: a stale record, left behind a torn tail, is never given. Stale
+//! bytes stand only beyond the end of the log, and from the durable place on the
+//! chain must hold as in any start.
+
+use crate::commit::{COMMIT_BYTES, Commit};
+use crate::log::LogStart;
+use crate::record::{self, HEADER_BYTES, Header, KIND_COMMIT, Record};
+use crate::recover::Restore;
+use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
+
+/// The shortest record of a message, bytes: no more messages than its bytes
+/// divided by this were in a lost range.
+pub const MESSAGE_BYTES_MIN: u64 = 112;
+
+/// What a damaged log is read back into.
+pub trait Rescue: Restore {
+    /// So many bytes that had been acknowledged are not valid; `likely` is what
+    /// they would say if their checksum did not matter, when they have the shape
+    /// of a record. Comes between the records around them.
+    fn lost(&mut self, bytes: u64, likely: Option<&Record<'_>>);
+}
+
+/// Learns from all blocks of a log what its commits say.
+#[derive(Clone, Copy, Debug)]
+pub struct Survey {
+    salt: u64,
+    /// Everything before it had been confirmed by the disk.
+    pub durable: Lsn,
+    /// Where the last commit ends that is valid by itself, stale ones included.
+    pub end: Lsn,
+}
+
+impl Survey {
+    /// Of the log with this salt, known to have been durable up to `vouched`.
+    pub fn new(salt: u64, vouched: Lsn) -> Survey {
+        Survey { salt, durable: vouched, end: vouched }
+    }
+
+    /// Looks at the log part of the segment that begins at `base`.
+    pub fn segment(&mut self, base: Lsn, bytes: &[u8]) {
+        for (block, at) in bytes.chunks(BLOCK).zip((base..).step_by(BLOCK)) {
+            if let Ok((_, commit)) = Commit::read(block, self.salt, at) {
+                self.durable = self.durable.max(commit.lsn_durable);
+                self.end = self.end.max(at + Lsn::from(commit.commit_bytes));
+            }
+        }
+    }
+}
+
+/// What stands next in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// A valid record.
+    Record {
+        /// Its place.
+        lsn: Lsn,
+        /// Its length, bytes.
+        len: u32,
+        /// Itself.
+        record: Record<'a>,
+    },
+    /// Bytes that had been acknowledged and are not valid.
+    Lost {
+        /// The first of them.
+        from: Lsn,
+        /// Their end.
+        to: Lsn,
+        /// What they would say if their checksum did not matter, when they have
+        /// the shape of a record.
+        likely: Option<Record<'a>>,
+    },
+}
+
+/// Reads a damaged log, segment by segment.
+#[derive(Clone, Debug)]
+pub struct Salvage {
+    segment_bytes: u64,
+    durable: Lsn,
+    /// Where the next commit begins, and what is known of the ones before.
+    next: LogStart,
+    /// The next commit must chain to `next.prev_crc`: nothing is lost just
+    /// before it.
+    is_chained: bool,
+    /// The end of the log was found.
+    is_over: bool,
+}
+
+/// Where the pieces go.
+type Sink<'a> = &'a mut dyn FnMut(Piece<'_>);
+
+impl Salvage {
+    /// Begins at `start`, where a snapshot's replay begins; `is_exact` when that
+    /// is certain to be where a commit begins and what it chains to.
+    pub fn new(start: LogStart, is_exact: bool, segment_bytes: u64, survey: &Survey) -> Salvage {
+        let durable = survey.durable;
+        Salvage { segment_bytes, durable, next: start, is_chained: is_exact, is_over: false }
+    }
+
+    /// Reads the next segment: its log part, which may be short. Without any
+    /// bytes the segment is missing.
+    ///
+    /// # Panics
+    /// When `base` is not that of the segment that comes next.
+    pub fn segment(&mut self, base: Lsn, bytes: &[u8], sink: Sink<'_>) {
+        let end = base + self.segment_bytes;
+        assert!((base..end).contains(&self.next.lsn) || self.is_over, "segments come in order");
+        while !self.is_over && self.next.lsn < end {
+            let rest = bytes.get((self.next.lsn - base) as usize..).unwrap_or_default();
+            match self.commit(rest, end) {
+                Some(commit) => self.take(&rest[..commit.commit_bytes as usize], &commit, sink),
+                None if self.next.lsn >= self.durable => self.is_over = true,
+                None => self.resync(rest, end, sink),
+            }
+        }
+    }
+
+    /// Where the log goes on if nothing is lost in it.
+    pub fn end(&self) -> LogStart {
+        self.next
+    }
+
+    /// The commit that should begin here, when there is one that can be taken.
+    fn commit(&self, bytes: &[u8], end: Lsn) -> Option<Commit> {
+        let (header, commit) = Commit::read(bytes, self.next.salt, self.next.lsn).ok()?;
+        let len = commit.commit_bytes as usize;
+        if len > bytes.len() || self.next.lsn + Lsn::from(commit.commit_bytes) > end {
+            return None;
+        }
+        if self.next.lsn < self.durable {
+            return Some(commit);
+        }
+        // Nothing vouches for it: it must be what a start would take.
+        let follows = !self.is_chained
+            || header.prev == self.next.prev_crc && commit.seq == self.next.commit_seq + 1;
+        let is_new = commit.seq > self.next.commit_seq;
+        (follows && is_new && self.is_whole(&bytes[..commit.record_bytes as usize], header.crc))
+            .then_some(commit)
+    }
+
+    /// Whether all records of a commit are valid and follow each other.
+    fn is_whole(&self, bytes: &[u8], commit_crc: u32) -> bool {
+        let (mut at, mut prev) = (COMMIT_BYTES, commit_crc);
+        while at < bytes.len() {
+            let lsn = self.next.lsn + at as Lsn;
+            match record::check(&bytes[at..], self.next.salt, lsn) {
+                Ok(header) if header.prev == prev => {
+                    prev = header.crc;
+                    at += header.len as usize;
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Gives every valid record of a commit, and what is between them.
+    fn take(&mut self, bytes: &[u8], commit: &Commit, sink: Sink<'_>) {
+        let began = self.next.lsn;
+        let header = Header::read(bytes).expect("a commit was read here");
+        self.next.commit_seq = commit.seq;
+        self.next.hlc_ms = self.next.hlc_ms.max(commit.hlc_ms);
+        self.next.prev_crc = header.crc;
+        self.is_chained = true;
+        let records = &bytes[..commit.record_bytes as usize];
+        let mut at = COMMIT_BYTES;
+        while at < records.len() {
+            at = self.record_or_gap(records, at, began, sink);
+        }
+        self.next.lsn = began + bytes.len() as Lsn;
+    }
+
+    /// Gives the record at `at`, or the damaged bytes there; where they end.
+    fn record_or_gap(&mut self, bytes: &[u8], at: usize, began: Lsn, sink: Sink<'_>) -> usize {
+        if let Some((len, record)) = self.valid(&bytes[at..], began + at as Lsn) {
+            let header = Header::read(&bytes[at..]).expect("it is valid");
+            self.next.prev_crc = header.crc;
+            self.is_chained = true;
+            sink(Piece::Record { lsn: began + at as Lsn, len, record });
+            return at + len as usize;
+        }
+        self.is_chained = false;
+        // Most likely its length is right, and another follows there.
+        let claimed = at + Header::read(&bytes[at..]).map_or(0, |header| header.len as usize);
+        let is_next = claimed > at
+            && (claimed == bytes.len()
+                || claimed < bytes.len()
+                    && self.valid(&bytes[claimed..], began + claimed as Lsn).is_some());
+        let to = if is_next { claimed } else { self.next_record(bytes, at + 1, began) };
+        let likely = is_next.then(|| record::decode(&bytes[at..to]).ok()).flatten();
+        sink(Piece::Lost { from: began + at as Lsn, to: began + to as Lsn, likely });
+        to
+    }
+
+    /// The first place from `at` on where a valid record stands, or the end.
+    fn next_record(&self, bytes: &[u8], at: usize, began: Lsn) -> usize {
+        let found =
+            (at..bytes.len()).find(|at| self.valid(&bytes[*at..], began + *at as Lsn).is_some());
+        found.unwrap_or(bytes.len())
+    }
+
+    /// Looks for the next commit, block by block, and for single records before
+    /// it, as far as the log is known to have been durable.
+    fn resync(&mut self, bytes: &[u8], end: Lsn, sink: Sink<'_>) {
+        let began = self.next.lsn;
+        let limit = (end.min(self.durable) - began) as usize;
+        let bytes = &bytes[..bytes.len().min(limit)];
+        let (mut lost_from, mut at) = (0, 0);
+        while at < bytes.len() {
+            let is_block = (began + at as Lsn).is_multiple_of(BLOCK_LSN);
+            let block = &bytes[at..bytes.len().min(at + BLOCK)];
+            if is_block && at > 0 && Commit::read(block, self.next.salt, began + at as Lsn).is_ok()
+            {
+                break;
+            }
+            if is_block && block.iter().all(|byte| *byte == 0) {
+                at += block.len();
+                continue;
+            }
+            match self.valid(&bytes[at..], began + at as Lsn) {
+                Some((len, record)) => {
+                    lost(lost_from, at, began, sink);
+                    sink(Piece::Record { lsn: began + at as Lsn, len, record });
+                    at += len as usize;
+                    lost_from = at;
+                }
+                None => at += 1,
+            }
+        }
+        // What is missing behind the bytes is lost, too.
+        let to = if at < bytes.len() { at } else { limit };
+        lost(lost_from, to, began, sink);
+        self.next.lsn = began + to as Lsn;
+        self.is_chained = false;
+    }
+
+    /// The record at the front of `bytes`, when it is valid by itself.
+    fn valid<'a>(&self, bytes: &'a [u8], lsn: Lsn) -> Option<(u32, Record<'a>)> {
+        // Cheap questions first: this is asked of every byte of a lost range.
+        let header = Header::read(bytes)?;
+        let len = header.len as usize;
+        if !(HEADER_BYTES..=bytes.len()).contains(&len)
+            || header.kind <= KIND_COMMIT
+            || header.kind > record::KIND_LAST
+        {
+            return None;
+        }
+        let record = record::verify(&bytes[..len], self.next.salt, lsn).ok()?;
+        Some((header.len, record))
+    }
+}
+
+fn lost(from: usize, to: usize, began: Lsn, sink: Sink<'_>) {
+    if from < to {
+        sink(Piece::Lost { from: began + from as Lsn, to: began + to as Lsn, likely: None });
+    }
+}
+
+/// The number of the first segment that holds nothing of a log that was
+/// surveyed: a new one can begin there.
+pub fn fresh_segment(survey: &Survey, end: Lsn, segment_bytes: u64) -> u64 {
+    let used = survey.end.max(survey.durable).max(end);
+    segment::index(used, segment_bytes) + u64::from(!used.is_multiple_of(segment_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::log::{Log, LogOptions};
+    use crate::record::tests::{Owned, any_record, message};
+
+    const SALT: u64 = 77;
+    const OPTIONS: LogOptions = LogOptions {
+        tail_bytes: 4 * BLOCK,
+        segment_bytes: 8 * BLOCK_LSN,
+        commit_bytes_max: 2 * BLOCK,
+        writes_in_flight_max: 1,
+        pipeline_bytes: 0,
+    };
+
+    /// A record's position and length.
+    type Place = (Lsn, u32);
+
+    /// The bytes of a log with these records, a commit for each group, and
+    /// where each record stands.
+    fn written(groups: &[Vec<Record<'_>>]) -> (Vec<u8>, Vec<Place>) {
+        let mut log = Log::new(OPTIONS, LogStart::fresh(SALT));
+        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        for group in groups {
+            for record in group {
+                if !log.room(record::encoded_len(record)) {
+                    write(&mut log, &mut bytes);
+                }
+                let appended = log.append(record, 5).unwrap();
+                places.push((appended.lsn, appended.len));
+            }
+            write(&mut log, &mut bytes);
+        }
+        (bytes, places)
+    }
+
+    fn write(log: &mut Log, bytes: &mut Vec<u8>) {
+        while let Some(write) = log.next_write() {
+            bytes.resize((write.lsn + Lsn::from(write.len)) as usize, 0);
+            bytes[write.lsn as usize..].copy_from_slice(log.write_bytes(&write));
+            log.written(write.lsn, true);
+        }
+    }
+
+    /// What is salvaged: places of records, lost ranges, the end.
+    fn salvaged(bytes: &[u8], vouched: Lsn) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
+        let mut survey = Survey::new(SALT, vouched);
+        let segments = || bytes.chunks(OPTIONS.segment_bytes as usize).zip(0..);
+        let base = |index: u64| segment::base(index, OPTIONS.segment_bytes);
+        segments().for_each(|(segment, index)| survey.segment(base(index), segment));
+        let start = LogStart::fresh(SALT);
+        let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
+        let (mut records, mut lost) = (Vec::new(), Vec::new());
+        for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes) {
+            let segment = segments().find(|(_, at)| *at == index).map(|(bytes, _)| bytes);
+            salvage.segment(base(index), segment.unwrap_or_default(), &mut |piece| match piece {
+                Piece::Record { lsn, len, .. } => records.push((lsn, len)),
+                Piece::Lost { from, to, .. } => lost.push((from, to)),
+            });
+        }
+        (records, lost, salvage.end())
+    }
+
+    fn records(groups: &[Vec<Owned>]) -> Vec<Vec<Record<'_>>> {
+        groups.iter().map(|group| group.iter().map(Owned::record).collect()).collect()
+    }
+
+    fn groups() -> impl Strategy<Value = Vec<Vec<Owned>>> {
+        prop::collection::vec(prop::collection::vec(any_record(300), 1..6), 2..12)
+    }
+
+    proptest! {
+        /// Whatever is outside the damage is found, in order, and nothing else.
+        #[test]
+        fn nothing_outside_the_damage_is_lost(
+            groups in groups(),
+            flips in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let (mut bytes, places) = written(&records(&groups));
+            let vouched = bytes.len() as Lsn;
+            let flips: Vec<usize> = flips.iter().map(|at| at.index(bytes.len())).collect();
+            for at in &flips {
+                bytes[*at] ^= 0x10;
+            }
+            let is_hit = |(lsn, len): &Place| {
+                flips.iter().any(|at| (*lsn..*lsn + Lsn::from(*len)).contains(&(*at as Lsn)))
+            };
+            let (records, lost, _) = salvaged(&bytes, vouched);
+            // Two flips of one byte undo each other.
+            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
+            let found: Vec<_> = records.iter().filter(|place| !is_hit(place)).copied().collect();
+            prop_assert_eq!(found, expected);
+            prop_assert!(records.iter().all(|place| places.contains(place)));
+            for place in places.iter().filter(|place| !records.contains(place)) {
+                prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
+            }
+        }
+
+        /// An undamaged log is read as a start reads it.
+        #[test]
+        fn a_whole_log_is_read_to_its_end(groups in groups()) {
+            let (bytes, places) = written(&records(&groups));
+            let (records, lost, end) = salvaged(&bytes, 0);
+            prop_assert_eq!(records, places);
+            prop_assert!(lost.is_empty());
+            prop_assert_eq!(end.lsn, bytes.len() as Lsn);
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..40_000)) {
+            let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn / BLOCK_LSN * BLOCK_LSN);
+            prop_assert!(records.is_empty());
+            let total: Lsn = lost.iter().map(|(from, to)| to - from).sum();
+            prop_assert_eq!(total, bytes.len() as Lsn / BLOCK_LSN * BLOCK_LSN);
+        }
+    }
+
+    #[test]
+    fn a_torn_tail_is_not_damage() {
+        let one = || vec![Record::Message(message(b"body"))];
+        let (mut bytes, places) = written(&[one(), one(), one()]);
+        let last = bytes.len() - BLOCK;
+        bytes[last + 60] ^= 1;
+        let (records, lost, end) = salvaged(&bytes, 0);
+        assert_eq!((&records[..], lost), (&places[..2], vec![]));
+        assert_eq!(end.lsn, last as Lsn);
+        // A snapshot that has seen it makes it damage.
+        let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
+        assert_eq!((records.len(), lost.len()), (2, 1));
+    }
+
+    #[test]
+    fn what_is_missing_at_the_end_is_lost() {
+        let (records, lost, _) = salvaged(&[], 20 * BLOCK_LSN);
+        assert_eq!(records, []);
+        let bases: Vec<Lsn> = lost.iter().map(|(from, _)| from / BLOCK_LSN).collect();
+        assert_eq!(bases, [0, 8, 16]);
+        assert_eq!(lost.last().unwrap().1, 20 * BLOCK_LSN);
+    }
+}
