@@ -34,6 +34,8 @@ pub struct Salvage {
     lost_bytes: u64,
     /// By user, what is known to be missing.
     missing: BTreeMap<UserIndex, Missing>,
+    /// What was given up, as runs of neighbours: user, first and last seq.
+    given_up: Vec<(UserIndex, u64, u64)>,
 }
 
 /// What is missing in one inbox.
@@ -65,7 +67,7 @@ impl Salvage {
     /// An empty shard, whose log has segments of this size.
     pub fn new(options: Options, hasher: KeyHasher, segment_bytes: u64) -> Salvage {
         let replay = Replay::new(options, hasher, segment_bytes);
-        Salvage { replay, lost_bytes: 0, missing: BTreeMap::new() }
+        Salvage { replay, lost_bytes: 0, missing: BTreeMap::new(), given_up: Vec::new() }
     }
 
     /// What waits, in the order of the log.
@@ -91,9 +93,23 @@ impl Salvage {
     /// A message that waits cannot be read: its number leads to nothing.
     pub fn give_up(&mut self, placed: &Placed) {
         let inbox = self.replay.users_mut()[placed.user].inbox_mut();
-        if inbox.make_hole(placed.inbox_seq).is_some() {
-            self.missing.entry(placed.user).or_default().given_up += 1;
+        if inbox.make_hole(placed.inbox_seq).is_none() {
+            return;
         }
+        self.missing.entry(placed.user).or_default().given_up += 1;
+        match self.given_up.last_mut() {
+            Some((user, _, last)) if *user == placed.user && *last + 1 == placed.inbox_seq => {
+                *last = placed.inbox_seq;
+            }
+            _ => self.given_up.push((placed.user, placed.inbox_seq, placed.inbox_seq)),
+        }
+    }
+
+    /// What was given up, as the log is to say it.
+    pub fn dropped(&self) -> impl Iterator<Item = Record<'static>> {
+        let users = self.replay.users();
+        let record = |&(user, first, last)| Record::Dropped { key: users[user].key, first, last };
+        self.given_up.iter().map(record)
     }
 
     /// A message that waits was copied to `lsn`.
@@ -228,6 +244,7 @@ impl Restore for Salvage {
     fn reset(&mut self) {
         self.replay.reset();
         (self.lost_bytes, self.missing) = (0, BTreeMap::new());
+        self.given_up.clear();
     }
 
     fn state(&mut self, payload: &[u8]) -> Result<(), Malformed> {

@@ -188,8 +188,7 @@ impl Finding {
         let aside: Vec<String> = found.aside.iter().map(u64::to_string).collect();
         let _ = writeln!(
             out,
-            "  A repair copies {} messages ({}) to a new segment at the end of the log, takes a \
-             snapshot there, and moves {} aside",
+            "  A repair copies {} messages ({}) to the end of the log, takes a snapshot there, and moves {} aside",
             count(copied.len() as u64),
             bytes(copied_bytes),
             match aside.len() {

@@ -8,9 +8,9 @@ use std::io;
 use std::path::Path;
 
 use shard::io::Now;
-use shard::{SLICE_BYTES, Salvage, Shard, Slice};
+use shard::{SLICE_BYTES, Shard, Slice};
 use wal::disk::{Continuation, DataDirError, DirectMode, Records, ShardDir, SnapshotFile};
-use wal::record::Record;
+use wal::record::{self, Record};
 use wal::snapshot::{Kind, Writer};
 use wal::{Log, LogOptions, LogStart};
 
@@ -24,6 +24,7 @@ impl Finding {
         let dir = self.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
         dir.make_ready().map_err(failed)?;
+        dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
         let start = self.copy().map_err(failed)?;
         let files = dir.files().map_err(failed)?;
@@ -35,15 +36,22 @@ impl Finding {
             .collect();
         let log = Log::new(log_options(self.segment_bytes), start);
         let mut shard = self.salvage.finish(&start, log, segments);
-        take_snapshot(&dir, self.id, &mut shard, now_ms).map_err(failed)?;
+        // Nothing had to be appended, and the snapshot that was read is as good.
+        let used = self.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
+        if used != Some(start.lsn) {
+            dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?;
+            take_snapshot(&dir, self.id, &mut shard, now_ms).map_err(failed)?;
+        }
         let moved = dir.set_aside(aside, &self.salvaged.aside, start.lsn).map_err(failed)?;
         let mut out = format!(
-            "  Done: {} messages copied, a snapshot taken at position {}, {} files moved to {}\n",
+            "  Done: {} messages copied, a snapshot is at position {}",
             count(copied),
             start.lsn,
-            moved.len(),
-            aside.display()
         );
+        let _ = match moved.len() {
+            0 => writeln!(out),
+            files => writeln!(out, ", {files} files moved to {}", aside.display()),
+        };
         for path in moved {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let _ = writeln!(out, "    {name}");
@@ -58,26 +66,31 @@ impl Finding {
         let mut file = Continuation::new(&self.dir, DirectMode::BufferedFdatasync);
         file.prepare(self.salvaged.fresh.lsn)?;
         let mut records = Records::new(&self.dir);
+        let dropped: Vec<Record<'_>> = self.salvage.dropped().collect();
+        for record in dropped {
+            append(&mut log, &mut file, &record)?;
+        }
         for placed in self.to_copy() {
             let found = records.get(placed.lsn, placed.len);
             let Some(Record::Message(message) | Record::Moved(message)) = found else {
                 return Err(io::Error::other("a message has become unreadable meanwhile"));
             };
-            if !log.room(placed.len as usize) {
-                write_all(&mut log, &mut file)?;
-            }
-            let moved = log
-                .append(&Record::Moved(message), self.salvaged.fresh.hlc_ms)
-                .map_err(|_| io::Error::other("a message does not fit the log"))?;
-            note(&mut self.salvage, &placed, moved.lsn, message.expires_ms);
+            let lsn = append(&mut log, &mut file, &Record::Moved(message))?;
+            self.salvage.moved_to(&placed, lsn, message.expires_ms);
         }
         write_all(&mut log, &mut file)?;
         Ok(log.checkpoint())
     }
 }
 
-fn note(salvage: &mut Salvage, placed: &shard::Placed, lsn: u64, expires_ms: u64) {
-    salvage.moved_to(placed, lsn, expires_ms);
+/// Puts a record into the log, on the disk what is in its way; where it stands.
+fn append(log: &mut Log, file: &mut Continuation, record: &Record<'_>) -> io::Result<u64> {
+    if !log.room(record::encoded_len(record)) {
+        write_all(log, file)?;
+    }
+    // The clock goes on with the first message of the next life.
+    let appended = log.append(record, 0);
+    appended.map(|at| at.lsn).map_err(|_| io::Error::other("a record does not fit the log"))
 }
 
 /// One tail as large as a segment goes with every segment size.

@@ -33,8 +33,11 @@ const RANGES_MAX: usize = 1000;
 /// What reading a damaged shard found.
 #[derive(Debug)]
 pub struct Salvaged {
-    /// Where the log can go on, in a segment that holds nothing yet.
+    /// Where the log can go on.
     pub fresh: LogStart,
+    /// What was read from this position to the other one may so far stand in a
+    /// cache only.
+    pub unconfirmed: (Lsn, Lsn),
     /// The snapshot that was read back, if any could be.
     pub snapshot: Option<Loaded>,
     /// Snapshots that cannot be used, and why in words.
@@ -129,6 +132,7 @@ impl ShardDir {
         }
         let mut found = Salvaged {
             fresh: start,
+            unconfirmed: (start.lsn, start.lsn),
             snapshot,
             damaged_snapshots,
             flawed: Vec::new(),
@@ -142,12 +146,44 @@ impl ShardDir {
         let mut salvage = Salvage::new(start, is_exact, self.segment_bytes, &survey);
         self.read_pieces(&listing, &survey, &mut salvage, into, &mut found, progress);
         let end = salvage.end();
-        let fresh = fresh_segment(&survey, end.lsn, self.segment_bytes);
-        self.check_each(&listing, end.lsn, fresh, &mut found);
-        // Not into one of those that are given up.
-        let fresh = found.aside.last().map_or(fresh, |last| fresh.max(last + 1));
-        found.fresh = LogStart { lsn: segment::base(fresh, self.segment_bytes), ..end };
+        self.check_each(&listing, end.lsn, &mut found);
+        found.fresh = self.goes_on(&listing, &survey, end, &mut found);
+        let is_gone = |index: &u64| listing.segments.binary_search(index).is_err();
+        let needed = into.needed().into_iter().map(|(index, ..)| index).filter(is_gone);
+        found.missing.extend(needed.map(|index| self.segment_path(index)));
+        found.missing.sort_unstable();
+        found.missing.dedup();
+        found.unconfirmed = (survey.durable.max(start.lsn), end.lsn);
         Ok(found)
+    }
+
+    /// Where the log goes on. If nothing of it is lost, at its end: whatever
+    /// happens to the repair then, a start still finds a whole log. Otherwise
+    /// in a segment of its own, and all that is unfinished before is given up.
+    fn goes_on(
+        &self,
+        listing: &Listing,
+        survey: &Survey,
+        end: LogStart,
+        found: &mut Salvaged,
+    ) -> LogStart {
+        let unfinished = segment::index(end.lsn, self.segment_bytes);
+        let is_whole = found.lost.is_empty()
+            && found.missing.is_empty()
+            && found.lost_before.is_none()
+            && found.aside.last().is_none_or(|last| *last < unfinished);
+        if is_whole {
+            return end;
+        }
+        let fresh = fresh_segment(survey, end.lsn, self.segment_bytes);
+        // Whoever cleans them later would find no whole log in them.
+        let open = listing.from(unfinished).iter().filter(|index| **index < fresh);
+        let mut aside = BTreeSet::from_iter(found.aside.drain(..));
+        aside.extend(open);
+        // Nor may the log go on in one that is given up.
+        let fresh = aside.last().map_or(fresh, |last| fresh.max(last + 1));
+        found.aside = aside.into_iter().collect();
+        LogStart { lsn: segment::base(fresh, self.segment_bytes), ..end }
     }
 
     /// Goes through the log from the snapshot on.
@@ -196,7 +232,7 @@ impl ShardDir {
     }
 
     /// Looks at each segment by itself; which ones are given up.
-    fn check_each(&self, listing: &Listing, end: Lsn, fresh: u64, found: &mut Salvaged) {
+    fn check_each(&self, listing: &Listing, end: Lsn, found: &mut Salvaged) {
         let unfinished = segment::index(end, self.segment_bytes);
         let mut aside = BTreeSet::from_iter(found.aside.drain(..));
         for &index in &listing.segments {
@@ -207,10 +243,6 @@ impl ShardDir {
             };
             if let Some(flaw) = flaw {
                 found.flawed.push((file.path, flaw));
-                aside.insert(index);
-            }
-            // Whoever cleans it later would find no whole log in it.
-            if (unfinished..fresh).contains(&index) {
                 aside.insert(index);
             }
         }
@@ -264,6 +296,45 @@ impl ShardDir {
         self.list()?.leftovers.iter().try_for_each(fs::remove_file)
     }
 
+    /// Makes sure that the disk has what was read from the end of the log, as a
+    /// start does.
+    ///
+    /// # Errors
+    /// What the system said, with the file.
+    pub fn confirm_end(&self, found: &Salvaged) -> Result<(), RecoverError> {
+        let (mut at, to) = found.unconfirmed;
+        while at < to {
+            let index = segment::index(at, self.segment_bytes);
+            let end = to.min(segment::base(index + 1, self.segment_bytes));
+            // What is given up is copied.
+            if found.aside.binary_search(&index).is_err() && self.segment_path(index).exists() {
+                self.confirm(at, end)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Moves a damaged snapshot out of the way of the one that is to begin at
+    /// the same place.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn set_aside_snapshot(&self, to: &Path, start: Lsn) -> io::Result<()> {
+        let path = self.snapshot_path(start);
+        if path.try_exists()? { self.move_to(to, &[path]) } else { Ok(()) }
+    }
+
+    fn move_to(&self, to: &Path, paths: &[PathBuf]) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+        for path in paths {
+            let name = path.file_name().expect("a file has a name");
+            fs::rename(path, to.join(name))?;
+        }
+        sync_dir(to)?;
+        sync_dir(&self.path)
+    }
+
     /// Moves these segments, and all snapshots but the one that begins at
     /// `but`, into this directory, which is made. Returns what was moved.
     ///
@@ -275,16 +346,9 @@ impl ShardDir {
         let mut moved: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
         moved.extend(snapshots.map(|start| self.snapshot_path(*start)));
         moved.extend(listing.aside);
-        if moved.is_empty() {
-            return Ok(moved);
+        if !moved.is_empty() {
+            self.move_to(to, &moved)?;
         }
-        DirBuilder::new().recursive(true).mode(0o700).create(to)?;
-        for path in &moved {
-            let name = path.file_name().expect("a file has a name");
-            fs::rename(path, to.join(name))?;
-        }
-        sync_dir(to)?;
-        sync_dir(&self.path)?;
         Ok(moved)
     }
 }
@@ -314,7 +378,7 @@ impl Continuation {
         file.sync_data()
     }
 
-    /// Has the segment that holds this position, in which nothing is yet.
+    /// Has the segment that holds this position.
     ///
     /// # Errors
     /// As for [`Continuation::write`].
