@@ -282,3 +282,132 @@ impl Restore for Salvage {
         self.replay.needed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use wire::id::{Class, MessageId, UserKey};
+
+    use super::*;
+    use crate::InboxContents;
+
+    const NAME: &[u8] = b"bob";
+
+    fn salvage() -> Salvage {
+        let options = Options {
+            shard: 0,
+            shards: 1,
+            node: 0,
+            users_max: usize::MAX,
+            waiting_messages_max: usize::MAX,
+            pairs_max: usize::MAX,
+            inbox_messages_max: usize::MAX,
+            inbox_bytes_max: u64::MAX,
+            retention_ms: 0,
+            pairs_kept_ms: 1000,
+            handshake_ms: 0,
+        };
+        Salvage::new(options, hasher(), 1 << 20)
+    }
+
+    fn hasher() -> KeyHasher {
+        KeyHasher::new([1, 2])
+    }
+
+    fn key() -> UserKey {
+        hasher().key(NAME)
+    }
+
+    fn message(inbox_seq: u64) -> Message<'static> {
+        Message {
+            key: key(),
+            to: NAME,
+            inbox_seq,
+            id: MessageId::new(inbox_seq, 0, 0, 0),
+            from: b"alice",
+            from_key: UserKey(7),
+            device: 1,
+            send_seq: inbox_seq,
+            time_ms: 5,
+            expires_ms: 0,
+            class: Class::Guaranteed,
+            flags: 0,
+            body: b"",
+        }
+    }
+
+    fn ack(device: u64, seq: u64) -> Record<'static> {
+        Record::Ack { key: key(), device, seq, exact: false }
+    }
+
+    fn fed(records: &[Record<'_>]) -> InboxContents {
+        let mut salvage = salvage();
+        salvage.lost(1000, None);
+        for (lsn, record) in (100..).zip(records) {
+            salvage.record(lsn, 1, record);
+        }
+        salvage.replay.inbox(NAME).expect("bob is known")
+    }
+
+    /// The seqs and places of what waits.
+    fn waiting(records: &[Record<'_>]) -> Vec<(u64, Lsn)> {
+        fed(records).waiting.iter().map(|it| (it.inbox_seq, it.lsn)).collect()
+    }
+
+    #[test]
+    fn an_acknowledgement_tells_of_its_device() {
+        let records = [Record::Message(message(3)), Record::Message(message(4)), ack(9, 3)];
+        assert_eq!(waiting(&records), [(4, 101)]);
+        assert_eq!(fed(&records).devices, [(9, 3)]);
+        // And of the messages that it was for.
+        let inbox = fed(&[Record::Message(message(1)), ack(9, 6)]);
+        assert_eq!((inbox.last_seq, inbox.waiting.len()), (6, 0));
+    }
+
+    #[test]
+    fn a_copy_stands_for_its_lost_original() {
+        let (new, copy) = (|seq| Record::Message(message(seq)), |seq| Record::Moved(message(seq)));
+        assert_eq!(waiting(&[copy(5)]), [(5, 100)]);
+        assert_eq!(waiting(&[new(4), new(6), copy(5)]), [(4, 100), (5, 102), (6, 101)]);
+        assert_eq!(waiting(&[new(6), copy(2), copy(5)]), [(2, 101), (5, 102), (6, 100)]);
+        assert_eq!(waiting(&[new(5), copy(5)]), [(5, 101)]);
+        // Not for one that has been acknowledged, or dropped again.
+        assert_eq!(waiting(&[new(6), ack(9, 5), copy(5)]), [(6, 100)]);
+        let dropped = Record::Dropped { key: key(), first: 5, last: 5 };
+        assert_eq!(waiting(&[new(6), copy(5), dropped]), [(6, 100)]);
+    }
+
+    #[test]
+    fn what_a_copy_tells_of_its_sender_counts() {
+        let mut salvage = salvage();
+        salvage.record(1, 1, &Record::Moved(message(5)));
+        assert_eq!(salvage.replay.inbox(NAME).expect("bob is known").pairs, 1);
+    }
+
+    #[test]
+    fn what_is_missing_is_counted_for_its_inbox() {
+        let mut salvage = salvage();
+        salvage.record(1, 1, &Record::Message(message(1)));
+        salvage.lost(200, Some(&Record::Message(message(2))));
+        salvage.record(3, 1, &Record::Message(message(4)));
+        let placed = salvage.waiting()[0];
+        salvage.give_up(&placed);
+        let missing = Missing { given_up: 1, recognised: 1, unknown: 2 };
+        assert_eq!(salvage.missing().collect::<Vec<_>>(), [(NAME, missing)]);
+        let dropped = Record::Dropped { key: key(), first: 1, last: 1 };
+        assert_eq!(salvage.dropped().collect::<Vec<_>>(), [dropped]);
+    }
+
+    /// Somebody may have seen the numbers that were lost.
+    #[test]
+    fn numbers_go_on_above_what_was_lost() {
+        let mut salvage = salvage();
+        salvage.record(1, 1, &Record::Message(message(8)));
+        salvage.lost(10 * MESSAGE_BYTES_MIN, None);
+        salvage.raise_floors();
+        let inbox = salvage.replay.inbox(NAME).expect("bob is known");
+        assert_eq!((inbox.last_seq, inbox.waiting.len()), (18, 1));
+        salvage.record(2, 1, &ack(9, 8));
+        salvage.raise_floors();
+        assert_eq!(salvage.replay.inbox(NAME).expect("bob is known").last_seq, 28);
+    }
+}
