@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use wal::disk::DataDir;
+use wal::disk::{DataDir, DataDirError, manifest_copy};
 
 use crate::exit::Exit;
 use crate::inspect::time;
@@ -27,10 +27,18 @@ use finding::Finding;
 /// # Errors
 /// Why it cannot be looked at, or what went wrong while it was repaired.
 pub(crate) fn run(data_dir: &Path, yes: bool) -> Result<ExitCode, Exit> {
-    let data = DataDir::open_as_it_is(data_dir).map_err(|error| Exit::data(error.to_string()))?;
-    refuse_links(&data)?;
     let now_ms = now_ms();
     let aside = aside_dir(data_dir, now_ms);
+    let data = match DataDir::open_as_it_is(data_dir) {
+        Ok(data) => data,
+        Err(error @ (DataDirError::Manifest { .. } | DataDirError::Foreign { .. }))
+            if manifest_copy::has_copy(data_dir) =>
+        {
+            return restore_manifest(data_dir, &aside, yes, &error);
+        }
+        Err(error) => return Err(Exit::data(error.to_string())),
+    };
+    refuse_links(&data)?;
     let mut damaged = 0;
     let mut report = String::new();
     // Only what is about to be written to must say that this version did.
@@ -55,6 +63,29 @@ pub(crate) fn run(data_dir: &Path, yes: bool) -> Result<ExitCode, Exit> {
         }
     }
     Ok(conclude(data_dir, &aside, damaged, yes, &report))
+}
+
+/// The manifest comes first: without it nothing else can be looked at.
+fn restore_manifest(
+    data_dir: &Path,
+    aside: &Path,
+    yes: bool,
+    error: &DataDirError,
+) -> Result<ExitCode, Exit> {
+    println!("{error}");
+    if !yes {
+        println!(
+            "\nThe copy is whole, and nothing is lost by using it. Nothing was changed; \
+             `iris-shard repair --yes` puts it in the manifest's place."
+        );
+        return Ok(ExitCode::from(3));
+    }
+    manifest_copy::restore(data_dir, aside).map_err(|error| Exit::data(error.to_string()))?;
+    println!(
+        "\nThe copy is the manifest now. Whether anything else is damaged `iris-shard repair` \
+         tells when it is run again."
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 fn conclude(data_dir: &Path, aside: &Path, damaged: usize, yes: bool, report: &str) -> ExitCode {

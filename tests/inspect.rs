@@ -431,6 +431,8 @@ fn a_repair_that_cannot_be_is_refused() {
     fs::write(&manifest, text.replace("format = 2\n", "format = 9\n")).unwrap();
     check(&iris_shard("repair", &dir, &["--yes"]), 3, &["format 9", "or a newer one"]);
     fs::remove_file(&manifest).unwrap();
+    let copy = dir.join("manifest.copy.toml");
+    fs::rename(&copy, dir.join("../copy")).unwrap();
     check(&iris_shard("repair", &dir, &["--yes"]), 3, &["no manifest.toml", "backup"]);
     fs::write(&manifest, text).unwrap();
     // A shard that is gone is begun anew, an empty one.
@@ -446,6 +448,28 @@ fn a_repair_that_cannot_be_is_refused() {
     let other = tempfile::tempdir().unwrap();
     check(&iris_shard("repair", other.path(), &["--yes"]), 3, &["no data directory"]);
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
+fn a_manifest_is_brought_back_from_its_copy() {
+    let setup = written(5);
+    let path = setup.data_dir().join("manifest.toml");
+    let whole = fs::read(&path).unwrap();
+    for damaged in [true, false] {
+        if damaged {
+            flip(&path, whole.len() - 20);
+        } else {
+            fs::remove_file(&path).unwrap();
+        }
+        setup.check_refused(3, &["manifest.toml", "iris-shard repair"]);
+        let before = contents(setup.data_dir());
+        check(&iris_shard("repair", setup.data_dir(), &[]), 3, &["copy is whole"]);
+        assert!(contents(setup.data_dir()) == before, "looking changes nothing");
+        check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["run again"]);
+        assert!(fs::read(&path).unwrap() == whole, "byte for byte");
+        check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["is healthy"]);
+    }
+    assert_eq!(taken(&setup.start(), "bob").len(), 5);
 }
 
 /// Files that were moved aside by a repair go back to where they were.

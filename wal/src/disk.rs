@@ -11,6 +11,7 @@
 mod data_dir;
 mod error;
 mod inspect;
+pub mod manifest_copy;
 mod probe;
 mod recovery;
 mod repair;

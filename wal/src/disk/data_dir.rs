@@ -22,7 +22,7 @@ use wire::id::{PARTITIONS, ShardId};
 
 use super::error::DataDirError;
 use super::shard_dir::{ShardDir, is_leftover};
-use super::sys;
+use super::{manifest_copy, sys};
 use crate::manifest::{self, Manifest, ManifestError};
 use crate::{BLOCK_LSN, FORMAT};
 
@@ -80,7 +80,9 @@ impl DataDir {
         remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
         let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
         dir.check_shards()?;
-        dir.upgrade()
+        let dir = dir.upgrade()?;
+        manifest_copy::refresh(path, &dir.manifest);
+        Ok(dir)
     }
 
     /// What the directory says about itself.
@@ -182,9 +184,14 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
     if path.join(manifest::FILE_NAME).try_exists().map_err(failed)? {
         return Ok(());
     }
+    let mut has_copy = false;
     for entry in fs::read_dir(path).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let name = entry.file_name().to_string_lossy().into_owned();
+        if name == manifest_copy::COPY_NAME {
+            has_copy = true;
+            continue;
+        }
         // A fresh ext4 file system brings lost+found along.
         let known = [LOCK_NAME, manifest::TEMPORARY_NAME, "lost+found"];
         let empty_shard = name.starts_with("shard-")
@@ -192,6 +199,11 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
         if !known.contains(&&name[..]) && !is_leftover(&name) && !empty_shard {
             return Err(DataDirError::Foreign { path: path.into(), found: name });
         }
+    }
+    if has_copy {
+        // Last, because other names tell more.
+        let found = manifest_copy::COPY_NAME.into();
+        return Err(DataDirError::Foreign { path: path.into(), found });
     }
     Ok(())
 }
@@ -291,7 +303,9 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        let ours = name == manifest::TEMPORARY_NAME || name.to_str().is_some_and(is_leftover);
+        let ours = name == manifest::TEMPORARY_NAME
+            || name == manifest_copy::COPY_TEMPORARY_NAME
+            || name.to_str().is_some_and(is_leftover);
         if ours {
             fs::remove_file(entry.path())?;
         }

