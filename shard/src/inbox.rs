@@ -53,6 +53,14 @@ const GROWS_SLOWLY: usize = 256;
 /// Numbers in a row that a snapshot may leave out.
 pub(crate) const HOLES_MAX: u64 = 1 << 28;
 
+/// How far beyond the last seq a login may raise the numbering of an inbox
+/// without entries: what a crash can have cost of best-effort messages.
+pub(crate) const RAISE_EMPTY_MAX: u64 = 1 << 17;
+
+/// Holes that logins may make among entries, all together: a crash costs no
+/// more than what was shown early in a few lives of the server.
+const RAISED_MAX: u32 = 4 * EARLY_MAX as u32;
+
 /// Receipts an inbox remembers; further ones are dropped.
 const RECEIPTS_MAX: usize = 4096;
 
@@ -61,6 +69,11 @@ pub(crate) struct Inbox {
     /// Seq of the first entry, or of the next one when there is none.
     first: u64,
     entries: VecDeque<Entry>,
+    /// How many of the entries are holes.
+    holes: usize,
+    /// Holes that logins have made since the inbox was last without entries;
+    /// a restart counts anew.
+    raised: u32,
     /// Log bytes of all entries.
     bytes: u64,
     /// Highest seq that may be handed out: everything up to it is as durable
@@ -85,6 +98,8 @@ impl Default for Inbox {
         Inbox {
             first: 1,
             entries: VecDeque::new(),
+            holes: 0,
+            raised: 0,
             bytes: 0,
             visible: 0,
             pending: 0,
@@ -110,6 +125,16 @@ impl Inbox {
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Entries without a message.
+    pub(crate) fn holes(&self) -> usize {
+        self.holes
+    }
+
+    /// Messages that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.entries.len() - self.holes
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -138,6 +163,7 @@ impl Inbox {
         if len == self.entries.capacity() && len >= GROWS_SLOWLY {
             self.entries.reserve_exact(len / 4);
         }
+        self.holes += usize::from(entry.is_hole());
         self.entries.push_back(entry);
         self.bytes += u64::from(entry.len);
     }
@@ -225,6 +251,7 @@ impl Inbox {
         }
         let given_up = std::mem::replace(entry, Entry::HOLE);
         self.bytes -= u64::from(given_up.len);
+        self.holes += 1;
         // Handed out and not acknowledged yet; a later acknowledgement would
         // call it delivered.
         if let Ok(at) = self.receipts.binary_search_by_key(&seq, |receipt| receipt.inbox_seq) {
@@ -254,6 +281,26 @@ impl Inbox {
         if is_all_visible {
             self.visible = self.last_seq();
         }
+    }
+
+    /// How far a login may raise the numbering now. With nothing in the inbox
+    /// that costs nothing; otherwise each number in between is a hole, and there
+    /// is a bound for all logins together.
+    pub(crate) fn raise_max(&self) -> u64 {
+        if self.entries.is_empty() {
+            return RAISE_EMPTY_MAX;
+        }
+        u64::from(RAISED_MAX - self.raised)
+    }
+
+    /// [`Inbox::raise_floor`] for a login, which has asked [`Inbox::raise_max`].
+    pub(crate) fn raise_by_login(&mut self, seq: u64) {
+        let by = seq.saturating_sub(self.last_seq());
+        assert!(by <= self.raise_max(), "a login asks before it raises");
+        if !self.entries.is_empty() {
+            self.raised += by as u32;
+        }
+        self.raise_floor(seq);
     }
 
     /// The seq of the next message. The first one after a restart leaps over
@@ -298,12 +345,17 @@ impl Inbox {
         while let Some(entry) = self.entries.front()
             && (self.first <= seq || entry.is_hole())
         {
-            if !entry.is_hole() {
+            if entry.is_hole() {
+                self.holes -= 1;
+            } else {
                 self.bytes -= u64::from(entry.len);
                 gone(entry);
             }
             self.entries.pop_front();
             self.first += 1;
+        }
+        if self.entries.is_empty() {
+            self.raised = 0;
         }
         self.give_back();
     }

@@ -18,6 +18,9 @@ use crate::{Options, Shard};
 
 /// Log bytes of a message's record beyond its names and body.
 const RECORD_OVERHEAD: usize = 256;
+/// An inbox may have as many holes as messages, and these at least: what expires
+/// behind a message that waits takes up memory until that one is gone.
+const HOLES_ALLOWED: usize = 1 << 16;
 
 impl Shard {
     /// Whether a post to this user with a body of this length finds room now.
@@ -117,7 +120,9 @@ impl Shard {
             return self.consume(now, user, post, pair, code, out);
         }
         let inbox = self.users[user].inbox_mut();
-        let is_full = inbox.len() >= self.options.inbox_messages_max
+        let messages_max = self.options.inbox_messages_max;
+        let is_full = inbox.waiting() >= messages_max
+            || inbox.holes() >= messages_max.max(HOLES_ALLOWED)
             || inbox.bytes() + post.body.len() as u64 > self.options.inbox_bytes_max;
         if is_full {
             let _ = self.refuse(post, Code::InboxFull, out);

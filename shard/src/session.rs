@@ -14,16 +14,10 @@ use wire::refuse::Code;
 use wire::{v1, v2};
 
 use crate::Shard;
-use crate::inbox::EARLY_MAX;
+use crate::inbox::RAISE_EMPTY_MAX;
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
 use crate::user::{Device, NO_SLOT, UserIndex};
 
-/// How far beyond the inbox's last seq a device's cursor may be: what a crash
-/// can have cost of best-effort messages.
-const FLOOR_JUMP_MAX: u64 = 1 << 17;
-/// The same while messages wait: each number in between takes up memory, and a
-/// crash costs no more than what was shown early in a few lives of the server.
-const FLOOR_JUMP_WAITING_MAX: u64 = 4 * EARLY_MAX;
 /// Log bytes that must be free before a login is looked at: for three records
 /// with a name each, and a block because they may not stand together.
 const LOGIN_LOG_BYTES: usize = 4 * NAME_BYTES_MAX + wal::BLOCK;
@@ -301,7 +295,7 @@ impl Shard {
         }
         let record = Record::Floor { key: login.key, name: login.name, seq: login.last_seq };
         self.append(now, &record);
-        self.users[user].inbox_mut().raise_floor(login.last_seq);
+        self.users[user].inbox_mut().raise_by_login(login.last_seq);
     }
 
     /// Everything that refuses a device, before anything changes.
@@ -311,10 +305,8 @@ impl Shard {
         if !is_known && user.devices.len() >= DEVICES_MAX {
             return Err(Code::TooManyDevices);
         }
-        // Numbers between what waits and the new floor cost memory.
-        let has_waiting = user.inbox.as_ref().is_some_and(|inbox| inbox.len() > 0);
-        let jump_max = if has_waiting { FLOOR_JUMP_WAITING_MAX } else { FLOOR_JUMP_MAX };
-        if login.last_seq > user.last_seq().saturating_add(jump_max) {
+        let raise_max = user.inbox.as_ref().map_or(RAISE_EMPTY_MAX, |inbox| inbox.raise_max());
+        if login.last_seq > user.last_seq().saturating_add(raise_max) {
             return Err(Code::BadCursor);
         }
         Ok(())

@@ -492,3 +492,60 @@ fn who_is_written_to_out_of_order_is_not_remembered() {
          > 0 sent nobody 1",
     );
 }
+
+/// Among entries each number that a login leaves out is a hole in memory.
+#[test]
+fn logins_raise_an_inbox_with_messages_by_256_in_all() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a
+         commit
+         > 0 sent bob 1
+         1 hello bob 1 credit=1000
+         > 1 welcome 1..1
+         > 1 deliver 1 alice a
+         2 hello bob 2 last=201
+         > 2 welcome 202..201
+         3 hello bob 2 last=258
+         > 3 goaway BadCursor
+         > 3 close
+         4 hello bob 2 last=257
+         > 2 goaway Replaced
+         > 2 close
+         > 4 welcome 258..257
+         5 hello bob 3 last=258
+         > 5 goaway BadCursor
+         > 5 close
+         # holes take no message's place: the inbox holds four
+         0 send bob 2 b
+         0 send bob 3 c
+         0 send bob 4 d
+         0 send bob 5 e
+         > 0 refused bob 5 InboxFull
+         commit
+         > 1 deliver 258 alice b
+         > 4 deliver 258 alice b
+         > 0 sent bob 2
+         > 1 deliver 259 alice c
+         > 4 deliver 259 alice c
+         > 0 sent bob 3
+         > 1 deliver 260 alice d
+         > 4 deliver 260 alice d
+         > 0 sent bob 4
+         # without entries a login costs nothing, and the count begins anew
+         1 ack 260
+         4 ack 260
+         1 close
+         1 hello bob 1 last=2000
+         > 1 welcome 2001..2000
+         0 send bob 5 e
+         commit
+         > 1 deliver 2001 alice e
+         > 4 deliver 2001 alice e
+         > 0 sent bob 5
+         1 close
+         1 hello bob 1 last=2257
+         > 1 welcome 2258..2257",
+    );
+}
