@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
-use glommio::{LocalExecutorBuilder, Placement};
+use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
 use shard::{KeyHasher, Replay};
 use tuning::{Machine, Plan};
@@ -48,6 +48,8 @@ enum Report {
     Ready(Waker),
     /// It could not start.
     Failed(Exit),
+    /// Its thread ends without a word; how it ended says why.
+    Lost(ShardId),
     /// It has ended, as asked or because its log failed.
     Ended(Result<(), Exit>),
     /// A signal asks the process to end.
@@ -78,6 +80,9 @@ pub(crate) fn run(
     plan: &Plan,
     signals: Signals,
 ) -> Result<(), Exit> {
+    let (reports, from_cores) = channel();
+    let is_heard = Arc::new(AtomicBool::new(false));
+    forward(signals, reports.clone(), Arc::clone(&is_heard))?;
     let data = open_data(config, plan)?;
     let shards = data.manifest().shards;
     let (addresses, listeners) = bind_all(&config.listen, shards)?;
@@ -101,12 +106,16 @@ pub(crate) fn run(
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
     });
     let seats = seats(config, machine, plan, &data, listeners, &shared)?;
-    let (reports, from_cores) = channel();
-    let threads = start_cores(seats, plan, &reports)?;
-    let wakers = wait_until_ready(&from_cores, threads.len())?;
+    let cores = seats.len();
+    is_heard.store(true, Ordering::SeqCst);
+    let mut threads = start_cores(seats, plan, reports)?;
+    let Some(wakers) = wait_until_ready(&from_cores, &mut threads)? else {
+        // A core that reads back takes its time, and nothing is lost by leaving
+        // it there: what is stored is stored.
+        return Ok(());
+    };
     announce(config, &addresses, admin.addr(), shards);
-    forward(signals, reports);
-    let ended = wait_for_end(&from_cores, &shared, &wakers, threads.len());
+    let ended = wait_for_end(&from_cores, &shared, &wakers, cores);
     // The threads are not waited for: each core has let go of everything when
     // it says that it has ended, and an executor has been seen to sleep for
     // ever after that. A core that panicked has aborted the process already.
@@ -265,43 +274,78 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
     }
 }
 
-fn start_cores(
-    seats: Vec<Seat>,
-    plan: &Plan,
-    reports: &Sender<Report>,
-) -> Result<Vec<glommio::ExecutorJoinHandle<()>>, Exit> {
+/// A core's threads by shard; taken by who looks how one ended.
+type Threads = Vec<Option<glommio::ExecutorJoinHandle<()>>>;
+
+/// What a core's thread speaks with. An executor that cannot be made drops it
+/// unused, so its end is heard as well.
+struct Voice {
+    id: ShardId,
+    reports: Sender<Report>,
+    has_ended: bool,
+}
+
+impl Voice {
+    /// The main thread listens for as long as cores live.
+    fn say(&self, report: Report) {
+        let _ = self.reports.send(report);
+    }
+
+    fn say_last(mut self, report: Report) {
+        self.has_ended = true;
+        self.say(report);
+    }
+}
+
+impl Drop for Voice {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.say(Report::Lost(self.id));
+        }
+    }
+}
+
+fn start_cores(seats: Vec<Seat>, plan: &Plan, reports: Sender<Report>) -> Result<Threads, Exit> {
     let mut threads = Vec::new();
     for seat in seats {
-        let reports = reports.clone();
+        let id = seat.id;
+        let voice = Voice { id, reports: reports.clone(), has_ended: false };
         let core = plan.core_of_shard[usize::from(seat.id) % plan.core_of_shard.len()];
         let placement = if plan.pin { Placement::Fixed(core) } else { Placement::Unbound };
         let thread = LocalExecutorBuilder::new(placement)
             .name(&format!("shard-{}", seat.id))
             .io_memory(plan.executor_memory_bytes)
-            .spawn(move || turn_until_stopped(seat, reports))
-            .map_err(|error| {
-                Exit::machine(format!(
-                    "cannot start an executor on core {core}: {error}; `iris-shard doctor` shows \
-                     which limits hold here"
-                ))
-            })?;
-        threads.push(thread);
+            .spawn(move || turn_until_stopped(seat, voice))
+            .map_err(|error| cannot_execute(id, &error))?;
+        threads.push(Some(thread));
     }
     Ok(threads)
 }
 
+fn cannot_execute(id: ShardId, error: &GlommioError<()>) -> Exit {
+    let why = match error {
+        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(there, wanted)) => format!(
+            "it needs {} KiB of lockable memory and RLIMIT_MEMLOCK allows {}: start with `ulimit -l \
+             unlimited` or LimitMEMLOCK=infinity in the systemd unit",
+            wanted / 1024,
+            there / 1024
+        ),
+        _ => format!("{error}; {DOCTOR}"),
+    };
+    Exit::machine(format!("cannot start the executor of shard {id}: {why}"))
+}
+
 /// The life of one core's thread.
-async fn turn_until_stopped(seat: Seat, reports: Sender<Report>) {
+async fn turn_until_stopped(seat: Seat, voice: Voice) {
     let (last, waker) = match start_core(seat) {
         Err(exit) => (Report::Failed(exit), None),
         Ok((core, waker)) => {
-            // The main thread listens for as long as cores live.
-            let _ = reports.send(Report::Ready(waker.clone()));
+            voice.say(Report::Ready(waker.clone()));
             (Report::Ended(core.run().await), Some(waker))
         }
     };
     drop(waker);
-    let _ = reports.send(last);
+    voice.say_last(last);
 }
 
 /// Reads the log back and joins the shard to its hands.
@@ -391,18 +435,36 @@ fn bytes(bytes: u64) -> String {
     }
 }
 
-fn wait_until_ready(from_cores: &Receiver<Report>, cores: usize) -> Result<Vec<Waker>, Exit> {
+/// The cores' bells, or nothing when a signal ends the start.
+fn wait_until_ready(
+    from_cores: &Receiver<Report>,
+    threads: &mut Threads,
+) -> Result<Option<Vec<Waker>>, Exit> {
     let mut wakers = Vec::new();
-    while wakers.len() < cores {
+    while wakers.len() < threads.len() {
         match from_cores.recv() {
             Ok(Report::Ready(waker)) => wakers.push(waker),
             Ok(Report::Failed(exit)) => return Err(exit),
-            Ok(Report::Ended(_) | Report::Asked(_)) | Err(_) => {
+            Ok(Report::Lost(id)) => return Err(why_lost(id, threads)),
+            Ok(Report::Asked(name)) => {
+                tracing::info!("{name} during the start: stopped");
+                return Ok(None);
+            }
+            Ok(Report::Ended(_)) | Err(_) => {
                 return Err(Exit::internal("a core ended before it had started"));
             }
         }
     }
-    Ok(wakers)
+    Ok(Some(wakers))
+}
+
+/// Why a core's thread ended before the core was there.
+fn why_lost(id: ShardId, threads: &mut Threads) -> Exit {
+    let thread = threads[usize::from(id)].take().expect("a thread is lost once");
+    match thread.join() {
+        Ok(()) => Exit::internal(format!("shard {id} ended without saying why")),
+        Err(error) => cannot_execute(id, &error),
+    }
 }
 
 /// The lines a person and a script want to see.
@@ -424,11 +486,33 @@ fn absolute(path: &Path) -> String {
 }
 
 /// Waits for the signal on a thread of its own, which ends with the process.
-fn forward(signals: Signals, reports: Sender<Report>) {
-    std::thread::spawn(move || {
+/// Until there are cores the main thread has no ear for it, and what it does
+/// may be cut short at any point, as by a crash.
+#[allow(clippy::disallowed_methods, reason = "nobody could return an Exit, and nothing is lost")]
+fn forward(
+    signals: Signals,
+    reports: Sender<Report>,
+    is_heard: Arc<AtomicBool>,
+) -> Result<(), Exit> {
+    let wait = move || {
+        let name = signals.wait();
+        if !is_heard.load(Ordering::SeqCst) {
+            eprintln!("iris-shard: {name} during the start: stopped");
+            std::process::exit(0);
+        }
         // Nobody listens any more when the process is ending already.
-        let _ = reports.send(Report::Asked(signals.wait()));
-    });
+        let _ = reports.send(Report::Asked(name));
+    };
+    let thread = std::thread::Builder::new().name("signals".to_owned()).spawn(wait);
+    thread.map(drop).map_err(|error| cannot_thread(&error))
+}
+
+/// The sentence for a thread that the machine does not give.
+pub(crate) fn cannot_thread(error: &std::io::Error) -> Exit {
+    Exit::machine(format!(
+        "cannot start a thread: {error}; see `ulimit -u` and `ulimit -v`, and pids.max of the \
+         control group (systemd: TasksMax=, docker: --pids-limit)"
+    ))
 }
 
 /// What a core or a signal says next; `None` when nobody does in time.
@@ -457,6 +541,9 @@ fn wait_for_end(
                 result = result.and(ended);
             }
             Some(Report::Failed(exit)) => return Err(exit),
+            Some(Report::Lost(id)) => {
+                return Err(Exit::internal(format!("shard {id} ended without saying why")));
+            }
             Some(Report::Ready(_)) => return Err(Exit::internal("a core started twice")),
             None => {
                 return result.and(Err(Exit::internal(format!(

@@ -35,16 +35,18 @@ enum Entry {
 
 /// Starts the log; what is logged before goes nowhere.
 ///
+/// # Errors
+/// There is no thread to be had.
+///
 /// # Panics
 /// When called twice in one process.
-pub(crate) fn start(config: &Config) -> Log {
+pub(crate) fn start(config: &Config) -> io::Result<Log> {
     let (sender, receiver) = sync_channel(LINES_MAX);
     let dropped = Arc::new(AtomicU64::new(0));
     let queue = Queue { sender, dropped: Arc::clone(&dropped) };
     thread::Builder::new()
         .name("log".to_owned())
-        .spawn(move || write_lines(&receiver, &dropped, &mut io::stderr()))
-        .expect("a process that cannot start a thread at boot cannot serve");
+        .spawn(move || write_lines(&receiver, &dropped, &mut io::stderr()))?;
 
     let lines = tracing_subscriber::fmt()
         .with_max_level(filter(config.log_level))
@@ -55,7 +57,7 @@ pub(crate) fn start(config: &Config) -> Log {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
     }
-    Log { queue }
+    Ok(Log { queue })
 }
 
 impl Drop for Log {

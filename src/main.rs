@@ -102,7 +102,7 @@ fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
     // Before the first thread: each inherits what is blocked.
     let signals = Signals::block()
         .map_err(|error| Exit::internal(format!("cannot set up signal handling: {error}")))?;
-    let _log = log::start(&loaded.config);
+    let _log = log::start(&loaded.config).map_err(|error| boot::cannot_thread(&error))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

@@ -3,8 +3,10 @@
 
 mod server;
 
+use std::net::TcpListener;
 use std::process::{Command, Output};
 
+use rustix::process::Signal;
 use server::{Deadline, Setup};
 
 /// Runs the binary in an empty directory with none of our variables set.
@@ -126,4 +128,30 @@ fn help_and_version_end_well() {
     }
     let version = iris_shard(&["--version"], &[]);
     assert_eq!(text(&version.stdout), concat!("iris-shard ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// Wherever in its start: on the way to the data directory, while it waits for
+/// a port, while the cores read back.
+#[test]
+fn a_signal_ends_a_start() {
+    let setup = Setup::new();
+    setup.start().stop();
+    for lines in 1..6 {
+        let ended = setup.end_in_boot(lines, Signal::TERM);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    // Such a port is tried for three seconds, and that alone would end in code 4.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let setup = setup.listen(taken.local_addr().expect("it has one"));
+    let ended = setup.end_in_boot(1, Signal::INT);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+/// An executor that cannot be made is a sentence, not silence.
+#[test]
+fn too_little_lockable_memory_is_refused_with_code_5() {
+    for allowed in [0, 64, 128] {
+        let refused = Setup::new().ulimit('l', allowed).check_refused(5, &["RLIMIT_MEMLOCK"]);
+        assert!(refused.contains("prlimit --pid $$ --memlock"), "{refused}");
+    }
 }

@@ -62,8 +62,8 @@ pub struct Setup {
     arguments: Vec<OsString>,
     listen: SocketAddr,
     admin: SocketAddr,
-    /// The hard limit of descriptors.
-    nofile: Option<u64>,
+    /// Limits of the process, as `ulimit` names and counts them.
+    limits: Vec<(char, u64)>,
 }
 
 impl Setup {
@@ -83,7 +83,7 @@ impl Setup {
             arguments: Vec::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
-            nofile: None,
+            limits: Vec::new(),
         };
         setup
             .set("storage.segment_bytes", "1MiB")
@@ -118,8 +118,13 @@ impl Setup {
     }
 
     /// With this many descriptors at most.
-    pub fn nofile(mut self, nofile: u64) -> Setup {
-        self.nofile = Some(nofile);
+    pub fn nofile(self, nofile: u64) -> Setup {
+        self.ulimit('n', nofile)
+    }
+
+    /// With this limit, soft and hard, as `ulimit` names and counts it.
+    pub fn ulimit(mut self, which: char, value: u64) -> Setup {
+        self.limits.push((which, value));
         self
     }
 
@@ -196,18 +201,38 @@ impl Setup {
         assert_eq!(status.code(), None, "it did not end by itself: {}", said.join("\n"));
     }
 
+    /// Starts the server and sends it a signal when it has said this many lines
+    /// or is ready.
+    #[track_caller]
+    pub fn end_in_boot(&self, lines: usize, signal: Signal) -> Ended {
+        let mut child = self.command().spawn().expect("the binary starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let mut said = String::new();
+        for _ in 0..lines {
+            let begun = said.len();
+            let more = stderr.read_line(&mut said).expect("text");
+            if more == 0 || said[begun..].contains("protocols v1 and v2") {
+                break;
+            }
+        }
+        let pid = Pid::from_raw(child.id() as i32).expect("a process");
+        kill_process(pid, signal).expect("our own child");
+        stderr.read_to_string(&mut said).expect("text");
+        let status = child.wait().expect("our own child");
+        Ended { code: status.code(), stderr: said }
+    }
+
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_iris-shard");
-        let mut command = match self.nofile {
-            None => Command::new(binary),
-            Some(nofile) => {
-                let mut command = Command::new("/bin/sh");
-                let script =
-                    format!("ulimit -Sn {nofile} && ulimit -Hn {nofile} && exec \"$0\" \"$@\"");
-                command.args(["-c", &script, binary]);
-                command
-            }
-        };
+        let mut script = String::new();
+        for (which, value) in &self.limits {
+            script += &format!("ulimit -S{which} {value} && ulimit -H{which} {value} && ");
+        }
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &(script + "exec \"$0\" \"$@\""), binary]);
+        if self.limits.is_empty() {
+            command = Command::new(binary);
+        }
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("IRIS_") {
                 command.env_remove(name);

@@ -75,7 +75,7 @@ fn in_a_container() -> Machine {
 }
 
 fn old_kernel() -> Machine {
-    Machine { kernel: (5, 10), memlock: 64 << 10, ring: RingFeatures::default(), ..two_cores() }
+    Machine { kernel: (5, 10), memlock: 512 << 10, ring: RingFeatures::default(), ..two_cores() }
 }
 
 fn without_ring() -> Machine {
@@ -187,6 +187,8 @@ fn old_kernels_run_with_less_and_none_without_a_ring() {
 fn what_cannot_be_had_is_refused_with_a_sentence() {
     let few = Machine { nofile_soft: 64, nofile_hard: 64, ..two_cores() };
     assert!(first_stop(&few, &Wishes::default()).contains("RLIMIT_NOFILE"));
+    let locked = Machine { memlock: 128 << 10, ..two_cores() };
+    assert!(first_stop(&locked, &Wishes::default()).contains("RLIMIT_MEMLOCK"));
     let much = Wishes { memory_bytes: Some(64 * GIB), ..Wishes::default() };
     assert!(first_stop(&two_cores(), &much).contains("memory_bytes"));
     let tiny = Wishes { memory_bytes: Some(MIB), ..Wishes::default() };

@@ -10,6 +10,13 @@ const KERNEL_FLOOR: (u32, u32) = (5, 10);
 const KERNEL_FULL: (u32, u32) = (6, 1);
 /// From here on rings are accounted to the control group, not to memlock.
 const KERNEL_WITHOUT_MEMLOCK: (u32, u32) = (5, 12);
+/// What a core's executor insists on, whatever the kernel accounts.
+const MEMLOCK_MIN: u64 = 512 << 10;
+/// How lockable memory is raised.
+const MEMLOCK_LIFTS: [&str; 2] = [
+    "prlimit --pid $$ --memlock=unlimited   # as root, in the shell that starts the server",
+    "LimitMEMLOCK=infinity   # in the systemd unit",
+];
 /// The accept queue that the listeners ask for.
 const BACKLOG: u32 = 4096;
 /// Fewer connections than this serve nobody.
@@ -157,10 +164,7 @@ impl Draft<'_> {
             self.limit(
                 "rings by RLIMIT_MEMLOCK",
                 format!("{} of {} for the rings", bytes(self.machine.memlock), bytes(rings)),
-                vec![
-                    "prlimit --pid $$ --memlock=unlimited   # as root, in the shell that starts the server".to_owned(),
-                    "LimitMEMLOCK=infinity   # in the systemd unit".to_owned(),
-                ],
+                MEMLOCK_LIFTS.map(str::to_owned).to_vec(),
             );
         }
     }
@@ -209,6 +213,7 @@ impl Draft<'_> {
 
     pub(super) fn note_stops(&mut self) {
         self.stop_without_ring();
+        self.stop_without_lockable_memory();
         self.stop_without_memory();
         self.stop_without_connections();
     }
@@ -228,7 +233,7 @@ impl Draft<'_> {
             } else if why.contains("seccomp") || why.contains("sandbox") {
                 vec!["docker run --security-opt seccomp=unconfined …   # or a profile that allows io_uring".to_owned()]
             } else if why.contains("lockable") {
-                vec!["prlimit --pid $$ --memlock=unlimited   # as root, in the shell that starts the server".to_owned()]
+                MEMLOCK_LIFTS.map(str::to_owned).to_vec()
             } else {
                 Vec::new()
             };
@@ -241,6 +246,20 @@ impl Draft<'_> {
                 "direct_descriptors = \"on\" needs sparse tables, multishot accept and descriptors sent between rings, \
                  which this kernel lacks",
                 vec!["set direct_descriptors = \"auto\"".to_owned(), "run a kernel from 6.0 on".to_owned()],
+            );
+        }
+    }
+
+    fn stop_without_lockable_memory(&mut self) {
+        let memlock = self.machine.memlock;
+        if memlock < MEMLOCK_MIN {
+            self.stop(
+                format!(
+                    "each core's executor wants {} of lockable memory and RLIMIT_MEMLOCK allows {}",
+                    bytes(MEMLOCK_MIN),
+                    bytes(memlock)
+                ),
+                MEMLOCK_LIFTS.map(str::to_owned).to_vec(),
             );
         }
     }
