@@ -18,7 +18,7 @@ use wire::id::UserKey;
 use crate::Shard;
 use crate::deliver::is_expired;
 use crate::io::{Effect, Effects, Now};
-use crate::user::UserIndex;
+use crate::user::{NO_SLOT, UserIndex};
 
 /// Log bytes copied for one survey before others have their turn.
 const COPY_BYTES_MAX: u64 = 64 << 10;
@@ -228,10 +228,11 @@ impl Shard {
         for seq in first..=last {
             if let Some(entry) = self.users[user].inbox_mut().make_hole(seq) {
                 self.expire(&entry);
+                self.note_hole(user, seq, NO_SLOT);
             }
         }
         for device in 0..self.users[user].devices.len() {
-            self.users[user].advance(device);
+            self.advance(user, device);
         }
         self.burn(user);
     }

@@ -59,7 +59,7 @@ impl Shard {
         }
         self.metrics.counters.acks += 1;
         self.append(now, &Record::Ack { key, device: record_device, seq, exact: true });
-        let cursor = self.users[user].advance(device);
+        let cursor = self.advance(user, device);
         self.burn(user);
         self.send_receipts(user, cursor, out);
         self.pump(now, conn.slot, out);
@@ -77,8 +77,7 @@ impl Shard {
         let key = self.users[user].key;
         let id = self.users[user].devices[device].id;
         self.append(now, &Record::Ack { key, device: id, seq, exact: false });
-        self.users[user].devices[device].cursor = seq;
-        self.users[user].advance(device);
+        self.move_cursor(user, device, seq);
         self.burn(user);
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Session {
     pub(crate) window: u32,
     /// Bytes of deliveries handed out since the connection was last drained.
     pub(crate) burst: u32,
+    /// v2: holes between the device's cursor and `sent`.
+    pub(crate) passed: u32,
     /// Highest inbox seq handed to the connection.
     pub(crate) sent: u64,
     /// v1: deliveries not yet acknowledged, oldest first.
@@ -84,6 +86,7 @@ impl Session {
             user: 0,
             window: 0,
             burst: 0,
+            passed: 0,
             sent: 0,
             outstanding: None,
         }
@@ -280,6 +283,7 @@ impl Shard {
         session.user = user;
         session.device = device as u8;
         session.sent = sent;
+        session.passed = 0;
         session.outstanding = None;
         session.batch_done = 0;
         self.metrics.counters.logins += 1;

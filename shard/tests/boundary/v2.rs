@@ -502,7 +502,7 @@ fn logins_raise_an_inbox_with_messages_by_256_in_all() {
          0 send bob 1 a
          commit
          > 0 sent bob 1
-         1 hello bob 1 credit=1000
+         1 hello bob 1
          > 1 welcome 1..1
          > 1 deliver 1 alice a
          2 hello bob 2 last=201
@@ -547,5 +547,74 @@ fn logins_raise_an_inbox_with_messages_by_256_in_all() {
          1 close
          1 hello bob 1 last=2257
          > 1 welcome 2258..2257",
+    );
+}
+
+/// The leap after a restart is wider than this window, and stands behind a
+/// message that is not acknowledged.
+#[test]
+fn holes_behind_what_waits_take_up_no_window() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a
+         commit
+         > 0 sent bob 1
+         1 hello bob 1 credit=2
+         > 1 welcome 1..1
+         > 1 deliver 1 alice a
+         commit
+         restart
+         0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1 credit=2
+         > 1 welcome 1..1
+         > 1 deliver 1 alice a
+         0 send bob 2 b
+         0 send bob 3 c
+         0 send bob 4 d
+         commit
+         > 1 deliver 66 alice b
+         > 0 sent bob 2
+         > 0 sent bob 3
+         > 0 sent bob 4
+         # the cursor comes over the holes: they count no more
+         1 ack 1
+         > 1 deliver 67 alice c
+         1 ack 66
+         > 1 deliver 68 alice d",
+    );
+}
+
+/// The other device has it in its window when it expires.
+#[test]
+fn what_expires_in_a_window_leaves_its_place() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1 credit=2
+         > 1 welcome 1..0
+         0 send bob 1 a
+         0 send bob 2 b ttl=1
+         0 send bob 3 c
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         > 1 deliver 2 alice b
+         > 0 sent bob 2
+         > 0 sent bob 3
+         tick 1500
+         2 hello bob 2
+         > 2 welcome 1..3
+         > 2 deliver 1 alice a
+         > 2 deliver 3 alice c
+         1 credit 2
+         > 1 deliver 3 alice c
+         0 send bob 4 d
+         commit
+         > 2 deliver 4 alice d
+         > 0 sent bob 4
+         1 ack 2
+         > 1 deliver 4 alice d",
     );
 }
