@@ -416,7 +416,9 @@ impl Shard {
 
     pub(crate) fn close_late_handshakes(&mut self, now: Now, out: &mut Effects) {
         while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
-            if self.sessions.get(conn).is_some_and(|session| session.kind == Kind::Fresh) {
+            // Only a login ends the time for one.
+            let is_late = |kind| matches!(kind, Kind::Fresh | Kind::Anonymous);
+            if self.sessions.get(conn).is_some_and(|session| is_late(session.kind)) {
                 self.metrics.counters.handshake_timeouts += 1;
                 self.dismiss(now, conn, out);
             }

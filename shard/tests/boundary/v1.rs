@@ -158,9 +158,10 @@ fn status_before_and_after() {
          0 status bob
          > 0 status bob true 0
          tick 2000
+         > 0 close
          1 close
-         0 status bob
-         > 0 status bob false 2000",
+         2 status bob
+         > 2 status bob false 2000",
     );
 }
 
