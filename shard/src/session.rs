@@ -14,7 +14,7 @@ use wire::refuse::Code;
 use wire::{v1, v2};
 
 use crate::Shard;
-use crate::inbox::RAISE_EMPTY_MAX;
+use crate::inbox::{Inbox, RAISE_EMPTY_MAX};
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
 use crate::user::{Device, NO_SLOT, UserIndex};
 
@@ -134,6 +134,14 @@ impl Sessions {
     }
 }
 
+/// When to come back after a refused login; 0 where that would be refused again.
+fn retry_ms(code: Code) -> u32 {
+    match code {
+        Code::BadCursor | Code::TooManyDevices => 0,
+        _ => RETRY_MS,
+    }
+}
+
 /// A login as either protocol brings it.
 struct Login<'a> {
     name: &'a [u8],
@@ -208,7 +216,7 @@ impl Shard {
         match self.login(now, conn, &login, out) {
             Ok(Outcome::Taken) => {}
             Ok(elsewhere) => return elsewhere,
-            Err(code) => return self.refuse_v2(now, conn, code, RETRY_MS, out),
+            Err(code) => return self.refuse_v2(now, conn, code, retry_ms(code), out),
         }
         self.welcome(now, conn, hello, out);
         self.pump(now, conn.slot, out);
@@ -270,8 +278,9 @@ impl Shard {
             return Ok(Outcome::Blocked);
         }
         self.log_out(now, conn);
+        // Nobody is put into the table by a login that is refused.
+        self.check_device(login)?;
         let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
-        self.check_device(user, login)?;
         self.raise_floor(now, user, login);
         let device = self.register(now, user, login);
         let cursor = self.users[user].devices[device].cursor;
@@ -303,14 +312,16 @@ impl Shard {
     }
 
     /// Everything that refuses a device, before anything changes.
-    fn check_device(&self, user: UserIndex, login: &Login<'_>) -> Result<(), Code> {
-        let user = &self.users[user];
-        let is_known = user.device_position(login.device).is_some();
-        if !is_known && user.devices.len() >= DEVICES_MAX {
+    fn check_device(&self, login: &Login<'_>) -> Result<(), Code> {
+        let user = self.users.find(login.key).map(|user| &self.users[user]);
+        let is_new = user.is_some_and(|user| user.device_position(login.device).is_none());
+        if is_new && user.is_some_and(|user| user.devices.len() >= DEVICES_MAX) {
             return Err(Code::TooManyDevices);
         }
-        let raise_max = user.inbox.as_ref().map_or(RAISE_EMPTY_MAX, |inbox| inbox.raise_max());
-        if login.last_seq > user.last_seq().saturating_add(raise_max) {
+        let inbox = user.and_then(|user| user.inbox.as_deref());
+        let raise_max = inbox.map_or(RAISE_EMPTY_MAX, Inbox::raise_max);
+        let last_seq = inbox.map_or(0, Inbox::last_seq);
+        if login.last_seq > last_seq.saturating_add(raise_max) {
             return Err(Code::BadCursor);
         }
         Ok(())

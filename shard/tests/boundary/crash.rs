@@ -11,10 +11,10 @@ fn a_failed_write_stops_everything_and_says_so() {
          0 send bob 1 a
          write
          fail
-         > 0 goaway StorageFailed
+         > 0 goaway StorageFailed come back
          > 0 close
          1 hello carol 1
-         > 1 goaway StorageFailed
+         > 1 goaway StorageFailed come back
          > 1 close
          restart
          0 hello alice 1

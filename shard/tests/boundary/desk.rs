@@ -454,7 +454,10 @@ fn reply_words(reply: &v2::Reply<'_>) -> String {
             format!("deliver {} {} {}", it.inbox_seq, text(it.from), text(it.body))
         }
         v2::Reply::Pong { nonce } => format!("pong {nonce}"),
-        v2::Reply::Goaway { code, .. } => format!("goaway {}", code_name(code)),
+        v2::Reply::Goaway { code, reconnect_after_ms, .. } => {
+            let after = if reconnect_after_ms == 0 { "" } else { " come back" };
+            format!("goaway {}{after}", code_name(code))
+        }
         v2::Reply::Error { code, .. } => format!("error {}", code_name(code)),
         v2::Reply::Delivered { seq, to, .. } => format!("delivered {} {seq}", text(to)),
     }

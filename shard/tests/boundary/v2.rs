@@ -469,12 +469,12 @@ fn a_drain_sends_everybody_away() {
          > 1 login_ok
          2 open
          drain
-         > 0 goaway Draining
+         > 0 goaway Draining come back
          > 0 close
          > 1 close
          > 2 close
          3 hello carol 1
-         > 3 goaway Draining
+         > 3 goaway Draining come back
          > 3 close",
     );
 }
@@ -617,4 +617,15 @@ fn what_expires_in_a_window_leaves_its_place() {
          1 ack 2
          > 1 deliver 4 alice d",
     );
+}
+
+/// The table has eight places, two of them for logins only.
+#[test]
+fn a_refused_login_leaves_no_user_behind() {
+    let refused =
+        |n: usize| format!("{n} hello r{n} 1 last=131073\n> {n} goaway BadCursor\n> {n} close\n");
+    let refused: String = (10..30).map(refused).collect();
+    let taken = |n: usize| format!("{n} hello t{n} 1 last=131072\n> {n} welcome 131073..131072\n");
+    let taken: String = (0..8).map(taken).collect();
+    check(&format!("{refused}{taken}8 hello t8 1\n> 8 goaway Busy come back\n> 8 close"));
 }
