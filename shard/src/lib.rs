@@ -35,12 +35,14 @@ mod timer;
 pub mod metrics;
 
 mod contents;
+mod regroup;
 mod replay;
 mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
+pub use regroup::{Load, Newcomer, SnapshotPart, regroup, weigh};
 pub use replay::Replay;
 pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};

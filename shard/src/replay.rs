@@ -16,7 +16,7 @@ use crate::dedup::{Numbering, Pair, PairKey, Verdict, hours};
 use crate::hlc::Hlc;
 use crate::inbox::EARLY_MAX;
 use crate::snapshot::{Loader, Snapshots};
-use crate::user::{Device, KeyHasher, NO_SLOT, UserIndex, Users};
+use crate::user::{Device, KeyHasher, NO_SLOT, User, UserIndex, Users};
 use crate::{Options, Shard};
 
 /// A shard that is being read back.
@@ -65,6 +65,21 @@ impl Replay {
         &mut self.users
     }
 
+    /// The log ends there.
+    pub(crate) fn end_at(&mut self, start: &LogStart) {
+        self.hlc.saw(start.hlc_ms);
+        self.date_pairs(hours(start.hlc_ms));
+    }
+
+    pub(crate) fn into_users(self) -> impl Iterator<Item = User> {
+        self.users.into_iter()
+    }
+
+    /// The highest reading of the clock that ids were drawn from.
+    pub(crate) fn hlc_ms(&self) -> u64 {
+        self.hlc.ms()
+    }
+
     pub(crate) fn hasher(&self) -> &KeyHasher {
         &self.hasher
     }
@@ -83,8 +98,7 @@ impl Replay {
         log: Log,
         present: impl IntoIterator<Item = u64>,
     ) -> Shard {
-        self.hlc.saw(start.hlc_ms);
-        self.date_pairs(hours(start.hlc_ms));
+        self.end_at(start);
         self.users.bound(self.options.users_max);
         let mut shard = Shard::new(self.options, self.hasher, start.salt, log);
         shard.users = self.users;
@@ -94,7 +108,8 @@ impl Replay {
         shard.snapshots = Snapshots::starting_from(self.snapshot);
         shard.settle();
         shard.cleaner.space.present(present, start.lsn);
-        if start.lsn > 0 {
+        // A log may be empty although numbers were given out, see `regroup`.
+        if start.lsn > 0 || shard.users.len() > 0 {
             shard.leap = EARLY_MAX;
         }
         shard
@@ -106,10 +121,7 @@ impl Shard {
     fn settle(&mut self) {
         for at in 0..self.users.len() as UserIndex {
             let user = &mut self.users[at];
-            for device in 0..user.devices.len() {
-                user.advance(device);
-            }
-            user.burn(|_| {});
+            user.settle();
             let Some(inbox) = user.inbox.as_deref_mut() else { continue };
             inbox.make_visible(inbox.last_seq());
             let counters = &mut self.metrics.counters;

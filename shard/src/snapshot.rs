@@ -7,7 +7,7 @@
 mod load;
 mod slice;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use wal::{LogStart, Lsn};
 

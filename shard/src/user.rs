@@ -135,6 +135,14 @@ impl User {
         }
     }
 
+    /// Advances every cursor and removes what need not wait any more.
+    pub(crate) fn settle(&mut self) {
+        for device in 0..self.devices.len() {
+            self.advance(device);
+        }
+        self.burn(|_| {});
+    }
+
     /// Highest inbox seq given out.
     pub(crate) fn last_seq(&self) -> u64 {
         self.inbox.as_ref().map_or(0, |inbox| inbox.last_seq())
@@ -190,6 +198,26 @@ impl Users {
         let list = &self.list;
         self.index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
         Some(at)
+    }
+
+    /// Takes a user with all that is known of it.
+    ///
+    /// # Errors
+    /// The user, when one with this key is there.
+    pub(crate) fn adopt(&mut self, user: User) -> Result<(), User> {
+        if self.find(user.key).is_some() {
+            return Err(user);
+        }
+        let at = UserIndex::try_from(self.list.len()).expect("users are fewer than 2^32");
+        let key = user.key;
+        self.list.push(user);
+        let list = &self.list;
+        self.index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
+        Ok(())
+    }
+
+    pub(crate) fn into_iter(self) -> impl Iterator<Item = User> {
+        self.list.into_iter()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &User> {

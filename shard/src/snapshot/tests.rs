@@ -16,13 +16,13 @@ use crate::user::Users;
 use crate::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
 
 const SALT: u64 = 7;
-const SEGMENT: u64 = 64 << 10;
+pub(crate) const SEGMENT: u64 = 64 << 10;
 const NAMES: [&str; 3] = ["alice", "bob", "carol"];
 /// Slots from here on speak protocol v1.
 const V1_FROM: u32 = 6;
 const MINUTE_MS: u64 = 60_000;
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         shard: 0,
         shards: 1,
@@ -38,7 +38,7 @@ fn options() -> Options {
     }
 }
 
-fn log_options() -> LogOptions {
+pub(crate) fn log_options() -> LogOptions {
     LogOptions {
         tail_bytes: 64 << 10,
         segment_bytes: SEGMENT,
@@ -54,33 +54,33 @@ fn replay() -> Replay {
 
 /// A snapshot while it is taken, and afterwards.
 #[derive(Clone)]
-struct Taken {
+pub(crate) struct Taken {
     start: LogStart,
     slices: Vec<Vec<u8>>,
     spaces: Vec<Vec<u8>>,
     end: Option<Lsn>,
 }
 
-struct Life {
-    shard: Shard,
+pub(crate) struct Life {
+    pub(crate) shard: Shard,
     out: Effects,
     now: Now,
-    disk: Vec<u8>,
-    discarded: BTreeSet<u64>,
+    pub(crate) disk: Vec<u8>,
+    pub(crate) discarded: BTreeSet<u64>,
     conns: BTreeMap<u32, u32>,
     generation: u32,
     ids: BTreeMap<u32, Vec<MessageId>>,
     sent: BTreeMap<(u32, usize), u64>,
     taking: Option<Taken>,
-    kept: Vec<Taken>,
+    pub(crate) kept: Vec<Taken>,
     slice_bytes: usize,
 }
 
 /// What happens next: which, who, to whom, how much.
-type Step = (u8, u8, u8, u16);
+pub(crate) type Step = (u8, u8, u8, u16);
 
 impl Life {
-    fn new(slice_bytes: usize) -> Life {
+    pub(crate) fn new(slice_bytes: usize) -> Life {
         let start = LogStart::fresh(SALT);
         Life {
             shard: replay().finish(&start, Log::new(log_options(), start), [0]),
@@ -98,7 +98,7 @@ impl Life {
         }
     }
 
-    fn step(&mut self, (what, who, whom, much): Step) {
+    pub(crate) fn step(&mut self, (what, who, whom, much): Step) {
         let slot = u32::from(who) % 9;
         match what % 16 {
             0..3 => self.send(slot, usize::from(whom) % 3, much, usize::from(much) % 900),
@@ -295,8 +295,27 @@ impl Life {
         }
     }
 
+    /// Ends what is under way; everything is durable.
+    pub(crate) fn rest(&mut self) {
+        while self.taking.is_some() {
+            self.take_snapshot();
+            self.carry_out();
+        }
+        self.commit();
+        self.carry_out();
+        self.commit();
+    }
+
     /// The shard that the snapshot and the log give.
     fn read_back(&mut self, taken: &Taken) -> Shard {
+        let (replay, start) = self.replayed(taken);
+        let present =
+            (0..=segment::index(start.lsn, SEGMENT)).filter(|it| !self.discarded.contains(it));
+        replay.finish(&start, Log::new(log_options(), start), present)
+    }
+
+    /// What they give, and where the log ends.
+    pub(crate) fn replayed(&mut self, taken: &Taken) -> (Replay, LogStart) {
         let mut replay = replay();
         taken.slices.iter().for_each(|slice| replay.state(slice).expect("a good slice"));
         taken.spaces.iter().for_each(|space| Restore::space(&mut replay, space).expect("good"));
@@ -331,9 +350,7 @@ impl Life {
                 );
             }
         }
-        let present =
-            (0..=segment::index(start.lsn, SEGMENT)).filter(|it| !self.discarded.contains(it));
-        replay.finish(&start, Log::new(log_options(), start), present)
+        (replay, start)
     }
 }
 
@@ -348,7 +365,7 @@ fn spaces(shard: &Shard) -> Vec<Vec<u8>> {
 }
 
 /// Everything that a restart keeps, in words.
-fn view(shard: &mut Shard) -> Vec<String> {
+pub(crate) fn view(shard: &mut Shard) -> Vec<String> {
     let mut lines = Vec::new();
     for at in 0..shard.users.len() as u32 {
         for device in 0..shard.users[at].devices.len() {
@@ -423,13 +440,7 @@ proptest! {
         for step in steps {
             life.step(step);
         }
-        while life.taking.is_some() {
-            life.take_snapshot();
-            life.carry_out();
-        }
-        life.commit();
-        life.carry_out();
-        life.commit();
+        life.rest();
         let kept: Vec<Taken> = life.kept.iter().rev().take(2).cloned().collect();
         for (n, taken) in kept.iter().enumerate() {
             let mut back = life.read_back(taken);
