@@ -10,6 +10,7 @@
 
 mod data_dir;
 mod error;
+mod generation;
 mod inspect;
 pub mod manifest_copy;
 mod probe;
@@ -21,12 +22,15 @@ mod snapshots;
 mod sys;
 
 #[cfg(test)]
+mod generation_tests;
+#[cfg(test)]
 mod life_tests;
 #[cfg(test)]
 mod tests;
 
 pub use data_dir::{DataDir, Holder, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{DataDirError, RecoverError};
+pub use generation::{Generation, Leftovers};
 pub use inspect::{Files, Inspection, NoRecord, SegmentFile, SnapshotSeen, Stored};
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};

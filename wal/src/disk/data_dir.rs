@@ -9,6 +9,8 @@
 //!            gen-0001/shard-0000/  the same after the number of shards changed
 //! ```
 //!
+//! (see `generation`).
+//!
 //! The manifest is written last when a directory is made, so a directory is
 //! either complete or still counts as empty.
 
@@ -21,6 +23,7 @@ use std::sync::Arc;
 use wire::id::{PARTITIONS, ShardId};
 
 use super::error::DataDirError;
+use super::generation::generation_path;
 use super::shard_dir::{ShardDir, is_leftover};
 use super::{manifest_copy, sys};
 use crate::manifest::{self, Manifest, ManifestError};
@@ -35,9 +38,10 @@ const LOCK_NAME: &str = "lock";
 /// How to open a data directory.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenOptions {
-    /// The number of shards that was asked for; `None`: what the manifest says.
+    /// The number of shards for a new directory; an existing one keeps its own
+    /// until [`DataDir::switch`].
     pub shards: Option<u16>,
-    /// The number of shards for a new directory when none was asked for.
+    /// The same when none was asked for.
     pub default_shards: u16,
     /// Log bytes per segment for a new directory; an existing one keeps its own.
     pub segment_bytes: u64,
@@ -71,15 +75,9 @@ impl DataDir {
             }
             Err(error) => return Err(manifest_error(path, error)),
         };
-        if let Some(asked) = options.shards
-            && asked != manifest.shards
-        {
-            let written = manifest.shards;
-            return Err(DataDirError::OtherShards { path: path.into(), written, asked });
-        }
         remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
         let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
-        dir.check_shards()?;
+        dir.look_for_shards()?;
         let dir = dir.upgrade()?;
         manifest_copy::refresh(path, &dir.manifest);
         Ok(dir)
@@ -100,13 +98,7 @@ impl DataDir {
     /// # Panics
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
-        ShardDir {
-            path: shard_path(&self.path, self.manifest.generation, shard),
-            shard,
-            salt: self.manifest.salts[usize::from(shard)],
-            segment_bytes: self.manifest.segment_bytes,
-            _lock: Arc::clone(&self.lock),
-        }
+        ShardDir::new(&self.path, &self.manifest, shard, &self.lock)
     }
 
     /// Says in the manifest of an older format that this version's records may
@@ -120,7 +112,7 @@ impl DataDir {
         Ok(self)
     }
 
-    fn check_shards(&self) -> Result<(), DataDirError> {
+    fn look_for_shards(&self) -> Result<(), DataDirError> {
         for shard in 0..self.manifest.shards {
             let path = shard_path(&self.path, self.manifest.generation, shard);
             match fs::metadata(&path) {
@@ -138,11 +130,7 @@ impl DataDir {
 
 impl OpenOptions {
     fn check(&self) -> Result<(), DataDirError> {
-        let shards = self.shards.unwrap_or(self.default_shards);
-        if shards == 0 || shards > PARTITIONS {
-            let why = "the number of shards must be between 1 and 4096";
-            return Err(DataDirError::Options { why });
-        }
+        check_shards(self.shards.unwrap_or(self.default_shards))?;
         let possible = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&self.segment_bytes);
         if !possible || !self.segment_bytes.is_multiple_of(BLOCK_LSN) {
             let why = "the segment size must be a multiple of 4096 bytes from 1 MiB to 1 GiB";
@@ -152,12 +140,20 @@ impl OpenOptions {
     }
 }
 
+pub(super) fn check_shards(shards: u16) -> Result<(), DataDirError> {
+    if shards == 0 || shards > PARTITIONS {
+        let why = "the number of shards must be between 1 and 4096";
+        return Err(DataDirError::Options { why });
+    }
+    Ok(())
+}
+
 /// Where a shard's log is, for the generation that the manifest says.
 pub(super) fn shard_path(dir: &Path, generation: u64, shard: ShardId) -> PathBuf {
     let name = format!("shard-{shard:04}");
     match generation {
         0 => dir.join(name),
-        _ => dir.join(format!("gen-{generation:04}")).join(name),
+        _ => generation_path(dir, generation).join(name),
     }
 }
 

@@ -53,15 +53,6 @@ pub enum DataDirError {
         /// Its format.
         written: u32,
     },
-    /// Written for another number of shards.
-    OtherShards {
-        /// The data directory.
-        path: PathBuf,
-        /// The number it was written for.
-        written: u16,
-        /// The number asked for now.
-        asked: u16,
-    },
     /// The manifest is not one, or is damaged.
     Manifest {
         /// The manifest.
@@ -156,12 +147,6 @@ impl fmt::Display for DataDirError {
                  {FORMAT_OLDEST} to {FORMAT}; run the version that wrote it or a newer one",
                 path.display()
             ),
-            DataDirError::OtherShards { path, written, asked } => write!(
-                f,
-                "the data directory {} was written for {written} shards and {asked} are asked \
-                 for; start with --shards {written}",
-                path.display()
-            ),
             DataDirError::Manifest { path, why } => write!(
                 f,
                 "{} cannot be used: {why}; bring it back: `iris-shard repair` does from the copy \
@@ -222,6 +207,13 @@ pub enum RecoverError {
         /// The segment that would be needed without one.
         missing: PathBuf,
     },
+    /// No snapshot can be read, and the log does not begin with nothing.
+    NoState {
+        /// The shard's directory.
+        path: PathBuf,
+        /// The newest snapshot and what is wrong with it, if there is one.
+        damaged: Option<(PathBuf, String)>,
+    },
     /// A segment's file does not begin as it must.
     Header {
         /// The segment's file.
@@ -273,6 +265,18 @@ impl fmt::Display for RecoverError {
                 snapshot.display(),
                 missing.display()
             )?,
+            RecoverError::NoState { path, damaged } => {
+                match damaged {
+                    Some((snapshot, why)) => {
+                        write!(f, "{} cannot be used: {why}; ", snapshot.display())?;
+                    }
+                    None => write!(f, "{} holds no snapshot; ", path.display())?,
+                }
+                f.write_str(
+                    "since the number of shards was changed only a snapshot says who waits for \
+                     what; nothing was changed; bring back a snapshot from a backup",
+                )?;
+            }
             RecoverError::Header { path, why } => write!(f, "{} {why}", path.display())?,
             RecoverError::WrongSize { path, found, expected } => write!(
                 f,

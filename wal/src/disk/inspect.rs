@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use wire::id::ShardId;
 
-use super::data_dir::{self, Holder, manifest_error, shard_path};
+use super::data_dir::{self, Holder, manifest_error};
 use super::error::{DataDirError, RecoverError};
 use super::recovery::{Progress, Recovered};
 use super::shard_dir::ShardDir;
@@ -75,13 +75,7 @@ impl Inspection {
     /// # Panics
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
-        ShardDir {
-            path: shard_path(&self.path, self.manifest.generation, shard),
-            shard,
-            salt: self.manifest.salts[usize::from(shard)],
-            segment_bytes: self.manifest.segment_bytes,
-            _lock: Arc::clone(&self.dir),
-        }
+        ShardDir::new(&self.path, &self.manifest, shard, &self.dir)
     }
 }
 

@@ -105,6 +105,7 @@ impl ShardDir {
         // which its name says even if its bytes say nothing any more.
         let named = listing.snapshots.last().copied().unwrap_or(0);
         let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
+        self.check_state(&listing, snapshot.as_ref(), &damaged)?;
         self.check_segments(&listing, snapshot.as_ref(), vouched, &damaged)?;
         let from = snapshot.as_ref().map(|loaded| loaded.start);
         let (start, torn, durable) = self.replay(&listing, from, vouched, into, progress)?;
@@ -145,6 +146,23 @@ impl ShardDir {
         }
         into.reset();
         (None, damaged)
+    }
+
+    /// The log of a layout that another one was rewritten into begins with what
+    /// waited; who waits for it is in the snapshots alone.
+    fn check_state(
+        &self,
+        listing: &Listing,
+        snapshot: Option<&Loaded>,
+        damaged: &[(PathBuf, String)],
+    ) -> Result<(), RecoverError> {
+        // One that is quite empty was given up by hand.
+        let is_empty = listing.segments.is_empty() && listing.snapshots.is_empty();
+        if snapshot.is_some() || self.generation == 0 || is_empty {
+            return Ok(());
+        }
+        let damaged = damaged.first().cloned();
+        Err(RecoverError::NoState { path: self.path.clone(), damaged })
     }
 
     /// All segments that are to be replayed must be there.
@@ -223,7 +241,7 @@ impl ShardDir {
         Ok(())
     }
 
-    fn damage(&self, damage: crate::Damage) -> RecoverError {
+    pub(super) fn damage(&self, damage: crate::Damage) -> RecoverError {
         RecoverError::Damage { path: self.segment_path(damage.segment), damage }
     }
 

@@ -92,6 +92,39 @@ impl Segments {
         Some((file.as_raw_fd(), segment::file_offset(lsn, self.dir.segment_bytes)))
     }
 
+    /// Writes bytes of the log, and makes the segments for them. Blocks and
+    /// syncs nothing, see [`Segments::sync`]: for a log that nobody is served
+    /// from yet.
+    ///
+    /// # Errors
+    /// What the system said.
+    ///
+    /// # Panics
+    /// When the bytes go beyond a segment's end; a commit never does.
+    pub fn write(&mut self, lsn: Lsn, bytes: &[u8]) -> io::Result<()> {
+        let end = lsn + bytes.len() as Lsn;
+        while !self.has_space_for(end) {
+            let prepared = self.prepare(self.first_missing()).run()?;
+            self.adopt(prepared);
+        }
+        let index = segment::index(lsn, self.dir.segment_bytes);
+        assert!(end <= segment::base(index + 1, self.dir.segment_bytes), "within a segment");
+        let file = self.files[(index - self.first) as usize].as_ref().expect("it has space");
+        file.write_all_at(bytes, segment::file_offset(lsn, self.dir.segment_bytes))
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// What the system said; never to be tried again.
+    pub fn sync(&self) -> io::Result<()> {
+        for file in self.files.iter().flatten() {
+            file.sync_data()?;
+            sys::drop_cached(file);
+        }
+        Ok(())
+    }
+
     /// The segment to make next, once less than one and a half are left. The
     /// whole one is a reserve: when no next one can be made because the disk is
     /// full, what is under way and acknowledgements still have a place, also

@@ -2,19 +2,27 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wire::id::ShardId;
 
+use super::data_dir::shard_path;
 use super::error::{DataDirError, RecoverError};
 use super::probe::DirectMode;
 use super::segments::Segments;
 use super::snapshots::snapshot_name;
 use super::sys;
+use crate::clean::Walker;
+use crate::manifest::Manifest;
+use crate::record::Record;
 use crate::segment::{self, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
+
+/// A walk reads so much at once; longer than any record.
+const WALK_BYTES: u32 = 2 << 20;
 
 /// One shard's part of the data directory. Keeps the directory locked.
 #[derive(Clone)]
@@ -23,10 +31,32 @@ pub struct ShardDir {
     pub(super) shard: ShardId,
     pub(super) salt: u64,
     pub(super) segment_bytes: u64,
-    pub(super) _lock: Arc<File>,
+    pub(super) generation: u64,
+    _lock: Arc<File>,
 }
 
 impl ShardDir {
+    pub(super) fn new(
+        dir: &Path,
+        manifest: &Manifest,
+        shard: ShardId,
+        lock: &Arc<File>,
+    ) -> ShardDir {
+        ShardDir {
+            path: shard_path(dir, manifest.generation, shard),
+            shard,
+            salt: manifest.salts[usize::from(shard)],
+            segment_bytes: manifest.segment_bytes,
+            generation: manifest.generation,
+            _lock: Arc::clone(lock),
+        }
+    }
+
+    /// Which shard's.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
@@ -41,6 +71,41 @@ impl ShardDir {
         let opened =
             self.list().and_then(|listing| Segments::open(self, &listing.segments, end, mode));
         opened.map_err(|error| DataDirError::from_io(&self.path, error))
+    }
+
+    /// Reads a segment of a log that ends at `end`, and gives each record in it
+    /// to `sink` until that breaks off. Needs memory for a piece of it.
+    ///
+    /// # Errors
+    /// [`RecoverError`], also for damage of what nobody waits for.
+    pub fn each_record(
+        &self,
+        index: u64,
+        end: Lsn,
+        sink: &mut dyn FnMut(Lsn, u32, Record<'_>) -> ControlFlow<()>,
+    ) -> Result<(), RecoverError> {
+        let file = self.open_segment(index)?;
+        let path = self.segment_path(index);
+        let mut walker = Walker::new(self.salt, index, self.segment_bytes, WALK_BYTES);
+        let mut memory = vec![0; WALK_BYTES as usize];
+        let mut is_over = false;
+        while let Some(want) = walker.want().filter(|_| !is_over) {
+            let len = end.saturating_sub(want.lsn).min(want.len.into()) as usize;
+            if len < want.len_min as usize {
+                break;
+            }
+            let bytes = &mut memory[..len];
+            let offset = segment::file_offset(want.lsn, self.segment_bytes);
+            file.read_exact_at(bytes, offset).map_err(|error| self.io(&path, error))?;
+            let mut sink = |lsn, len, record: Record<'_>| {
+                let flow = sink(lsn, len, record);
+                is_over = flow.is_break();
+                flow
+            };
+            walker.feed(want.lsn, bytes, &mut sink).map_err(|damage| self.damage(damage))?;
+        }
+        sys::drop_cached(&file);
+        Ok(())
     }
 
     pub(super) fn segment_path(&self, index: u64) -> PathBuf {
@@ -163,6 +228,12 @@ fn segment_index(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
     let canonical = digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit());
     canonical.then(|| digits.parse().ok())?
+}
+
+/// Whether a file in a shard's directory is one of a log.
+pub(super) fn is_ours(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    segment_index(name).is_some() || is_leftover(name) || snapshot_name(path).is_some()
 }
 
 /// Whether a file is one of ours that was never finished.
