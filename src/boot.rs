@@ -16,15 +16,17 @@ use std::time::{Duration, Instant};
 use crossbeam::queue::ArrayQueue;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
-use shard::{KeyHasher, Replay};
+use shard::KeyHasher;
 use tuning::{Machine, Plan};
-use wal::disk::{DataDir, DirectMode, OpenOptions, Phase, Progress, ShardDir};
+use wal::disk::{DataDir, DirectMode, OpenOptions, ShardDir};
 use wal::{Log, LogOptions};
 use wire::id::ShardId;
 
 use crate::admin::{self, Board, ServerInfo};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::read_back::read_back;
+use crate::reshard::{Layout, reshard, sweep};
 use crate::signal::Signals;
 use crate::turn::{Core, MeshCargo, Shared};
 
@@ -83,7 +85,14 @@ pub(crate) fn run(
     let (reports, from_cores) = channel();
     let is_heard = Arc::new(AtomicBool::new(false));
     forward(signals, reports.clone(), Arc::clone(&is_heard))?;
-    let data = open_data(config, plan)?;
+    let mut data = open_data(config, plan)?;
+    let log = log_options(plan, data.manifest().segment_bytes)?;
+    let mode = wal::disk::probe(&config.data_dir);
+    tracing::debug!(?mode, "how commits become durable on this disk");
+    if let Some(shards) = config.shards.filter(|asked| *asked != data.manifest().shards) {
+        let options = |shard, shards| shard_options(config, plan, shard, shards);
+        reshard(&mut data, shards, &Layout { log, mode, options: &options })?;
+    }
     let shards = data.manifest().shards;
     let (addresses, listeners) = bind_all(&config.listen, shards)?;
     let info = ServerInfo {
@@ -105,7 +114,7 @@ pub(crate) fn run(
         frame_ms: config.frame_ms,
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
     });
-    let seats = seats(config, machine, plan, &data, listeners, &shared)?;
+    let seats = seats(config, machine, plan, &data, (log, mode), listeners, &shared);
     let cores = seats.len();
     is_heard.store(true, Ordering::SeqCst);
     let mut threads = start_cores(seats, plan, reports)?;
@@ -115,6 +124,9 @@ pub(crate) fn run(
         return Ok(());
     };
     announce(config, &addresses, admin.addr(), shards);
+    // Not before all that counts has been read back. Without a thread the next
+    // start does it.
+    let _ = std::thread::Builder::new().name("sweep".to_owned()).spawn(move || sweep(&data));
     let ended = wait_for_end(&from_cores, &shared, &wakers, cores);
     // The threads are not waited for: each core has let go of everything when
     // it says that it has ended, and an executor has been seen to sleep for
@@ -200,21 +212,11 @@ fn seats(
     machine: &Machine,
     plan: &Plan,
     data: &DataDir,
+    (log, mode): (LogOptions, DirectMode),
     listeners: Vec<Vec<OwnedFd>>,
     shared: &Arc<Shared>,
-) -> Result<Vec<Seat>, Exit> {
+) -> Vec<Seat> {
     let manifest = data.manifest();
-    let log = LogOptions {
-        tail_bytes: plan.tail_bytes,
-        segment_bytes: manifest.segment_bytes,
-        ..LogOptions::default()
-    };
-    log.check().map_err(|why| {
-        let segment = manifest.segment_bytes;
-        Exit::usage(format!("{why} (the data directory's segments have {segment} bytes)"))
-    })?;
-    let mode = wal::disk::probe(&config.data_dir);
-    tracing::debug!(?mode, "how commits become durable on this disk");
     let mesh = Mesh::new(usize::from(manifest.shards), plan.mesh_capacity);
     let seat = |(id, listeners): (usize, Vec<OwnedFd>)| Seat {
         id: id as ShardId,
@@ -228,7 +230,15 @@ fn seats(
         port: mesh.port(id),
         shared: Arc::clone(shared),
     };
-    Ok(listeners.into_iter().enumerate().map(seat).collect())
+    listeners.into_iter().enumerate().map(seat).collect()
+}
+
+fn log_options(plan: &Plan, segment_bytes: u64) -> Result<LogOptions, Exit> {
+    let log = LogOptions { tail_bytes: plan.tail_bytes, segment_bytes, ..LogOptions::default() };
+    log.check().map_err(|why| {
+        Exit::usage(format!("{why} (the data directory's segments have {segment_bytes} bytes)"))
+    })?;
+    Ok(log)
 }
 
 fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
@@ -350,20 +360,7 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
 
 /// Reads the log back and joins the shard to its hands.
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
-    let mut replay = Replay::new(seat.shard, seat.hasher, seat.log.segment_bytes);
-    let recovered = seat
-        .dir
-        .recover(&mut replay, &mut tell_progress(seat.id))
-        .map_err(|error| Exit::data(error.to_string()))?;
-    tell_recovery(seat.id, &recovered);
-    if replay.contradictions() > 0 {
-        return Err(Exit::data(format!(
-            "the log of shard {} contradicts itself in {} records; nothing was changed, please \
-             report this with the data directory",
-            seat.id,
-            replay.contradictions()
-        )));
-    }
+    let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log)?;
     let segments = seat
         .dir
         .open_segments(recovered.start.lsn, seat.mode)
@@ -378,62 +375,6 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
 }
 
 const DOCTOR: &str = "`iris-shard doctor` shows which limits hold here";
-
-/// Says how far reading back is, once a second while it takes.
-fn tell_progress(shard: ShardId) -> impl FnMut(Progress) {
-    let mut last = Instant::now();
-    move |progress| {
-        if last.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        last = Instant::now();
-        let what = match progress.phase {
-            Phase::Snapshot => "snapshot",
-            Phase::Log => "log",
-        };
-        let (done, total) = (bytes(progress.done), bytes(progress.total));
-        tracing::info!("shard {shard}: read {done} of {total} of the {what}");
-    }
-}
-
-fn tell_recovery(shard: ShardId, recovered: &wal::disk::Recovered) {
-    let ms = recovered.elapsed.as_millis();
-    let log = bytes(recovered.replayed_bytes);
-    match &recovered.snapshot {
-        None => tracing::info!("shard {shard}: read back {log} of log in {ms} ms"),
-        Some(loaded) => tracing::info!(
-            "shard {shard}: read back a snapshot of {} and {log} of log since then in {ms} ms",
-            bytes(loaded.bytes)
-        ),
-    }
-    for (path, why) in &recovered.damaged {
-        tracing::warn!(
-            "shard {shard}: {} could not be used: {why}; an older snapshot or the whole log took \
-             its place and nothing is lost, but the disk should be looked at; the file was set \
-             aside",
-            path.display()
-        );
-    }
-    if let Some(torn) = &recovered.torn {
-        tracing::warn!(
-            "shard {shard}: the last write before the crash was incomplete; {} bytes at position \
-             {} were cut; nothing that was confirmed as guaranteed is among them",
-            torn.bytes,
-            torn.lsn
-        );
-    }
-    for path in &recovered.foreign {
-        tracing::warn!("shard {shard}: {} is not part of the log; left alone", path.display());
-    }
-}
-
-fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-    }
-}
 
 /// The cores' bells, or nothing when a signal ends the start.
 fn wait_until_ready(

@@ -7,7 +7,9 @@ mod config;
 mod exit;
 mod inspect;
 mod log;
+mod read_back;
 mod repair;
+mod reshard;
 mod signal;
 mod turn;
 

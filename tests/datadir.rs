@@ -107,14 +107,17 @@ fn a_running_server_keeps_others_out() {
 }
 
 #[test]
-fn another_number_of_shards_is_refused() {
+fn the_number_of_shards_is_kept_until_another_one_is_asked_for() {
     let setup = Setup::new().shards(3);
     drop(setup.start());
     let other = Setup::in_dir(setup.data_dir());
-    check_untouched(&other.clone().shards(2), &["3 shards", "2 are asked for", "--shards 3"]);
-    // Without being asked it keeps what it has.
     let server = other.start();
     assert_eq!(server.metric("iris_shards"), 3.0);
+    drop(server);
+    let server = other.clone().shards(2).start();
+    assert_eq!(server.metric("iris_shards"), 2.0);
+    drop(server);
+    assert_eq!(other.start().metric("iris_shards"), 2.0);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -220,6 +220,25 @@ impl Setup {
         stderr.read_to_string(&mut said).expect("text");
         let status = child.wait().expect("our own child");
         Ended { code: status.code(), stderr: said }
+    }
+
+    /// Starts the server and kills it as soon as `is_due`, or when it is ready
+    /// or has ended. What it said.
+    #[track_caller]
+    pub fn kill_in_boot_when(&self, mut is_due: impl FnMut() -> bool) -> String {
+        let mut child = self.command().spawn().expect("the binary starts");
+        let stderr = Stderr::follow(child.stderr.take().expect("it is piped"));
+        let stdout = follow_lines(child.stdout.take().expect("it is piped"));
+        let deadline = Deadline::new();
+        while matches!(stdout.try_recv(), Err(TryRecvError::Empty)) && !is_due() {
+            deadline.check(|| format!("neither due nor ready\n{}", stderr.tail()));
+            thread::yield_now();
+        }
+        let _ = child.kill();
+        let status = child.wait().expect("our own child");
+        let said = stderr.finish();
+        assert_eq!(status.code(), None, "it did not end by itself: {said}");
+        said
     }
 
     fn command(&self) -> Command {

@@ -291,6 +291,10 @@ impl<'a> Draft<'a> {
             None => cores.min(quota).min(fit_memory).min(most),
         };
         let because = match self.wishes.shards {
+            Some(wish) if written.is_some_and(|written| written != wish) => format!(
+                "set by shards; the data directory was written for {} and is rewritten at the start",
+                written.unwrap_or(wish)
+            ),
             Some(_) if chosen > cores => {
                 format!("set by shards; {} share a core", chosen.div_ceil(cores))
             }

@@ -1,0 +1,93 @@
+//! One shard's state read back from its directory, and what is said of it.
+
+use std::time::{Duration, Instant};
+
+use shard::{KeyHasher, Options, Replay};
+use wal::LogOptions;
+use wal::disk::{Phase, Progress, Recovered, ShardDir};
+use wire::id::ShardId;
+
+use crate::exit::Exit;
+
+/// Reads a shard's snapshot and log back; says how far it is and what it found.
+///
+/// # Errors
+/// Why nobody can be served from it.
+pub(crate) fn read_back(
+    dir: &ShardDir,
+    options: Options,
+    hasher: KeyHasher,
+    log: &LogOptions,
+) -> Result<(Replay, Recovered), Exit> {
+    let shard = options.shard;
+    let mut replay = Replay::new(options, hasher, log.segment_bytes);
+    let recovered = dir
+        .recover(&mut replay, &mut tell_progress(shard))
+        .map_err(|error| Exit::data(error.to_string()))?;
+    tell_recovery(shard, &recovered);
+    if replay.contradictions() > 0 {
+        return Err(Exit::data(format!(
+            "the log of shard {shard} contradicts itself in {} records; nothing was changed, \
+             please report this with the data directory",
+            replay.contradictions()
+        )));
+    }
+    Ok((replay, recovered))
+}
+
+/// Says how far reading back is, once a second while it takes.
+fn tell_progress(shard: ShardId) -> impl FnMut(Progress) {
+    let mut last = Instant::now();
+    move |progress| {
+        if last.elapsed() < Duration::from_secs(1) {
+            return;
+        }
+        last = Instant::now();
+        let what = match progress.phase {
+            Phase::Snapshot => "snapshot",
+            Phase::Log => "log",
+        };
+        let (done, total) = (bytes(progress.done), bytes(progress.total));
+        tracing::info!("shard {shard}: read {done} of {total} of the {what}");
+    }
+}
+
+fn tell_recovery(shard: ShardId, recovered: &Recovered) {
+    let ms = recovered.elapsed.as_millis();
+    let log = bytes(recovered.replayed_bytes);
+    match &recovered.snapshot {
+        None => tracing::info!("shard {shard}: read back {log} of log in {ms} ms"),
+        Some(loaded) => tracing::info!(
+            "shard {shard}: read back a snapshot of {} and {log} of log since then in {ms} ms",
+            bytes(loaded.bytes)
+        ),
+    }
+    for (path, why) in &recovered.damaged {
+        tracing::warn!(
+            "shard {shard}: {} could not be used: {why}; an older snapshot or the whole log took \
+             its place and nothing is lost, but the disk should be looked at; the file was set \
+             aside",
+            path.display()
+        );
+    }
+    if let Some(torn) = &recovered.torn {
+        tracing::warn!(
+            "shard {shard}: the last write before the crash was incomplete; {} bytes at position \
+             {} were cut; nothing that was confirmed as guaranteed is among them",
+            torn.bytes,
+            torn.lsn
+        );
+    }
+    for path in &recovered.foreign {
+        tracing::warn!("shard {shard}: {} is not part of the log; left alone", path.display());
+    }
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..1_048_576 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        _ => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+    }
+}
