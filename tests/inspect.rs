@@ -508,3 +508,44 @@ fn a_repair_may_die_anywhere() {
     check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
     assert_eq!(taken(&setup.start(), "bob").len(), whole);
 }
+
+/// Rot wherever it falls, again and again: each byte costs one message at most.
+#[test]
+fn any_rot_can_be_repaired() {
+    let setup = filled(600);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for _ in 0..100 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    drop(bob);
+    server.stop();
+    let mut random = 88_172_645_463_325_252_u64;
+    let mut flips = 0;
+    for _ in 0..6 {
+        for _ in 0..2 {
+            let files = contents(&setup.data_dir().join("shard-0000"));
+            let mut next = |below: usize| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                (random % below as u64) as usize
+            };
+            let (path, bytes) = &files[next(files.len())];
+            flip(path, next(bytes.len()));
+            flips += 1;
+        }
+        let repaired = iris_shard("repair", setup.data_dir(), &["--yes"]);
+        let said = check(&repaired, 0, &[]);
+        let again = iris_shard("repair", setup.data_dir(), &[]);
+        let said = format!("{said}\n{}", String::from_utf8_lossy(&again.stdout));
+        assert_eq!(again.status.code(), Some(0), "{said}");
+        let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+        assert_eq!(shown["starts"], true, "{said}");
+    }
+    let got = numbers(&taken(&setup.start(), "bob"));
+    assert!(got.is_sorted() && got.first().is_some_and(|first| *first >= 100), "{got:?}");
+    assert!(got.len() >= 500 - flips, "{} of 500 after {flips} flips", got.len());
+}

@@ -238,7 +238,11 @@ impl ShardDir {
         for &index in &listing.segments {
             let file = self.segment_file(index);
             let flaw = match file.flaw {
-                None if index < unfinished => self.walk(index).err().map(|it| it.to_string()),
+                None if index <= unfinished => {
+                    let damage = self.walk(index).err();
+                    // Behind the log's end there need not be anything.
+                    damage.filter(|damage| damage.lsn < end).map(|damage| damage.to_string())
+                }
                 flaw => flaw,
             };
             if let Some(flaw) = flaw {
