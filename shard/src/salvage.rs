@@ -118,6 +118,13 @@ impl Salvage {
         self.replay.note_expiry_at(lsn, placed.len, expires_ms);
     }
 
+    /// A record that changes nothing, so that the log has one more commit; `None`
+    /// when there is nobody whom it could name.
+    pub fn idle(&self) -> Option<Record<'_>> {
+        let user = self.replay.users().iter().next()?;
+        Some(Record::Seen { key: user.key, name: &user.name, at_s: user.last_seen_s.into() })
+    }
+
     /// The inboxes of which something is known to be missing.
     pub fn missing(&self) -> impl Iterator<Item = (&[u8], Missing)> {
         let users = self.replay.users();

@@ -26,7 +26,7 @@ impl Finding {
         dir.make_ready().map_err(failed)?;
         dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
-        let start = self.copy().map_err(failed)?;
+        let (start, last) = self.copy().map_err(failed)?;
         let files = dir.files().map_err(failed)?;
         let segments: Vec<u64> = files
             .segments
@@ -36,17 +36,22 @@ impl Finding {
             .collect();
         let log = Log::new(log_options(self.segment_bytes), start);
         let mut shard = self.salvage.finish(&start, log, segments);
-        // Nothing had to be appended, and the snapshot that was read is as good.
+        // If nothing had to be appended, the snapshot that was read is as good.
         let used = self.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
-        if used != Some(start.lsn) {
+        let mut starts = vec![start, last];
+        starts.dedup();
+        starts.retain(|start| used != Some(start.lsn));
+        for start in &starts {
             dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?;
-            take_snapshot(&dir, self.id, &mut shard, now_ms).map_err(failed)?;
         }
-        let moved = dir.set_aside(aside, &self.salvaged.aside, start.lsn).map_err(failed)?;
+        take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
+        let moved =
+            dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]).map_err(failed)?;
         let mut out = format!(
-            "  Done: {} messages copied, a snapshot is at position {}",
+            "  Done: {} messages copied, snapshots are at positions {} and {}",
             count(copied),
             start.lsn,
+            last.lsn,
         );
         let _ = match moved.len() {
             0 => writeln!(out),
@@ -60,8 +65,9 @@ impl Finding {
     }
 
     /// Copies what waits in segments that are given up to the end of the log.
-    /// Where that ends then.
-    fn copy(&mut self) -> io::Result<LogStart> {
+    /// Where that ends then, and where it ends after one more commit that says
+    /// nothing: for two snapshots, as always, so that the rot of one costs nothing.
+    fn copy(&mut self) -> io::Result<(LogStart, LogStart)> {
         let mut log = Log::new(log_options(self.segment_bytes), self.salvaged.fresh);
         let mut file = Continuation::new(&self.dir, DirectMode::BufferedFdatasync);
         file.prepare(self.salvaged.fresh.lsn)?;
@@ -79,7 +85,12 @@ impl Finding {
             self.salvage.moved_to(&placed, lsn, message.expires_ms);
         }
         write_all(&mut log, &mut file)?;
-        Ok(log.checkpoint())
+        let start = log.checkpoint();
+        if let Some(record) = self.salvage.idle() {
+            append(&mut log, &mut file, &record)?;
+            write_all(&mut log, &mut file)?;
+        }
+        Ok((start, log.checkpoint()))
     }
 }
 
@@ -111,44 +122,65 @@ fn write_all(log: &mut Log, file: &mut Continuation) -> io::Result<()> {
     Ok(())
 }
 
-fn take_snapshot(dir: &ShardDir, id: u16, shard: &mut Shard, now_ms: u64) -> io::Result<()> {
-    let start = shard.begin_snapshot(Now { mono_ns: 0, wall_ms: now_ms });
-    let mut file = SnapshotFile::create(dir, start.lsn)?;
-    match write_snapshot(&mut file, &start, id, shard) {
-        Ok(()) => file.finish_beside().map(|_| ()),
-        Err(error) => {
-            file.abandon();
-            Err(error)
-        }
+/// The same state under each of these starts, oldest first: between them the
+/// log says nothing.
+fn take_snapshots(
+    dir: &ShardDir,
+    id: u16,
+    shard: &mut Shard,
+    starts: &[LogStart],
+    now_ms: u64,
+) -> io::Result<()> {
+    shard.begin_snapshot(Now { mono_ns: 0, wall_ms: now_ms });
+    let mut files = Vec::new();
+    for start in starts {
+        let mut framed = Vec::new();
+        let writer = Writer::new(id, start, &mut framed);
+        files.push(Framed { file: SnapshotFile::create(dir, start.lsn)?, writer, framed });
+    }
+    write_snapshots(&mut files, shard)?;
+    for (it, start) in files.into_iter().zip(starts) {
+        it.finish(start)?;
+    }
+    Ok(())
+}
+
+/// A snapshot that is being written. What a failure leaves behind the next
+/// start, or repair, removes.
+struct Framed {
+    file: SnapshotFile,
+    writer: Writer,
+    framed: Vec<u8>,
+}
+
+impl Framed {
+    fn put(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        self.writer.frame(kind, payload, &mut self.framed);
+        self.file.write(&self.framed)?;
+        self.framed.clear();
+        Ok(())
+    }
+
+    fn finish(mut self, start: &LogStart) -> io::Result<()> {
+        self.writer.end(start.lsn, &mut self.framed);
+        self.file.write(&self.framed)?;
+        self.file.finish_beside().map(|_| ())
     }
 }
 
-fn write_snapshot(
-    file: &mut SnapshotFile,
-    start: &LogStart,
-    id: u16,
-    shard: &mut Shard,
-) -> io::Result<()> {
-    let (mut framed, mut payload) = (Vec::new(), Vec::new());
-    let mut writer = Writer::new(id, start, &mut framed);
-    let end = loop {
-        let slice = shard.snapshot_slice(SLICE_BYTES, &mut payload);
-        writer.frame(Kind::State, &payload, &mut framed);
-        file.write(&framed)?;
-        framed.clear();
+fn write_snapshots(files: &mut [Framed], shard: &mut Shard) -> io::Result<()> {
+    let mut payload = Vec::new();
+    let mut slice = Slice::More;
+    while slice == Slice::More {
+        slice = shard.snapshot_slice(SLICE_BYTES, &mut payload);
+        files.iter_mut().try_for_each(|file| file.put(Kind::State, &payload))?;
         payload.clear();
-        if let Slice::Done { end } = slice {
-            break end;
-        }
-    };
+    }
     let mut from = Some(0);
     while let Some(at) = from {
         from = shard.snapshot_space(at, &mut payload);
-        writer.frame(Kind::Space, &payload, &mut framed);
-        file.write(&framed)?;
-        framed.clear();
+        files.iter_mut().try_for_each(|file| file.put(Kind::Space, &payload))?;
         payload.clear();
     }
-    writer.end(end, &mut framed);
-    file.write(&framed)
+    Ok(())
 }

@@ -339,14 +339,18 @@ impl ShardDir {
         sync_dir(&self.path)
     }
 
-    /// Moves these segments, and all snapshots but the one that begins at
-    /// `but`, into this directory, which is made. Returns what was moved.
+    /// Moves these segments, and all snapshots but those that begin at `but`, into this directory, which is made. Returns what was moved.
     ///
     /// # Errors
     /// What the system said; what has been moved is there.
-    pub fn set_aside(&self, to: &Path, segments: &[u64], but: Lsn) -> io::Result<Vec<PathBuf>> {
+    pub fn set_aside(
+        &self,
+        to: &Path,
+        segments: &[u64],
+        but: [Lsn; 2],
+    ) -> io::Result<Vec<PathBuf>> {
         let listing = self.list()?;
-        let snapshots = listing.snapshots.iter().filter(|start| **start != but);
+        let snapshots = listing.snapshots.iter().filter(|start| !but.contains(start));
         let mut moved: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
         moved.extend(snapshots.map(|start| self.snapshot_path(*start)));
         moved.extend(listing.aside);
