@@ -69,6 +69,11 @@ impl World {
         if !is_v1 || !self.is_quiet() || self.is_surely_logged_in(device) {
             self.write_letters(device);
         }
+        if !self.devices[device].is_online {
+            // It logs in again. What comes right behind a login of v1 would be
+            // taken for a part of it.
+            return;
+        }
         if is_v1 {
             self.wake_v1(device);
         } else {

@@ -116,13 +116,15 @@ impl World {
         if self.now_ns < since + LAST_CRASH_NS {
             return false;
         }
-        if it.welcomed_on != Some(link) {
+        let has_older = self.links.iter().enumerate().any(|(other, older)| {
+            other != link && older.party == Party::Device(device) && older.place != Place::Nowhere
+        });
+        if it.welcomed_on != Some(link) || it.is_doubtful && !has_older {
+            self.devices[device].is_doubtful &= has_older;
             self.log_in_again(device, link);
             return false;
         }
-        !self.links.iter().enumerate().any(|(other, older)| {
-            other != link && older.party == Party::Device(device) && older.place != Place::Nowhere
-        })
+        !has_older
     }
 
     /// A packet of the server has arrived.

@@ -67,6 +67,9 @@ pub(crate) struct Device {
     pub(crate) last_id: Option<MessageId>,
     /// Where the server last told it that it is logged in.
     pub(crate) welcomed_on: Option<LinkId>,
+    /// v1: a connection was left with a login unanswered. The server may still
+    /// take that login, and its answer may have nowhere to go.
+    pub(crate) is_doubtful: bool,
     /// It has written its last letter.
     pub(crate) has_said_goodbye: bool,
 
@@ -107,6 +110,7 @@ impl Device {
             last_from: BTreeMap::new(),
             last_id: None,
             welcomed_on: None,
+            is_doubtful: false,
             has_said_goodbye: false,
             cursor: 0,
             acked: 0,
@@ -128,6 +132,7 @@ impl Device {
 
     /// The connection is gone; what was on it counts no more.
     pub(crate) fn forget_link(&mut self) {
+        self.is_doubtful |= self.is_v1() && self.link.is_some() && !self.is_online;
         self.link = None;
         self.is_online = false;
         self.partial.clear();
