@@ -6,6 +6,7 @@ mod server;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use client::blocking::{Client, ClientV1, Delivery};
@@ -440,4 +441,16 @@ fn damage_in_the_old_layout_leaves_it_as_it_is() {
     server.kill();
     fs::remove_file(snapshots.iter().min().unwrap()).unwrap();
     setup.check_refused(3, &["only a snapshot says who waits", "backup"]);
+    // The messages are still there, and a repair knows what is not.
+    let repair = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+        let output = command.args(["repair", "--yes", "--data-dir"]).arg(&dir).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, said) = repair();
+    assert!(code == Some(0) && said.contains("what only a snapshot said"), "{said}");
+    let server = setup.start();
+    let mut client = server.v2(AWAY[0], 1);
+    let first = client.next_delivery(PATIENCE).unwrap().expect("a message");
+    assert!(first.body == long_body(1));
 }

@@ -153,6 +153,12 @@ impl Finding {
             "    {} messages that wait and whose bytes are damaged or gone",
             count(self.given_up)
         );
+        if found_no_state(&self.dir, &self.salvaged) {
+            out.push_str(
+                "    what only a snapshot said: devices and acknowledgements from before the number of \
+                 shards was changed, and which numbers each sender had used\n",
+            );
+        }
         if places > 0 {
             let _ = writeln!(
                 out,
@@ -198,6 +204,11 @@ impl Finding {
             }
         );
     }
+}
+
+/// Whether the log alone is left, and does not lead to the whole state.
+fn found_no_state(dir: &ShardDir, salvaged: &Salvaged) -> bool {
+    dir.needs_snapshot() && salvaged.snapshot.is_none()
 }
 
 /// Why a start would be refused, if it would.

@@ -158,7 +158,7 @@ impl ShardDir {
     ) -> Result<(), RecoverError> {
         // One that is quite empty was given up by hand.
         let is_empty = listing.segments.is_empty() && listing.snapshots.is_empty();
-        if snapshot.is_some() || self.generation == 0 || is_empty {
+        if snapshot.is_some() || !self.needs_snapshot() || is_empty {
             return Ok(());
         }
         let damaged = damaged.first().cloned();

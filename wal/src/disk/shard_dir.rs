@@ -57,6 +57,12 @@ impl ShardDir {
         self.shard
     }
 
+    /// Whether only a snapshot says who waits for what: the log began with what
+    /// was copied from another layout.
+    pub fn needs_snapshot(&self) -> bool {
+        self.generation > 0
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
