@@ -5,15 +5,13 @@
 //! sockets are served, then it sleeps until the next thing is due.
 
 mod connections;
+mod sending;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
-use client::SendError;
-
-use crate::body::Body;
 use crate::clock;
 use crate::dial::Dialer;
 use crate::figures::{Figures, Progress};
@@ -22,7 +20,7 @@ use crate::plan::{Plan, Rhythm};
 use crate::scenario::Scenario;
 use crate::socket::Poller;
 use crate::spec::{ClassChoice, Load, Order, Protocol, Spec, Word};
-use crate::user::{Side, Stage, User};
+use crate::user::{Stage, User};
 use crate::verify::{Book, Leniency};
 
 /// Bytes of one read.
@@ -30,8 +28,6 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Events of one wait: each may be a connection to take down, which costs the
 /// kernel tens of microseconds, and the schedule waits for all of them.
 const EVENTS_MAX: usize = 128;
-/// Messages handed over before sockets get their turn.
-const SHOTS_PER_TURN: usize = 512;
 /// See [`Worker::patience_ns`].
 const LOSSY_PATIENCE_NS: u64 = 3_000_000_000;
 const PROGRESS_NS: u64 = 1_000_000_000;
@@ -79,6 +75,8 @@ struct Worker<'a> {
     wanted: u32,
     /// Logged in before, and not now.
     missed: u32,
+    /// Messages in all users' `overdue` together.
+    overdue: usize,
     told_connected: u32,
     dirty: Vec<u32>,
     answers: Vec<usize>,
@@ -189,6 +187,7 @@ impl Worker<'_> {
             online: 0,
             wanted: 0,
             missed: 0,
+            overdue: 0,
             told_connected: 0,
             dirty: Vec::new(),
             answers: Vec::new(),
@@ -317,7 +316,7 @@ impl Worker<'_> {
             Phase::Sending => {
                 self.measure_cpu(now_ns);
                 let end_ns = self.plan.as_ref().map_or(0, Plan::end_ns);
-                // Whatever was due has been handed over, however late.
+                // Whatever was due has been taken up, however late.
                 let all_out = self
                     .plan
                     .as_ref()
@@ -363,7 +362,7 @@ impl Worker<'_> {
     fn is_at_rest(&self) -> bool {
         let everyone = self.online == self.wanted
             || (!self.spec.reconnect && self.figures.lost_connections > 0);
-        everyone && self.book.is_settled()
+        everyone && self.overdue == 0 && self.book.is_settled()
     }
 
     /// How long nothing may happen before the end is given up. Where messages
@@ -401,6 +400,7 @@ impl Worker<'_> {
         // A relay confirms nothing and nothing can be missing for ever there.
         let drained = !self.figures.interrupted || self.figures.settled;
         let has_excuse = self.has_excuse();
+        self.figures.never_handed = self.overdue as u64;
         self.figures.findings = self.book.close(drained, has_excuse);
         self.figures
     }
@@ -420,105 +420,6 @@ impl Worker<'_> {
                 + findings.forgotten
                 + findings.refused
                 + self.figures.errors,
-        }
-    }
-
-    // Sending.
-
-    fn shoot(&mut self) {
-        if self.phase != Phase::Sending {
-            return;
-        }
-        for _ in 0..SHOTS_PER_TURN {
-            let now_ns = clock::now_ns();
-            let Some(shot) = self.plan.as_mut().and_then(|plan| plan.due(now_ns)) else { return };
-            self.hand_over(self.spec.cast.flow(shot.sender, shot.to_absent), shot.intended_ns);
-        }
-    }
-
-    /// Gives a flow's next message to its sender's session.
-    fn hand_over(&mut self, flow: usize, intended_ns: u64) {
-        let spec = self.spec;
-        let (sender, recipient) = (spec.cast.sender(flow), spec.cast.recipient(flow));
-        let now_ns = clock::now_ns();
-        let number = self.book.next_number(flow);
-        let body = Body {
-            run: spec.run,
-            sender: spec.base + sender,
-            recipient: spec.base + recipient,
-            number,
-            intended_ns,
-            handed_ns: now_ns,
-        };
-        self.body.clear();
-        body.put(&mut self.body, spec.size);
-        let user = &mut self.users[sender as usize];
-        let taken = match &mut user.side {
-            Side::V2(session) => {
-                let to = spec.name(recipient);
-                match session.send(to.as_bytes(), &self.body, spec.class.class()) {
-                    Ok(seq) => {
-                        assert_eq!(seq, number, "session and book count alike");
-                        true
-                    }
-                    Err(SendError::Full) => false,
-                    Err(error) => unreachable!("names and bodies are bounded: {error:?}"),
-                }
-            }
-            // Without confirmations only those who are there can send.
-            Side::V1(session) if user.stage == Stage::Online => {
-                session.send_seq(spec.name(recipient).as_bytes(), number, &self.body);
-                true
-            }
-            Side::Relay(end) if user.stage == Stage::Online => {
-                end.send(&self.body);
-                true
-            }
-            Side::V1(_) | Side::Relay(_) => {
-                self.figures.skipped_offline += 1;
-                return;
-            }
-        };
-        if !taken {
-            self.figures.skipped += 1;
-            return;
-        }
-        self.book.given(flow);
-        let lag_ns = now_ns.saturating_sub(intended_ns);
-        self.lag_ns = self.lag_ns.max(lag_ns);
-        // While a server is dead, taking down and taking up connections is what
-        // is measured; the lateness still counts in every latency.
-        if intended_ns >= self.window.from_ns && self.missed == 0 {
-            self.figures.lag.record(lag_ns);
-        }
-        if self.window.holds(now_ns) {
-            self.figures.window_given += 1;
-        }
-        self.mark_dirty(sender);
-    }
-
-    fn mark_dirty(&mut self, index: u32) {
-        let user = &mut self.users[index as usize];
-        if !user.dirty {
-            user.dirty = true;
-            self.dirty.push(index);
-        }
-    }
-
-    fn flush_dirty(&mut self) {
-        while let Some(index) = self.dirty.pop() {
-            self.users[index as usize].dirty = false;
-            self.flush(index);
-        }
-    }
-
-    fn flush(&mut self, index: u32) {
-        let user = &mut self.users[index as usize];
-        if !matches!(user.stage, Stage::Greeting | Stage::Online) {
-            return;
-        }
-        if user.flush(&mut self.scratch).is_err() {
-            self.lost(index, None);
         }
     }
 }

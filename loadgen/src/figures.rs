@@ -167,8 +167,8 @@ pub(crate) struct Figures {
     pub(crate) collected: Latency,
     /// From starting a connection to being logged in.
     pub(crate) login: Latency,
-    /// From the intended time to handing it to the session: the load
-    /// generator's own lateness.
+    /// From the intended time to taking it up, whether the session has room for
+    /// it then or not: the load generator's own lateness.
     pub(crate) lag: Latency,
     /// Given, confirmed and arrived inside the measured window.
     pub(crate) window_given: u64,
@@ -182,7 +182,15 @@ pub(crate) struct Figures {
     pub(crate) cpu_share_max: f64,
     /// CPU time of all workers inside the window, nanoseconds.
     pub(crate) cpu_ns: u64,
-    /// Messages that were due and could not even be queued.
+    /// Messages that were due and had to wait, because their sender's outbox was
+    /// full or, in a protocol without one, its connection was gone.
+    pub(crate) kept: u64,
+    /// The longest from the intended time of such a message to handing it to
+    /// the session, nanoseconds.
+    pub(crate) kept_ns_max: u64,
+    /// Those that still waited at the end.
+    pub(crate) never_handed: u64,
+    /// Messages that were due when no more could be kept: in no histogram.
     pub(crate) skipped: u64,
     /// Logins that succeeded.
     pub(crate) logins: u64,
@@ -198,9 +206,6 @@ pub(crate) struct Figures {
     pub(crate) errors: u64,
     /// Logged-in connections when everyone was there.
     pub(crate) connections: u32,
-    /// Messages that were due while their sender was not connected, in a
-    /// protocol that has no outbox.
-    pub(crate) skipped_offline: u64,
     /// When connections were lost and came back, in order of time; at most
     /// [`OUTAGES_MAX`] of them.
     pub(crate) outages: Vec<Outage>,
@@ -227,6 +232,9 @@ impl Figures {
         self.window_ns = self.window_ns.max(other.window_ns);
         self.cpu_share_max = self.cpu_share_max.max(other.cpu_share_max);
         self.cpu_ns += other.cpu_ns;
+        self.kept += other.kept;
+        self.kept_ns_max = self.kept_ns_max.max(other.kept_ns_max);
+        self.never_handed += other.never_handed;
         self.skipped += other.skipped;
         self.logins += other.logins;
         self.lost_connections += other.lost_connections;
@@ -235,7 +243,6 @@ impl Figures {
         self.held += other.held;
         self.errors += other.errors;
         self.connections += other.connections;
-        self.skipped_offline += other.skipped_offline;
         self.outages.extend(other.outages);
         self.outages = joined(std::mem::take(&mut self.outages));
         self.settled &= other.settled;

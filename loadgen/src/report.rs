@@ -38,6 +38,8 @@ pub(crate) fn failures(args: &Args, figures: &Figures) -> Vec<String> {
         (findings.forgotten, "confirmed messages were forgotten by the server"),
         (findings.refused, "messages were refused for good"),
         (figures.errors, "errors of the protocol"),
+        (figures.never_handed, "messages were due and could not be sent until the end"),
+        (figures.skipped, "messages were due when no more could be kept: in no figure above"),
     ];
     for (count, text) in counts {
         if count > 0 {
@@ -60,9 +62,6 @@ pub(crate) fn failures(args: &Args, figures: &Figures) -> Vec<String> {
 /// Why the figures tell more about the load generator than about the server.
 pub(crate) fn bottleneck(figures: &Figures) -> Option<String> {
     let lag_ms = figures.lag.percentile_ms(99.0);
-    if figures.skipped > 0 {
-        return Some(format!("{} messages were due and could not be queued", figures.skipped));
-    }
     if figures.lag.count() > 0 && lag_ms > LAG_MS_MAX {
         return Some(format!("it sent late: p99 {lag_ms:.1} ms behind its schedule"));
     }
@@ -71,6 +70,22 @@ pub(crate) fn bottleneck(figures: &Figures) -> Option<String> {
         return Some(format!("its busiest worker used {percent:.0} % of a core"));
     }
     None
+}
+
+/// What a server that did not confirm in time, or was away, did to the schedule.
+fn backlog(figures: &Figures) -> Option<String> {
+    if figures.kept == 0 {
+        return None;
+    }
+    let whose = match bottleneck(figures) {
+        None => "the server did not confirm in time or was away",
+        Some(_) => "server or load generator were too slow, which cannot be told apart here",
+    };
+    Some(format!(
+        "{whose}: {} messages could not leave when they were due, by up to {:.2} s, and count from then",
+        count(figures.kept),
+        figures.kept_ns_max as f64 / 1e9
+    ))
 }
 
 /// The table for people.
@@ -144,13 +159,6 @@ fn connections(figures: &Figures) -> String {
             after(outage.all_back_ms)
         );
     }
-    if figures.skipped_offline > 0 {
-        let _infallible = write!(
-            text,
-            "\nnot sent     {} messages that were due while their sender was not connected",
-            count(figures.skipped_offline)
-        );
-    }
     text
 }
 
@@ -176,7 +184,7 @@ fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 7] 
         ("collected", "absent user's login to arrival", &figures.collected),
         ("sent_service", "handed over to confirmation", &figures.sent_service),
         ("delivered_service", "handed over to arrival", &figures.delivered_service),
-        ("lag", "intended time to handed over", &figures.lag),
+        ("lag", "intended time to taken up", &figures.lag),
     ]
 }
 
@@ -268,6 +276,9 @@ fn generator(out: &mut String, figures: &Figures) {
     if let Some(why) = bottleneck(figures) {
         line(out, &format!("NOTE         the load generator was the bottleneck: {why}"));
     }
+    if let Some(why) = backlog(figures) {
+        line(out, &format!("NOTE         {why}"));
+    }
 }
 
 fn verification(out: &mut String, args: &Args, figures: &Figures) {
@@ -331,7 +342,12 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
         "lost_connections": figures.lost_connections,
         "failed_connects": figures.failed_connects,
         "outages": figures.outages,
-        "skipped_offline": figures.skipped_offline,
+        "late": {
+            "kept": figures.kept,
+            "longest_ms": figures.kept_ns_max as f64 / 1e6,
+            "never_handed": figures.never_handed,
+            "skipped": figures.skipped,
+        },
         "given_per_s": figures.per_second(figures.window_given),
         "sent_per_s": figures.per_second(figures.window_sent),
         "delivered_per_s": figures.per_second(figures.window_received),
@@ -344,7 +360,6 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
         "generator": {
             "cpu_share_max": figures.cpu_share_max,
             "cpu_ns": figures.cpu_ns,
-            "skipped": figures.skipped,
             "bottleneck": bottleneck(figures),
         },
         "gaps": figures.gaps,
@@ -461,5 +476,16 @@ mod tests {
         assert_eq!(bottleneck(&figures), None);
         (0..100).for_each(|_| figures.lag.record(20_000_000));
         assert!(bottleneck(&figures).is_some_and(|why| why.contains("late")));
+    }
+
+    #[test]
+    fn a_full_outbox_is_the_servers_unless_the_generator_was_slow() {
+        let mut figures = Figures { kept: 7, kept_ns_max: 2_500_000_000, ..Figures::default() };
+        assert_eq!(bottleneck(&figures), None);
+        let why = backlog(&figures).expect("messages waited");
+        assert!(why.starts_with("the server did not confirm"), "{why}");
+        assert!(why.contains("7 messages") && why.contains("2.50 s"), "{why}");
+        figures.cpu_share_max = 0.95;
+        assert!(backlog(&figures).is_some_and(|why| why.contains("cannot be told apart")));
     }
 }

@@ -1,6 +1,7 @@
 //! One simulated user: its session, its socket, and bytes the socket did not
 //! take yet.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -61,7 +62,17 @@ pub(crate) struct User {
     pub(crate) ticking: bool,
     /// It stands in the list of those with bytes to write.
     pub(crate) dirty: bool,
+    /// Messages that were due while the session could take none, in order.
+    pub(crate) overdue: VecDeque<Overdue>,
     unwritten: Vec<u8>,
+}
+
+/// A message that was due and could not be handed to its session yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overdue {
+    pub(crate) flow: u32,
+    /// When it was meant to leave, monotonic nanoseconds.
+    pub(crate) intended_ns: u64,
 }
 
 impl User {
@@ -91,6 +102,7 @@ impl User {
             missed: false,
             ticking: false,
             dirty: false,
+            overdue: VecDeque::new(),
             unwritten: Vec::new(),
         }
     }

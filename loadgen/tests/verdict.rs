@@ -3,6 +3,8 @@
 
 mod model;
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -92,7 +94,47 @@ fn absent_users_collect() {
 fn v1_passes() {
     let json = passes(Fault::None, &format!("{PAIRS} --protocol v1"));
     assert_eq!(json["findings"]["received"], 500);
-    passes(Fault::Cut, &format!("{PAIRS} --protocol v1 --reconnect"));
+}
+
+#[test]
+fn what_was_due_in_an_outage_is_sent_late_in_v1_too() {
+    let json = passes(Fault::Cut, &format!("{PAIRS} --protocol v1 --reconnect"));
+    assert_eq!(json["findings"]["given"], 500);
+    assert_eq!(json["late"]["never_handed"], 0);
+}
+
+/// The server stands still until the schedule is over: every message that was
+/// due meanwhile is sent afterwards and its waiting counts.
+#[test]
+fn a_paused_server_makes_messages_late_and_loses_none_of_their_times() {
+    let (addr, resume) = model::start_pausing();
+    let dir = tempfile::tempdir().expect("a directory");
+    let control = dir.path().join("control");
+    let made = Command::new("mkfifo").arg(&control).status().expect("it runs");
+    assert!(made.success());
+    let phases = control.clone();
+    std::thread::spawn(move || {
+        let phases = BufReader::new(File::open(phases).expect("a pipe"));
+        for line in phases.lines() {
+            if line.expect("text") == "quiet" {
+                resume.send(()).expect("the server waits");
+            }
+        }
+    });
+    let line = format!("pairs -c 2 -r 20000 -d 0.6 --control {}", control.display());
+    let (code, json) = run(addr, &line);
+    assert_eq!(code, Some(0));
+    assert_eq!(json["findings"]["given"], 12_000);
+    for latency in ["sent", "delivered", "lag"] {
+        assert_eq!(json["latency_ms"][latency]["count"], 12_000, "{latency}");
+    }
+    // Two outboxes of 4,096; what was confirmed before the pause is little.
+    let kept = json["late"]["kept"].as_u64().expect("a number");
+    assert!((3_000..3_808 + 1).contains(&kept), "{kept} were kept");
+    assert_eq!(json["late"]["skipped"], 0);
+    let longest_ms = json["late"]["longest_ms"].as_f64().expect("a number");
+    let max_ms = json["latency_ms"]["sent"]["max"].as_f64().expect("a number");
+    assert!(longest_ms > 0.0 && max_ms >= longest_ms, "{longest_ms} {max_ms}");
 }
 
 #[test]

@@ -69,7 +69,9 @@ impl Worker<'_> {
                     user.greet();
                     self.flush(index);
                     if matches!(self.users[index as usize].side, Side::Relay(_)) {
-                        self.logged_in(index, clock::now_ns());
+                        let now_ns = clock::now_ns();
+                        self.logged_in(index, now_ns);
+                        self.catch_up(index, now_ns);
                     }
                 }
                 Ok(()) => return,
@@ -153,6 +155,7 @@ impl Worker<'_> {
         if logged_in {
             self.logged_in(index, now_ns);
         }
+        self.catch_up(index, now_ns);
         self.answer(now_ns);
         self.mark_dirty(index);
         if let Some(goodbye) = goodbye {

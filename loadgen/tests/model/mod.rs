@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use wire::id::{Class, MessageId};
@@ -38,6 +39,8 @@ pub(crate) enum Fault {
     Forget,
     /// Refuses every login.
     Closed,
+    /// Stands still from the faulty message on until it is told to go on.
+    Pause,
 }
 
 /// Which message the fault hits.
@@ -54,6 +57,8 @@ struct State {
     /// answers are cumulative.
     muted: Option<(Vec<u8>, Vec<u8>)>,
     fault_done: bool,
+    /// What ends the pause.
+    resume: Option<Receiver<()>>,
 }
 
 #[derive(Default)]
@@ -81,9 +86,19 @@ struct Entry {
 
 /// Starts a server on a free port; it lives as long as the test.
 pub(crate) fn start(fault: Fault) -> SocketAddr {
+    serve_all(fault, State::default())
+}
+
+/// Starts a server that pauses once, until something is sent to it.
+pub(crate) fn start_pausing() -> (SocketAddr, Sender<()>) {
+    let (sender, resume) = channel();
+    (serve_all(Fault::Pause, State { resume: Some(resume), ..State::default() }), sender)
+}
+
+fn serve_all(fault: Fault, state: State) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = listener.local_addr().expect("it is bound");
-    let state = Arc::new(Mutex::new(State::default()));
+    let state = Arc::new(Mutex::new(state));
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let state = Arc::clone(&state);
@@ -161,6 +176,12 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, fault: Fault) {
         if cuts && !state.fault_done && state.accepted >= FAULTY {
             state.fault_done = true;
             state.cut(fault);
+        }
+        // The lock is held meanwhile: every connection stands still.
+        if state.accepted >= FAULTY
+            && let Some(resume) = state.resume.take()
+        {
+            resume.recv().expect("the test lets it go on");
         }
     }
 }
