@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
-use net::{Features, Hands, HandsOptions, Mesh, Port, Waker};
+use net::{Features, Hands, HandsOptions, Mesh, Port, Quota, Waker};
 use shard::KeyHasher;
 use tuning::{Machine, Plan};
 use wal::disk::{DataDir, DirectMode, OpenOptions, ShardDir};
@@ -218,12 +218,13 @@ fn seats(
 ) -> Vec<Seat> {
     let manifest = data.manifest();
     let mesh = Mesh::new(usize::from(manifest.shards), plan.mesh_capacity);
+    let quota = Quota::new(plan.conns_max);
     let seat = |(id, listeners): (usize, Vec<OwnedFd>)| Seat {
         id: id as ShardId,
         dir: data.shard(id as ShardId),
         mode,
         listeners,
-        hands: hands_options(machine, plan),
+        hands: hands_options(machine, plan, &quota),
         log,
         shard: shard_options(config, plan, id as ShardId, manifest.shards),
         hasher: KeyHasher::new(manifest.seed),
@@ -241,7 +242,7 @@ fn log_options(plan: &Plan, segment_bytes: u64) -> Result<LogOptions, Exit> {
     Ok(log)
 }
 
-fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
+fn hands_options(machine: &Machine, plan: &Plan, quota: &Arc<Quota>) -> HandsOptions {
     let ring = &machine.ring;
     HandsOptions {
         ring_entries: plan.ring_entries,
@@ -251,6 +252,7 @@ fn hands_options(machine: &Machine, plan: &Plan) -> HandsOptions {
         unsent_bytes_max_total: plan.unsent_bytes_max_per_shard,
         partial_bytes_max_total: plan.partial_bytes_max_per_shard,
         conns_max: plan.conns_max_per_shard,
+        quota: Arc::clone(quota),
         direct_descriptors: plan.direct_descriptors,
         features: Features {
             multishot_poll: ring.multishot_poll,

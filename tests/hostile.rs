@@ -524,3 +524,30 @@ fn more_connections_than_fit_are_turned_away() {
     server.wait_metric("iris_connections", |now| now == 2.0);
     drop(Peer::v1(server.addr(), "later"));
 }
+
+/// The bound is one of the whole process: a connection that moves to its user's
+/// core leaves no room behind for another.
+#[test]
+fn connections_that_move_make_no_room_for_more() {
+    const MAX: usize = 40;
+    const ATTEMPTS: usize = 300;
+    let server = Setup::new().shards(4).set("limits.conns_max", "40").start();
+    let mut witness = Witness::new(&server);
+    let mut held = Vec::new();
+    for n in 0..ATTEMPTS {
+        let mut peer = Peer::connect(server.addr());
+        // All to one core, whatever core has accepted them; refused ones may be
+        // closed already.
+        let _ = peer.try_write(b"\x01crowd");
+        peer.stream().set_read_timeout(Some(PATIENCE)).unwrap();
+        if std::io::Read::read(peer.stream(), &mut [0; 64]).is_ok_and(|read| read > 0) {
+            held.push(peer);
+        }
+        assert!(held.len() <= MAX - 2, "{} logged in after {n} attempts", held.len());
+    }
+    assert_eq!(held.len(), MAX - 2, "two are the witness's");
+    witness.check();
+    drop(held);
+    server.wait_metric("iris_connections", |now| now == 2.0);
+    drop(Peer::v1(server.addr(), "later"));
+}

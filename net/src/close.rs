@@ -142,7 +142,7 @@ impl Hands {
         self.release_received(slot);
         self.release_outgoing(slot);
         if flags.any(Flags::GONE) {
-            self.table.remove(slot);
+            self.free(slot);
         } else {
             self.table[slot].flags.set(Flags::SHUT);
             let target = self.table[slot].target();
@@ -152,6 +152,13 @@ impl Hands {
 
     pub(crate) fn on_close(&mut self, slot: u32) {
         self.table[slot].flags.clear(Flags::SHUT);
+        self.free(slot);
+    }
+
+    fn free(&mut self, slot: u32) {
+        if !self.table[slot].flags.any(Flags::MOVED) {
+            self.options.quota.leave();
+        }
         self.table.remove(slot);
     }
 

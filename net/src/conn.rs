@@ -75,6 +75,9 @@ impl Flags {
     /// It began to wait in an odd generation, see `Hands::age_late`.
     pub(crate) const LATE_ODD: Flags = Flags(1 << 20);
 
+    /// It counts where it went.
+    pub(crate) const MOVED: Flags = Flags(1 << 24);
+
     /// Something the kernel still works on.
     pub(crate) const BUSY: Flags =
         Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);

@@ -161,7 +161,7 @@ impl Hands {
         } else {
             Target::Plain(descriptor as i32)
         };
-        if self.table.live() >= self.options.conns_max {
+        if self.table.live() >= self.options.conns_max || !self.options.quota.admit() {
             self.stats.refused += 1;
             return self.ring.discard(target);
         }

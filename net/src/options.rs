@@ -1,5 +1,9 @@
 //! What a caller may choose: sizes, bounds and which kernel features to use.
 
+use std::sync::Arc;
+
+use crate::quota::Quota;
+
 /// Kernel features, as a wish or as a finding.
 ///
 /// In [`HandsOptions`] they are an upper bound: a feature is used when it is allowed *and* the
@@ -92,6 +96,8 @@ pub struct HandsOptions {
     pub partial_bytes_max_total: usize,
     /// Connections beyond this are accepted and closed at once.
     pub conns_max: usize,
+    /// The same bound for all cores of the process together.
+    pub quota: Arc<Quota>,
     /// Keep sockets in the ring's own table. The table's size is `conns_max` plus a quarter for
     /// connections that move here, and `RLIMIT_NOFILE` caps it.
     pub direct_descriptors: bool,
@@ -109,6 +115,7 @@ impl Default for HandsOptions {
             unsent_bytes_max_total: 256 << 20,
             partial_bytes_max_total: 64 << 20,
             conns_max: 1 << 20,
+            quota: Quota::new(usize::MAX),
             direct_descriptors: false,
             features: Features::ALL,
         }

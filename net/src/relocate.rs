@@ -12,6 +12,7 @@ use crate::close::CloseReason;
 use crate::conn::{ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
+use crate::quota::Place;
 use crate::ring::{Op, Target, Token, own};
 
 /// A connection between two cores: its descriptor and the bytes that were under way.
@@ -26,6 +27,7 @@ pub struct Moved {
     unread: Vec<u8>,
     /// Given to `send`, not taken by the kernel.
     unsent: Vec<u8>,
+    place: Place,
 }
 
 #[derive(Debug)]
@@ -106,12 +108,15 @@ impl Hands {
     /// `Received` and shows exactly them: more is received only when they have been
     /// [consumed](Hands::consume). What was unsent goes out with the next flush.
     ///
-    /// `conns_max` does not apply: the connection was admitted elsewhere.
+    /// `conns_max` does not apply: the connection was admitted elsewhere, and keeps its place in
+    /// the [`Quota`](crate::Quota) of all cores.
     ///
     /// # Panics
     /// If its direct descriptor was sent to another core than this one.
     pub fn attach(&mut self, moved: Moved) -> ConnId {
-        let Moved { carrier, listener, unread, unsent } = moved;
+        let Moved { carrier, listener, unread, unsent, place } = moved;
+        self.options.quota.enter();
+        drop(place);
         let target = match carrier {
             Carrier::Plain(fd) => Target::Plain(fd.into_raw_fd()),
             Carrier::Direct { index, ring } => {
@@ -166,10 +171,12 @@ impl Hands {
             index => self.buffers.outgoing.unsent_bytes(index),
         };
         entry.flags.clear(Flags::OPEN);
+        entry.flags.set(Flags::MOVED);
+        let place = Place::of(&self.options.quota);
         let listener = entry.listener;
         self.release_received(slot);
         self.release_outgoing(slot);
-        Moved { carrier, listener, unread, unsent }
+        Moved { carrier, listener, unread, unsent, place }
     }
 
     pub(crate) fn on_move(&mut self, slot: u32, result: i32) {

@@ -5,11 +5,11 @@ mod world;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use net::{CloseReason, Event, Hands, HandsOptions, Mesh, Moved};
+use net::{CloseReason, Event, Hands, HandsOptions, Mesh, Moved, Quota};
 use world::{World, pattern, ways};
 
 /// A core that attaches whatever comes and echoes, until nothing comes any more and nobody is
@@ -237,6 +237,39 @@ fn what_travelled_is_looked_at_first() {
             drop(client);
             to.assert_clean();
         }
+    }
+}
+
+/// Where connections go does not change how many there may be.
+#[test]
+fn cores_share_one_quota() {
+    for options in ways().into_iter().filter(|options| !options.direct_descriptors) {
+        let quota = Quota::new(3);
+        let options = HandsOptions { quota: Arc::clone(&quota), ..options };
+        let mut from = World::new(options.clone());
+        let mut to = World::new(options);
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            let (client, conn) = from.connect();
+            let moved = from.hands.detach(conn).unwrap();
+            to.hands.attach(moved);
+            clients.push(client);
+        }
+        from.until_state("the departures", |hands| hands.stats().conns == 0);
+        assert_eq!(quota.held(), 3);
+        let mut refused = TcpStream::connect(from.addr).unwrap();
+        from.until_state("the refusal", |hands| hands.stats().refused == 1);
+        from.hands.flush();
+        assert_eq!(refused.read(&mut [0]).unwrap_or(0), 0);
+        clients.pop();
+        to.until_state("room", |hands| hands.stats().conns == 2);
+        let (_client, conn) = from.connect();
+        // Dropped on its way, its place is free again.
+        drop(from.hands.detach(conn).unwrap());
+        assert_eq!(quota.held(), 2);
+        drop(clients);
+        to.assert_clean();
+        assert_eq!(quota.held(), 0);
     }
 }
 
