@@ -50,6 +50,10 @@ pub(crate) const EARLY_MAX: u64 = 64;
 /// Entries from which on an inbox grows by a quarter.
 const GROWS_SLOWLY: usize = 256;
 
+/// Entries that an empty inbox keeps room for, and until the next tick.
+const KEPT_IDLE: usize = 64;
+const KEPT_BUSY: usize = 1024;
+
 /// Numbers in a row that a snapshot may leave out.
 pub(crate) const HOLES_MAX: u64 = 1 << 28;
 
@@ -74,6 +78,8 @@ pub(crate) struct Inbox {
     /// Holes that logins have made since the inbox was last without entries;
     /// a restart counts anew.
     raised: u32,
+    /// It is empty and gives memory back at the next tick.
+    is_listed: bool,
     /// Log bytes of all entries.
     bytes: u64,
     /// Highest seq that may be handed out: everything up to it is as durable
@@ -100,6 +106,7 @@ impl Default for Inbox {
             entries: VecDeque::new(),
             holes: 0,
             raised: 0,
+            is_listed: false,
             bytes: 0,
             visible: 0,
             pending: 0,
@@ -357,13 +364,30 @@ impl Inbox {
         if self.entries.is_empty() {
             self.raised = 0;
         }
+    }
+
+    /// [`Inbox::give_back`], but an empty inbox keeps a little for the next
+    /// burst. Whether it is to be put on the list of those that give it back at
+    /// the next tick.
+    pub(crate) fn give_back_later(&mut self) -> bool {
+        if self.entries.is_empty() && (KEPT_IDLE + 1..=KEPT_BUSY).contains(&self.entries.capacity())
+        {
+            return !std::mem::replace(&mut self.is_listed, true);
+        }
+        self.give_back();
+        false
+    }
+
+    /// The tick has come.
+    pub(crate) fn give_back_now(&mut self) {
+        self.is_listed = false;
         self.give_back();
     }
 
     /// Gives back memory that a long queue leaves behind.
-    fn give_back(&mut self) {
+    pub(crate) fn give_back(&mut self) {
         let (len, capacity) = (self.entries.len(), self.entries.capacity());
-        if len == 0 && capacity > 64 {
+        if len == 0 && capacity > KEPT_IDLE {
             self.entries = VecDeque::new();
         } else if capacity > 4 * GROWS_SLOWLY && len < capacity / 4 {
             self.entries.shrink_to(2 * len);
@@ -429,5 +453,29 @@ impl Inbox {
             return None;
         }
         self.receipts.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Room for the next burst stays until the tick, and no longer.
+    #[test]
+    fn an_empty_inbox_gives_back_at_the_tick() {
+        let mut inbox = Inbox::default();
+        let burst = |inbox: &mut Inbox, count: u64| {
+            let last = (0..count).map(|n| inbox.push(n, 1)).last().expect("some");
+            inbox.burn(last, |_| {});
+            inbox.give_back_later()
+        };
+        assert!(!burst(&mut inbox, 60) && inbox.entries.capacity() > 0);
+        assert!(burst(&mut inbox, 256), "put on the list");
+        assert!(!burst(&mut inbox, 256), "it is there");
+        assert!(inbox.entries.capacity() >= 256);
+        inbox.give_back_now();
+        assert_eq!(inbox.entries.capacity(), 0);
+        assert!(!burst(&mut inbox, 2000), "that is too much to wait");
+        assert_eq!(inbox.entries.capacity(), 0);
     }
 }

@@ -57,7 +57,7 @@ use metrics::Metrics;
 use session::Sessions;
 use snapshot::Snapshots;
 use timer::Deadlines;
-use user::Users;
+use user::{UserIndex, Users};
 use wal::Log;
 use wire::id::ShardId;
 
@@ -107,6 +107,8 @@ pub struct Shard {
     snapshots: Snapshots,
     /// Connections for which the log had no room to give up what expired.
     starved: Vec<Conn>,
+    /// Inboxes that give memory back at the next tick.
+    drained: Vec<UserIndex>,
     metrics: Metrics,
     /// Grows whenever something that was blocked may fit now.
     room_epoch: u64,
@@ -127,6 +129,7 @@ impl Shard {
             cleaner: Cleaner::new(log.options().segment_bytes),
             snapshots: Snapshots::default(),
             starved: Vec::new(),
+            drained: Vec::new(),
             log,
             gate: Gate::default(),
             durables: Durables::default(),
@@ -191,6 +194,7 @@ impl Shard {
         self.close_late_handshakes(now, out);
         self.cleaner.space.reach(self.log.end());
         self.clean(now, out);
+        self.give_back();
         self.schedule_snapshot(now);
     }
 

@@ -85,12 +85,24 @@ impl Shard {
     pub(crate) fn burn(&mut self, user: UserIndex) {
         let (counters, space) = (&mut self.metrics.counters, &mut self.cleaner.space);
         let end = self.log.end();
-        self.users[user].burn(|entry| {
+        let is_drained = self.users[user].burn_in_passing(|entry| {
             counters.burned += 1;
             counters.waiting_messages -= 1;
             counters.waiting_bytes -= u64::from(entry.len);
             space.sub(entry.lsn, entry.len, end);
         });
+        if is_drained {
+            self.drained.push(user);
+        }
+    }
+
+    /// Inboxes that were emptied since the last tick and are empty give back
+    /// what a burst has left them. At each acknowledgement the next burst would
+    /// have to ask for it again.
+    pub(crate) fn give_back(&mut self) {
+        for user in std::mem::take(&mut self.drained) {
+            self.users[user].inbox_mut().give_back_now();
+        }
     }
 
     pub(crate) fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {

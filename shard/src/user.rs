@@ -132,7 +132,18 @@ impl User {
         let cursor = self.cursor_min();
         if let Some(inbox) = self.inbox.as_deref_mut() {
             inbox.burn(cursor, gone);
+            inbox.give_back();
         }
+    }
+
+    /// The same among messages that come and go; whether the inbox is to give
+    /// its memory back at the next tick.
+    pub(crate) fn burn_in_passing(&mut self, gone: impl FnMut(&Entry)) -> bool {
+        let cursor = self.cursor_min();
+        self.inbox.as_deref_mut().is_some_and(|inbox| {
+            inbox.burn(cursor, gone);
+            inbox.give_back_later()
+        })
     }
 
     /// Advances every cursor and removes what need not wait any more.
