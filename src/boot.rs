@@ -421,7 +421,18 @@ fn announce(config: &Config, addresses: &[SocketAddr], admin: SocketAddr, shards
         absolute(&config.data_dir)
     );
     tracing::info!("latency http://{admin}/latency, metrics http://{admin}/metrics");
-    tracing::info!("try: iris-loadgen pairs --target {first} --connections 1000 --duration 10");
+    let loadgen = load_generator();
+    tracing::info!("try: {loadgen} pairs --target {first} --connections 1000 --duration 10");
+}
+
+/// How to start the load generator here: it is in no search path, but a build
+/// puts it beside this program.
+fn load_generator() -> String {
+    let beside = std::env::current_exe().map(|program| program.with_file_name("iris-loadgen"));
+    match beside {
+        Ok(path) if path.is_file() => path.display().to_string(),
+        _ => "cargo run --release -p iris-loadgen --".to_owned(),
+    }
 }
 
 fn absolute(path: &Path) -> String {
