@@ -140,10 +140,12 @@ impl Core {
             let began_ns = self.now.mono_ns;
             self.reap();
             self.take_from_mesh();
+            self.shard.stamp_appended(clock().mono_ns);
             self.commit_in_time();
             self.prepare_segment();
             self.snapshot();
             self.send();
+            self.shard.stamp_delivered(clock().mono_ns);
             self.tick();
             self.turns += 1;
             self.turn_ns.saturating_record(clock().mono_ns - began_ns);

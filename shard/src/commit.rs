@@ -140,7 +140,7 @@ impl Shard {
         inbox.make_visible(inbox_seq.min(inbox.last_seq()));
         self.pump_user(now, user, out);
         if self.metrics.counters.delivered > before {
-            self.metrics.record(Stage::EndToEnd, received_ns, now.mono_ns);
+            self.metrics.record_late(Stage::EndToEnd, received_ns, now.mono_ns);
         }
     }
 }

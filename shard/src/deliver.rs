@@ -75,7 +75,7 @@ impl Shard {
             self.metrics.counters.delivered += 1;
             let durable_ns = self.durables.when(entry.lsn + u64::from(entry.len));
             if let Some(durable_ns) = durable_ns {
-                self.metrics.record(Stage::DurableToDelivered, durable_ns, now.mono_ns);
+                self.metrics.record_late(Stage::DurableToDelivered, durable_ns, now.mono_ns);
             }
         }
         self.bury(now, conn, &expired)

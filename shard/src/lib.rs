@@ -53,7 +53,7 @@ use commit::{Durables, Gate};
 use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
-use metrics::Metrics;
+use metrics::{Metrics, Stage};
 use session::Sessions;
 use snapshot::Snapshots;
 use timer::Deadlines;
@@ -280,6 +280,17 @@ impl Shard {
     pub fn metrics(&mut self) -> &Metrics {
         self.metrics.counters.users = self.users.len() as u64;
         &self.metrics
+    }
+
+    /// Everything appended so far in this turn was so by this time.
+    pub fn stamp_appended(&mut self, mono_ns: u64) {
+        self.metrics.stamp(Stage::ReceiveToAppend, mono_ns);
+    }
+
+    /// Everything delivered so far in this turn was handed over by this time.
+    pub fn stamp_delivered(&mut self, mono_ns: u64) {
+        self.metrics.stamp(Stage::DurableToDelivered, mono_ns);
+        self.metrics.stamp(Stage::EndToEnd, mono_ns);
     }
 
     /// Every user of this shard with what waits: name, first and last inbox

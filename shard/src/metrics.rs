@@ -6,6 +6,10 @@ use hdrhistogram::Histogram;
 /// Longest latency a histogram can hold, nanoseconds; longer ones count as it.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
+/// Steps of one turn whose end is told later; those beyond end with the turn's
+/// own time.
+const UNSTAMPED_MAX: usize = 2048;
+
 /// The stages of a message's way through the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -104,10 +108,16 @@ pub struct Metrics {
     pub counters: Counters,
     /// Latencies in nanoseconds since the start, by [`Stage`].
     pub latency_ns: [Histogram<u64>; 4],
+    /// By [`Stage`]: when the steps began that have ended in this turn. The
+    /// turn's own time is that of its beginning, so only who turns the shard can
+    /// say when they were over, once for all of them.
+    unstamped: [Vec<u64>; 4],
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Metrics {
+    /// Nothing has happened.
+    #[allow(clippy::new_without_default, reason = "four histograms are no cheap default")]
+    pub fn new() -> Metrics {
         let histogram = || {
             Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 3)
                 .expect("1 µs to 60 s with three digits is a valid histogram")
@@ -115,6 +125,24 @@ impl Metrics {
         Metrics {
             counters: Counters::default(),
             latency_ns: [histogram(), histogram(), histogram(), histogram()],
+            unstamped: [const { Vec::new() }; 4],
+        }
+    }
+
+    /// A step that ends when the turn says so.
+    pub(crate) fn record_late(&mut self, stage: Stage, from_ns: u64, to_ns: u64) {
+        let unstamped = &mut self.unstamped[stage as usize];
+        if unstamped.len() < UNSTAMPED_MAX {
+            unstamped.push(from_ns);
+        } else {
+            self.record(stage, from_ns, to_ns);
+        }
+    }
+
+    pub(crate) fn stamp(&mut self, stage: Stage, to_ns: u64) {
+        let histogram = &mut self.latency_ns[stage as usize];
+        for from_ns in self.unstamped[stage as usize].drain(..) {
+            histogram.saturating_record(to_ns.saturating_sub(from_ns));
         }
     }
 

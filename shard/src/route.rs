@@ -196,7 +196,7 @@ impl Shard {
         counters.appended += 1;
         counters.waiting_messages += 1;
         counters.waiting_bytes += u64::from(appended.len);
-        self.metrics.record(Stage::ReceiveToAppend, post.received_ns, now.mono_ns);
+        self.metrics.record_late(Stage::ReceiveToAppend, post.received_ns, now.mono_ns);
         let posted = match post.reply_kind() {
             ReplyKind::Quiet => Posted::Quiet,
             ReplyKind::Told => Posted::Sent { id, class: post.class },

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
 use net::HandsStats;
-use shard::metrics::{Counters, LATENCY_NS_MAX, Metrics};
+use shard::metrics::{LATENCY_NS_MAX, Metrics};
 
 /// What a shard says about itself, about once a second, idle or not: silence
 /// is what makes it look dead.
@@ -47,10 +47,7 @@ impl Snapshot {
         Snapshot {
             shard,
             at_mono_ns: 0,
-            metrics: Metrics {
-                counters: Counters::default(),
-                latency_ns: std::array::from_fn(|_| histogram()),
-            },
+            metrics: Metrics::new(),
             hands: HandsStats::default(),
             log_end: 0,
             log_durable: 0,
