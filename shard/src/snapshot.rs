@@ -55,6 +55,8 @@ pub(crate) struct Snapshots {
     begun_ns: u64,
     rests_until_ns: u64,
     is_due: bool,
+    /// What the clocks said then.
+    first_tick: Option<Now>,
 }
 
 impl Snapshots {
@@ -83,12 +85,21 @@ impl Shard {
     pub fn begin_snapshot(&mut self, now: Now) -> LogStart {
         assert!(self.snapshots.begun.is_none(), "one snapshot at a time");
         let start = self.log.checkpoint();
-        let kept_from_ms = now.wall_ms.saturating_sub(self.options.pairs_kept_ms);
+        let kept_from_ms = self.steady_ms(now).saturating_sub(self.options.pairs_kept_ms);
         self.snapshots.taking = Some(Taking::new(hours(kept_from_ms)));
         self.snapshots.begun = Some(start.lsn);
         self.snapshots.begun_ns = now.mono_ns;
         self.snapshots.is_due = false;
         start
+    }
+
+    /// The wall clock, but no further than time has passed since this life's
+    /// first tick: a clock that is set forward must not make a shard forget its
+    /// pairs.
+    fn steady_ms(&mut self, now: Now) -> u64 {
+        let first = *self.snapshots.first_tick.get_or_insert(now);
+        let passed_ms = now.mono_ns.saturating_sub(first.mono_ns) / 1_000_000;
+        now.wall_ms.min(first.wall_ms.saturating_add(passed_ms))
     }
 
     /// Encodes the next slice of about `bytes_max` bytes to the end of `out`,
@@ -132,6 +143,7 @@ impl Shard {
 
     /// Looks whether a snapshot has become due.
     pub(crate) fn schedule_snapshot(&mut self, now: Now) {
+        self.snapshots.first_tick.get_or_insert(now);
         let segment_bytes = self.log.options().segment_bytes;
         let it = &self.snapshots;
         if it.begun.is_some() || now.mono_ns < it.rests_until_ns {

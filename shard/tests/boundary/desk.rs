@@ -7,7 +7,7 @@
 //! ```text
 //! 0 hello alice 1 [last=N] [credit=N]     0 login alice        commit
 //! 0 send bob 1 hi [best] [skip] [ttl=S]   0 say bob hi         write | done | fail
-//! 0 ack 1    0 credit 5    0 ping 9       0 number bob 7 hi    tick MS
+//! 0 ack 1    0 credit 5    0 ping 9       0 number bob 7 hi    tick MS | jump MS
 //! 0 bad                                   0 batch bob a,b,c    storage full | ok
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail               reads hold | go
@@ -49,6 +49,8 @@ struct Desk {
     shard: Shard,
     out: Effects,
     now_ms: u64,
+    /// How far the wall clock was set forward.
+    jumped_ms: u64,
     disk: Vec<u8>,
     /// Writes handed out, oldest first.
     flying: Vec<(Write, Vec<u8>)>,
@@ -129,6 +131,7 @@ impl Desk {
             shard: recover(&[], None),
             out: Effects::default(),
             now_ms: 0,
+            jumped_ms: 0,
             disk: Vec::new(),
             flying: Vec::new(),
             links: BTreeMap::new(),
@@ -165,7 +168,7 @@ impl Desk {
     }
 
     fn now(&self) -> Now {
-        Now { mono_ns: self.now_ms * 1_000_000, wall_ms: START_MS + self.now_ms }
+        Now { mono_ns: self.now_ms * 1_000_000, wall_ms: START_MS + self.jumped_ms + self.now_ms }
     }
 
     fn feed(&mut self, input: Input<'_>) {
@@ -193,6 +196,7 @@ impl Desk {
                 self.now_ms += number(ms);
                 self.feed(Input::Tick);
             }
+            ["jump", ms] => self.jumped_ms += number(ms),
             ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),
             ["drain"] => self.feed(Input::Drain),
             ["snapshot"] => {

@@ -168,3 +168,30 @@ fn what_expired_stays_away() {
          > 1 deliver 2 alice b",
     );
 }
+
+/// More than the seven days after which a sending device is forgotten.
+#[test]
+fn a_clock_that_is_set_forward_forgets_nobody() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         tick 100
+         0 send bob 1 a
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         1 ack 1
+         commit
+         jump 700000000
+         tick 100
+         snapshot
+         0 send bob 1 a
+         > 0 sent bob 1 again
+         tick 700000000
+         snapshot
+         0 send bob 2 b
+         > 0 gap bob 1",
+    );
+}
