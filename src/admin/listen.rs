@@ -2,20 +2,22 @@
 //! request on each.
 //!
 //! The deadline covers all that a slow or hostile client can do: not sending,
-//! sending drop by drop, not reading. Beyond the cap, clients wait in the
-//! kernel's queue.
+//! sending drop by drop, not reading. Beyond the cap the oldest connection
+//! makes room: an answer takes milliseconds, so it is one that only sits there,
+//! and nobody keeps a health check waiting by opening many.
 
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio::time::{Sleep, sleep};
 
 /// Connections at a time.
@@ -23,17 +25,18 @@ pub(super) const CONNS_MAX: usize = 64;
 /// From accepted to closed; no answer takes a second.
 pub(super) const CONN_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Accepts connections while there is room for them.
+/// Accepts connections, and lets the oldest go for them.
 pub(super) struct Bounded {
     listener: TcpListener,
-    room: Arc<Semaphore>,
+    /// Those that live, oldest first; dropping one ends it.
+    living: VecDeque<oneshot::Sender<()>>,
     time_max: Duration,
 }
 
 impl Bounded {
     /// Bounds what a listener accepts; [`CONN_TIME_MAX`] for everyone but tests.
     pub(super) fn new(listener: TcpListener, time_max: Duration) -> Bounded {
-        Bounded { listener, room: Arc::new(Semaphore::new(CONNS_MAX)), time_max }
+        Bounded { listener, living: VecDeque::new(), time_max }
     }
 }
 
@@ -42,11 +45,15 @@ impl Listener for Bounded {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (BoundedStream, SocketAddr) {
-        let room = Arc::clone(&self.room).acquire_owned().await;
-        let room = room.expect("the semaphore is never closed");
         let (stream, peer) = Listener::accept(&mut self.listener).await;
+        self.living.retain(|conn| !conn.is_closed());
+        while self.living.len() >= CONNS_MAX {
+            self.living.pop_front();
+        }
+        let (living, evicted) = oneshot::channel();
+        self.living.push_back(living);
         let deadline = Box::pin(sleep(self.time_max));
-        (BoundedStream { stream, deadline, _room: room }, peer)
+        (BoundedStream { stream, deadline, evicted, is_over: false }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -54,21 +61,26 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection that ends at its deadline.
+/// A connection that ends at its deadline, or when its place is needed.
 pub(super) struct BoundedStream {
     stream: TcpStream,
     deadline: Pin<Box<Sleep>>,
-    _room: OwnedSemaphorePermit,
+    evicted: oneshot::Receiver<()>,
+    is_over: bool,
 }
 
 impl BoundedStream {
-    /// The stream, or the error that its time is over. Being asked, the
-    /// deadline also wakes whoever waits for the stream.
+    /// The stream, or the error that its time is over. Being asked, both ends
+    /// also wake whoever waits for the stream.
     fn in_time(&mut self, cx: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        match self.deadline.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(Pin::new(&mut self.stream)),
+        // None of them may be asked again when it has said so.
+        self.is_over = self.is_over
+            || self.deadline.as_mut().poll(cx).is_ready()
+            || Pin::new(&mut self.evicted).poll(cx).is_ready();
+        if self.is_over {
+            return Err(io::ErrorKind::TimedOut.into());
         }
+        Ok(Pin::new(&mut self.stream))
     }
 }
 
