@@ -189,6 +189,8 @@ fn what_cannot_be_had_is_refused_with_a_sentence() {
     assert!(first_stop(&few, &Wishes::default()).contains("RLIMIT_NOFILE"));
     let locked = Machine { memlock: 128 << 10, ..two_cores() };
     assert!(first_stop(&locked, &Wishes::default()).contains("RLIMIT_MEMLOCK"));
+    let many = Wishes { conns_max: Some(16_000_000), ..Wishes::default() };
+    assert!(first_stop(&two_cores(), &many).contains("RLIMIT_NOFILE allows"));
     let much = Wishes { memory_bytes: Some(64 * GIB), ..Wishes::default() };
     assert!(first_stop(&two_cores(), &much).contains("memory_bytes"));
     let tiny = Wishes { memory_bytes: Some(MIB), ..Wishes::default() };

@@ -300,12 +300,13 @@ impl Draft<'_> {
         let shards = u64::from(self.plan.shards);
         if let Some(wish) = self.wishes.conns_max.filter(|wish| *wish > conns) {
             let capacity = self.capacity();
-            let by_memory = capacity.memory < wish;
+            // Where both lack, the one that ends first.
+            let by_memory = capacity.memory <= conns;
             let what = if by_memory { "memory" } else { "RLIMIT_NOFILE" };
             let lift = if by_memory {
                 vec![format!("--set limits.conns_max={conns}, or more memory")]
             } else {
-                self.descriptor_lifts(wish, &capacity)
+                self.descriptor_lifts(wish.min(capacity.memory), &capacity)
             };
             let (wish, conns) = (count(wish), count(conns));
             self.stop(
