@@ -242,8 +242,7 @@ fn a_torn_tail_is_cut_and_reported() {
     // The last commit, for which no later one vouches, as if it had been torn.
     damage(&segment(&setup, 0), &body(39));
     let server = setup.start();
-    let stderr = server.stderr();
-    assert!(stderr.contains("cut"), "{stderr}");
+    server.wait_said("cut");
     check_messages(&server, 39);
     // It goes on behind what is left.
     let mut alice = server.v2("alice", 2);
@@ -261,7 +260,7 @@ fn strange_files_are_told_of_and_left_alone() {
     fs::write(shard.join("segment-0000000009.log.tmp"), "left by a crash").unwrap();
     let server = setup.start();
     check_messages(&server, 5);
-    assert!(server.stderr().contains("notes.txt"), "{}", server.stderr());
+    server.wait_said("notes.txt");
     assert!(shard.join("notes.txt").exists(), "not ours to remove");
     assert!(!shard.join("segment-0000000009.log.tmp").exists(), "ours, and never finished");
 }
@@ -322,7 +321,7 @@ fn limits_that_are_too_low_are_told_before_anything_starts() {
 #[test]
 fn few_descriptors_serve_few_connections() {
     let server = Setup::new().shards(1).nofile(300).start();
-    assert!(server.stderr().contains("RLIMIT_NOFILE"), "it says what holds it back");
+    server.wait_said("RLIMIT_NOFILE");
     let mut alice = server.v2("alice", 1);
     let mut bob = server.v2("bob", 1);
     let crowd: Vec<_> =
@@ -463,7 +462,7 @@ fn without_descriptors_messages_wait_as_on_a_full_disk() {
         alice.send(b"bob", &body, Class::Guaranteed).unwrap();
         deadline.check(|| format!("{sent} messages need no segment"));
     }
-    assert!(server.stderr().contains("raise its `nofile` limit"), "{}", server.stderr());
+    server.wait_said("raise its `nofile` limit");
     server.limit(Resource::Nofile, all);
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
     for _ in 0..sent {

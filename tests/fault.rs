@@ -154,7 +154,7 @@ fn a_segment_beyond_the_limit_is_not_a_fault() {
         deadline.check(|| format!("{sent} messages need no segment"));
     };
     assert_eq!(held, Code::StorageFull as u16);
-    assert!(server.stderr().contains("ulimit -f"), "{}", server.stderr());
+    server.wait_said("ulimit -f");
     server.limit(Resource::Fsize, before);
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
     server.stop();

@@ -434,10 +434,7 @@ fn damage_in_the_old_layout_leaves_it_as_it_is() {
     bytes[100] ^= 1;
     fs::write(newest, bytes).unwrap();
     let server = setup.start();
-    let deadline = Deadline::new();
-    while !server.stderr().contains("could not be used") {
-        deadline.pause(|| server.stderr());
-    }
+    server.wait_said("could not be used");
     server.kill();
     fs::remove_file(snapshots.iter().min().unwrap()).unwrap();
     setup.check_refused(3, &["only a snapshot says who waits", "backup"]);

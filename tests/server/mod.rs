@@ -342,6 +342,15 @@ impl Server {
         self.stderr.text()
     }
 
+    /// Waits until it has said this on stderr, which arrives when it likes.
+    #[track_caller]
+    pub fn wait_said(&self, words: &str) {
+        let deadline = Deadline::new();
+        while !self.stderr().contains(words) {
+            deadline.pause(|| format!("'{words}' is not said"));
+        }
+    }
+
     /// Sends a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
