@@ -58,7 +58,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0.0)]
     pub(crate) warmup: f64,
 
-    /// What the users speak.
+    /// What the users speak; mqtt, nats and xmpp load another server for a
+    /// comparison (pairs and idle only).
     #[arg(long, value_enum, default_value = "v2")]
     pub(crate) protocol: Protocol,
 
@@ -172,7 +173,8 @@ impl Args {
     pub(crate) fn check(&self) -> Result<(), String> {
         let size_max = match self.scenario {
             // v1 lengths have 16 bits.
-            _ if self.protocol == Protocol::V1 => 65_535,
+            // v1 lengths have 16 bits; the others' are kept as short.
+            _ if self.protocol != Protocol::V2 => 65_535,
             _ => wire::limits::BODY_BYTES_MAX,
         };
         let positive = |value: f64| value.is_finite() && value > 0.0;
@@ -216,6 +218,20 @@ impl Args {
             (
                 self.scenario != Scenario::Relay || self.in_flight.is_some(),
                 "relay needs --in-flight: it is a closed loop".to_owned(),
+            ),
+            (
+                !self.protocol.is_foreign()
+                    || matches!(self.scenario, Scenario::Pairs | Scenario::Idle),
+                "--protocol mqtt, nats and xmpp go with pairs and idle".to_owned(),
+            ),
+            (
+                !self.protocol.is_foreign() || !self.reconnect,
+                "--reconnect goes with v1 and v2".to_owned(),
+            ),
+            (
+                !matches!(self.protocol, Protocol::Nats | Protocol::Xmpp)
+                    || self.class == ClassChoice::BestEffort,
+                "nats and xmpp confirm nothing: give --class best-effort".to_owned(),
             ),
             (
                 self.steps.is_empty() || matches!(self.scenario, Scenario::Idle | Scenario::Pairs),
@@ -266,5 +282,9 @@ mod tests {
         assert!(sentence("pairs --rate 0").contains("--rate"));
         assert!(sentence("pairs --rate NaN").contains("--rate"));
         assert!(sentence("pairs --warmup 10").contains("--warmup"));
+        assert_eq!(sentence("pairs --protocol mqtt"), "");
+        assert!(sentence("pairs --protocol nats").contains("best-effort"));
+        assert!(sentence("offline --protocol mqtt").contains("idle"));
+        assert!(sentence("pairs --protocol mqtt --reconnect").contains("--reconnect"));
     }
 }

@@ -15,11 +15,12 @@ use std::os::fd::BorrowedFd;
 use crate::clock;
 use crate::dial::Dialer;
 use crate::figures::{Figures, Progress};
+use crate::foreign;
 use crate::intake::Window;
 use crate::plan::{Plan, Rhythm};
 use crate::scenario::Scenario;
 use crate::socket::Poller;
-use crate::spec::{ClassChoice, Load, Order, Protocol, Spec, Word};
+use crate::spec::{ClassChoice, Load, Order, Spec, Word};
 use crate::user::{Stage, User};
 use crate::verify::{Book, Leniency};
 
@@ -425,5 +426,5 @@ impl Worker<'_> {
 }
 
 fn confirms_nothing(spec: &Spec) -> bool {
-    spec.cast.scenario == Scenario::Relay || spec.protocol == Protocol::V1
+    spec.cast.scenario == Scenario::Relay || foreign::confirms_nothing(spec.protocol, spec.class)
 }

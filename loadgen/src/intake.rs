@@ -6,6 +6,7 @@ use wire::refuse::Code;
 
 use crate::body::Body;
 use crate::figures::Figures;
+use crate::foreign;
 use crate::spec::{Load, Spec};
 use crate::verify::Book;
 
@@ -110,9 +111,22 @@ impl Intake<'_> {
         }
     }
 
+    /// An event of another server's protocol.
+    pub(crate) fn event_foreign(&mut self, event: foreign::Event<'_>) {
+        match event {
+            foreign::Event::LoggedIn => self.logged_in = true,
+            foreign::Event::Sent(body) => self.confirmed(&body),
+            foreign::Event::Delivered(bytes) => self.delivered(bytes),
+        }
+    }
+
     fn sent(&mut self, bytes: &[u8]) {
         let body = Body::read(bytes, self.spec.size).expect("the outbox keeps what it was given");
-        let flow = self.flow_of(&body).expect("only flows of the run are sent");
+        self.confirmed(&body);
+    }
+
+    fn confirmed(&mut self, body: &Body) {
+        let flow = self.flow_of(body).expect("only flows of the run are sent");
         self.book.sent(flow, body.number);
         if self.window.holds(self.now_ns) {
             self.figures.window_sent += 1;

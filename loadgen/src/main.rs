@@ -18,6 +18,7 @@ mod body;
 mod drive;
 
 mod dial;
+mod foreign;
 mod socket;
 mod user;
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::crowd::Outcome;
 use crate::figures::{Figures, Latency};
+use crate::foreign;
 use crate::probe::{self, Moment, Sample};
 use crate::scenario::Scenario;
 use crate::spec::Protocol;
@@ -123,8 +124,8 @@ fn title(args: &Args, outcome: &Outcome) -> String {
     };
     let what = match (args.scenario, args.protocol) {
         (Scenario::Relay, _) => "bare relay".to_owned(),
-        (_, Protocol::V1) => protocol,
-        (_, Protocol::V2) => format!("{protocol} {class}"),
+        (_, Protocol::V2 | Protocol::Mqtt) => format!("{protocol} {class}"),
+        _ => protocol,
     };
     format!(
         "{scenario}: {what}, {} B, {load}, {} s, {} worker{}",
@@ -133,6 +134,10 @@ fn title(args: &Args, outcome: &Outcome) -> String {
         outcome.workers,
         if outcome.workers == 1 { "" } else { "s" }
     )
+}
+
+fn confirms_nothing(args: &Args) -> bool {
+    args.scenario == Scenario::Relay || foreign::confirms_nothing(args.protocol, args.class)
 }
 
 fn connections(figures: &Figures) -> String {
@@ -164,9 +169,10 @@ fn connections(figures: &Figures) -> String {
 
 fn rates(args: &Args, figures: &Figures) -> String {
     let rate = |n: u64| count(figures.per_second(n).round() as u64);
-    let confirmed = match (args.scenario, args.protocol) {
-        (Scenario::Relay, _) | (_, Protocol::V1) => String::new(),
-        _ => format!("{} confirmed, ", rate(figures.window_sent)),
+    let confirmed = if confirms_nothing(args) {
+        String::new()
+    } else {
+        format!("{} confirmed, ", rate(figures.window_sent))
     };
     format!(
         "per second   {} given, {confirmed}{} arrived",
@@ -284,9 +290,10 @@ fn generator(out: &mut String, figures: &Figures) {
 fn verification(out: &mut String, args: &Args, figures: &Figures) {
     let findings = &figures.findings;
     if findings.given > 0 {
-        let confirmed = match (args.scenario, args.protocol) {
-            (Scenario::Relay, _) | (_, Protocol::V1) => "nothing is confirmed".to_owned(),
-            _ => format!("{} confirmed", count(findings.sent)),
+        let confirmed = if confirms_nothing(args) {
+            "nothing is confirmed".to_owned()
+        } else {
+            format!("{} confirmed", count(findings.sent))
         };
         let mut text = format!(
             "verified     {} given, {confirmed}, {} arrived; {} missing, {} duplicate, {} out of order",

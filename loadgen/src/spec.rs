@@ -18,6 +18,20 @@ pub(crate) enum Protocol {
     V1,
     /// With numbers, confirmations and cursors.
     V2,
+    /// Another server's: MQTT 3.1.1, `guaranteed` as QoS 1 and `best-effort`
+    /// as QoS 0.
+    Mqtt,
+    /// Another server's: NATS core, which confirms nothing.
+    Nats,
+    /// Another server's: XMPP, which confirms nothing.
+    Xmpp,
+}
+
+impl Protocol {
+    /// Whether it is another server's.
+    pub(crate) fn is_foreign(self) -> bool {
+        !matches!(self, Protocol::V1 | Protocol::V2)
+    }
 }
 
 /// The class of every message of a run.

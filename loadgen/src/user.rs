@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use client::{Session, v1};
 
+use crate::foreign;
 use crate::socket;
 use crate::spec::{Protocol, Spec};
 
@@ -34,6 +35,8 @@ pub(crate) enum Side {
     V1(v1::Session),
     /// The bare relay: messages of one size after a pair number.
     Relay(RelayEnd),
+    /// Another server's protocol.
+    Foreign(foreign::End),
 }
 
 /// One end of a relayed pair.
@@ -79,13 +82,17 @@ impl User {
     /// A user of the run that has never been connected.
     pub(crate) fn new(spec: &Spec, index: u32) -> User {
         let name = spec.name(index);
-        let side = match (spec.cast.scenario, spec.protocol) {
+        let foreign = foreign::End::new(spec.protocol, spec.class, &name);
+        let side = match (spec.cast.scenario, foreign) {
             (crate::scenario::Scenario::Relay, _) => {
                 let pair = (spec.run << 32) | u64::from((spec.base + index) / 2);
                 Side::Relay(RelayEnd { pair, ..RelayEnd::default() })
             }
-            (_, Protocol::V1) => Side::V1(v1::Session::new(name.as_bytes(), None)),
-            (_, Protocol::V2) => {
+            (_, Some(end)) => Side::Foreign(end),
+            (_, None) if spec.protocol == Protocol::V1 => {
+                Side::V1(v1::Session::new(name.as_bytes(), None))
+            }
+            (_, None) => {
                 let mut session = Session::new(name.as_bytes(), 1, b"");
                 session.set_window(spec.window);
                 session.set_outbox_max(spec.window.max(client::session::OUTBOX_MESSAGES_MAX));
@@ -116,6 +123,7 @@ impl User {
                 *end = RelayEnd { pair: end.pair, ..RelayEnd::default() };
                 end.pair.to_be_bytes().to_vec()
             }
+            Side::Foreign(end) => end.connect(),
         };
         self.stage = Stage::Greeting;
     }
@@ -125,7 +133,7 @@ impl User {
         match &mut self.side {
             Side::V2(session) => session.disconnected(),
             Side::V1(session) => session.disconnected(),
-            Side::Relay(_) => {}
+            Side::Relay(_) | Side::Foreign(_) => {}
         }
         self.socket = None;
         self.unwritten = Vec::new();
@@ -147,6 +155,7 @@ impl User {
             Side::V2(session) => session.take_output(scratch),
             Side::V1(session) => session.take_output(scratch),
             Side::Relay(end) => scratch.append(&mut end.out),
+            Side::Foreign(end) => end.take_output(scratch),
         }
         if scratch.is_empty() {
             return Ok(());

@@ -9,6 +9,7 @@ use wire::refuse::Code;
 use super::{AlarmKind, CHUNK_BYTES, Phase, Worker};
 use crate::clock;
 use crate::figures::{OUTAGES_MAX, Outage};
+use crate::foreign;
 use crate::intake::{Goodbye, Intake};
 use crate::socket::{self, Ready};
 use crate::user::{Side, Stage};
@@ -144,6 +145,14 @@ impl Worker<'_> {
             Side::Relay(end) => {
                 end.receive(bytes, self.spec.size, |body| intake.delivered(body));
                 false
+            }
+            Side::Foreign(end) => {
+                let result = end.receive(bytes, |event| intake.event_foreign(event));
+                // Refused, or no such server: it will not be better next time.
+                if let (Err(foreign::Broken(why)), Stage::Greeting) = (&result, user.stage) {
+                    self.fatal = Some(why.clone());
+                }
+                result.is_err()
             }
         };
         let (logged_in, goodbye) = (intake.logged_in, intake.goodbye);

@@ -100,11 +100,18 @@ impl Worker<'_> {
                 }
             }
             // Without confirmations only those who are there can send.
-            Side::V1(_) | Side::Relay(_) if user.stage != Stage::Online => return false,
+            Side::V1(_) | Side::Relay(_) | Side::Foreign(_) if user.stage != Stage::Online => {
+                return false;
+            }
             Side::V1(session) => {
                 session.send_seq(spec.name(recipient).as_bytes(), number, &self.body);
             }
             Side::Relay(end) => end.send(&self.body),
+            Side::Foreign(end) => {
+                if !end.send(&spec.name(recipient), &self.body, body) {
+                    return false;
+                }
+            }
         }
         self.book.given(flow);
         self.mark_dirty(sender);
