@@ -214,6 +214,7 @@ fn replay(id: ShardId, shards: u16, hasher: &KeyHasher) -> Replay {
         retention_ms: 30 << 30,
         pairs_kept_ms: 7 << 30,
         handshake_ms: 10_000,
+        logins_per_second: 0,
     };
     Replay::new(options, *hasher, LogOptions::default().segment_bytes)
 }

@@ -283,6 +283,7 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         retention_ms: u64::from(config.retention_days) * 24 * 60 * 60 * 1000,
         pairs_kept_ms: PAIRS_KEPT_MS,
         handshake_ms: config.handshake_ms,
+        logins_per_second: config.logins_per_second,
     }
 }
 

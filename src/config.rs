@@ -45,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) conns_max: Option<u64>,
     /// Time from connecting to being logged in, milliseconds.
     pub(crate) handshake_ms: u64,
+    /// Logins that a shard takes in a second; 0 for no bound.
+    pub(crate) logins_per_second: u32,
     /// Time from the first byte of a frame to its last, milliseconds.
     pub(crate) frame_ms: u64,
     /// Days after which an undelivered message is given up.
@@ -96,6 +98,7 @@ impl Default for Config {
             inbox_bytes_max: 1 << 30,
             conns_max: None,
             handshake_ms: 10_000,
+            logins_per_second: 20_000,
             frame_ms: 60_000,
             retention_days: 30,
             tail_bytes: None,

@@ -144,6 +144,7 @@ pub(crate) fn options(shard: ShardId, shards: u16) -> Options {
         retention_ms: 0,
         pairs_kept_ms: crate::boot::PAIRS_KEPT_MS,
         handshake_ms: 0,
+        logins_per_second: 0,
     }
 }
 

@@ -204,6 +204,7 @@ impl Core {
             retention_ms: 30 * 24 * 60 * 60 * 1000,
             pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: 10_000,
+            logins_per_second: 0,
         };
         let start = LogStart::fresh(u64::from(id) + 1);
         let log = Log::new(LogOptions::default(), start);

@@ -8,13 +8,17 @@
 mod v1;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use wire::id::{Class, MessageId};
+use wire::refuse::Code;
 use wire::v2::Welcome;
 
+use crate::backoff::{Backoff, is_final};
 use crate::session::{Event, SendError, Session};
 
 pub use v1::{ClientV1, RefusalV1, Status};
@@ -78,6 +82,30 @@ pub struct Sent {
     pub class: Class,
 }
 
+/// The server's word for a login it did not take. It is inside the error of
+/// [`Client::connect`]: `error.get_ref()`, then `downcast_ref`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoginRefused {
+    /// Why, see [`Code`].
+    pub code: u16,
+    /// When to come back, milliseconds; 0 where the server gave no advice.
+    pub retry_after_ms: u32,
+}
+
+impl fmt::Display for LoginRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoginRefused { code, retry_after_ms } = self;
+        write!(f, "the server refused the login: ")?;
+        match Code::from_u16(*code) {
+            Some(known) => write!(f, "{}", known.text())?,
+            None => write!(f, "code {code}")?,
+        }
+        if *retry_after_ms > 0 { write!(f, " (in {retry_after_ms} ms)") } else { Ok(()) }
+    }
+}
+
+impl std::error::Error for LoginRefused {}
+
 /// A protocol v2 device on a blocking stream.
 #[derive(Debug)]
 pub struct Client {
@@ -86,6 +114,7 @@ pub struct Client {
     addr: SocketAddr,
     began: Instant,
     inbound: Inbound,
+    put_off: u32,
 }
 
 #[derive(Debug, Default)]
@@ -100,8 +129,9 @@ impl Client {
     /// Connects and logs in without a token.
     ///
     /// # Errors
-    /// What the socket says; `PermissionDenied` when the server refuses the
-    /// login, `TimedOut` when it takes longer than [`LOGIN_TIMEOUT`].
+    /// What the socket says; `PermissionDenied` with a [`LoginRefused`] inside
+    /// when the server refuses the login, `TimedOut` when it takes longer than
+    /// [`LOGIN_TIMEOUT`].
     pub fn connect(addr: impl ToSocketAddrs, user: &[u8], device: u64) -> io::Result<Client> {
         Client::connect_session(addr, Session::new(user, device, b""))
     }
@@ -115,9 +145,54 @@ impl Client {
         let addr = first(addr)?;
         let stream = open(addr)?;
         let inbound = Inbound::default();
-        let mut client = Client { session, stream, addr, began: Instant::now(), inbound };
+        let began = Instant::now();
+        let mut client = Client { session, stream, addr, began, inbound, put_off: 0 };
         client.login()?;
         Ok(client)
+    }
+
+    /// As [`Client::connect`], and as often as it takes when the server cannot
+    /// be reached or has too much to do: it comes back when the server says, or
+    /// with growing pauses where it says nothing, see [`Backoff`]. What is
+    /// refused for good comes back at once.
+    ///
+    /// # Errors
+    /// What the last attempt met, when another one would end after `patience`.
+    #[allow(clippy::disallowed_methods, reason = "the time is what was asked for")]
+    pub fn connect_within(
+        addr: impl ToSocketAddrs,
+        user: &[u8],
+        device: u64,
+        patience: Duration,
+    ) -> io::Result<Client> {
+        let addr = first(addr)?;
+        let end = Instant::now() + patience;
+        let mut backoff = Backoff::new(user, device);
+        loop {
+            let error = match Client::connect(addr, user, device) {
+                Ok(mut client) => {
+                    client.put_off = backoff.attempts();
+                    return Ok(client);
+                }
+                Err(error) => error,
+            };
+            let refused = refusal_in(&error);
+            if refused.is_some_and(|refused| is_final(refused.code)) {
+                return Err(error);
+            }
+            let advice_ms = refused.map_or(0, |refused| refused.retry_after_ms);
+            let wait = Duration::from_millis(backoff.wait_ms(advice_ms));
+            if Instant::now() + wait >= end {
+                return Err(error);
+            }
+            thread::sleep(wait);
+        }
+    }
+
+    /// How often [`Client::connect_within`] was put off or failed before this
+    /// connection.
+    pub fn put_off(&self) -> u32 {
+        self.put_off
     }
 
     /// Drops the connection without a word and logs in again on a new one,
@@ -143,18 +218,17 @@ impl Client {
             return Ok(());
         }
         match self.refusal(earlier) {
-            Some(code) => Err(io::Error::new(
-                ErrorKind::PermissionDenied,
-                format!("the server refused the login: code {code}"),
-            )),
+            Some(refused) => Err(io::Error::new(ErrorKind::PermissionDenied, refused)),
             None => welcomed.and(Err(io::Error::new(ErrorKind::TimedOut, "no WELCOME in time"))),
         }
     }
 
-    /// The code of a refusal after the first `earlier` notices.
-    fn refusal(&self, earlier: usize) -> Option<u16> {
+    /// A refusal after the first `earlier` notices.
+    fn refusal(&self, earlier: usize) -> Option<LoginRefused> {
         self.inbound.notices.iter().skip(earlier).find_map(|notice| match notice {
-            Notice::Goaway { code, .. } => Some(*code),
+            Notice::Goaway { code, reconnect_after_ms } => {
+                Some(LoginRefused { code: *code, retry_after_ms: *reconnect_after_ms })
+            }
             _ => None,
         })
     }
@@ -354,6 +428,11 @@ impl Inbound {
         };
         self.notices.push_back(notice);
     }
+}
+
+/// The server's word inside an error of a login.
+fn refusal_in(error: &io::Error) -> Option<&LoginRefused> {
+    error.get_ref()?.downcast_ref()
 }
 
 fn first(addr: impl ToSocketAddrs) -> io::Result<SocketAddr> {

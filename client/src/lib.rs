@@ -12,6 +12,8 @@ pub mod v1;
 
 pub mod blocking;
 
+mod backoff;
 mod outbox;
 
+pub use backoff::Backoff;
 pub use session::{Event, SendError, Session};

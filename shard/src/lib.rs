@@ -10,6 +10,9 @@
 
 pub mod io;
 
+pub mod flow;
+
+mod admission;
 mod session;
 
 mod packet;
@@ -48,8 +51,10 @@ pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};
 pub use user::KeyHasher;
 
+use admission::Admission;
 use clean::Cleaner;
 use commit::{Durables, Gate};
+use flow::Level;
 use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
@@ -88,6 +93,9 @@ pub struct Options {
     pub pairs_kept_ms: u64,
     /// Time a connection has to say something valid, milliseconds.
     pub handshake_ms: u64,
+    /// Logins taken in a second while the shard has little else to do; 0 for no
+    /// bound.
+    pub logins_per_second: u32,
 }
 
 /// The state of one shard. [`Shard::handle`] is the only way to change it.
@@ -96,6 +104,8 @@ pub struct Shard {
     hasher: KeyHasher,
     salt: u64,
     sessions: Sessions,
+    level: Level,
+    admission: Admission,
     users: Users,
     log: Log,
     gate: Gate,
@@ -125,6 +135,8 @@ impl Shard {
         assert!(options.shard < options.shards, "a shard is one of its node's shards");
         Shard {
             sessions: Sessions::default(),
+            level: Level::default(),
+            admission: Admission::new(options.logins_per_second),
             users: Users::new(options.users_max),
             cleaner: Cleaner::new(log.options().segment_bytes),
             snapshots: Snapshots::default(),

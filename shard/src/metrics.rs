@@ -49,6 +49,8 @@ pub struct Counters {
     pub logins: u64,
     /// Logins refused.
     pub logins_refused: u64,
+    /// Of them, those that were told to come back because there were too many.
+    pub logins_put_off: u64,
     /// Logins that took over from an older connection.
     pub takeovers: u64,
     /// Sends taken from clients of this shard.

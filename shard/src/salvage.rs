@@ -312,6 +312,7 @@ mod tests {
             retention_ms: 0,
             pairs_kept_ms: 1000,
             handshake_ms: 0,
+            logins_per_second: 0,
         };
         Salvage::new(options, hasher(), 1 << 20)
     }

@@ -134,11 +134,20 @@ impl Sessions {
     }
 }
 
-/// When to come back after a refused login; 0 where that would be refused again.
-fn retry_ms(code: Code) -> u32 {
-    match code {
-        Code::BadCursor | Code::TooManyDevices => 0,
-        _ => RETRY_MS,
+/// A login that is not taken, and when to come back; 0 where that would be
+/// refused again.
+struct Refusal {
+    code: Code,
+    retry_ms: u32,
+}
+
+impl From<Code> for Refusal {
+    fn from(code: Code) -> Refusal {
+        let retry_ms = match code {
+            Code::BadCursor | Code::TooManyDevices => 0,
+            _ => RETRY_MS,
+        };
+        Refusal { code, retry_ms }
     }
 }
 
@@ -216,7 +225,9 @@ impl Shard {
         match self.login(now, conn, &login, out) {
             Ok(Outcome::Taken) => {}
             Ok(elsewhere) => return elsewhere,
-            Err(code) => return self.refuse_v2(now, conn, code, retry_ms(code), out),
+            Err(Refusal { code, retry_ms }) => {
+                return self.refuse_v2(now, conn, code, retry_ms, out);
+            }
         }
         self.welcome(now, conn, hello, out);
         self.pump(now, conn.slot, out);
@@ -263,20 +274,21 @@ impl Shard {
         conn: Conn,
         login: &Login<'_>,
         out: &mut Effects,
-    ) -> Result<Outcome, Code> {
+    ) -> Result<Outcome, Refusal> {
         let owner = login.key.owner(self.options.shards);
         if owner != self.options.shard {
             return Ok(Outcome::Move(owner));
         }
         if self.draining {
-            return Err(Code::Draining);
+            return Err(Code::Draining.into());
         }
         if self.log.is_poisoned() {
-            return Err(Code::StorageFailed);
+            return Err(Code::StorageFailed.into());
         }
         if !self.log.room(LOGIN_LOG_BYTES) {
             return Ok(Outcome::Blocked);
         }
+        self.admit(now, conn)?;
         self.log_out(now, conn);
         // Nobody is put into the table by a login that is refused.
         self.check_device(login)?;
@@ -298,6 +310,14 @@ impl Shard {
         self.metrics.counters.logins += 1;
         self.metrics.counters.sessions += 1;
         Ok(Outcome::Taken)
+    }
+
+    /// Refuses a login where there are more than the shard takes at a time.
+    fn admit(&mut self, now: Now, conn: Conn) -> Result<(), Refusal> {
+        self.admission.admit(now, conn, self.level).map_err(|retry_ms| {
+            self.metrics.counters.logins_put_off += 1;
+            Refusal { code: Code::RateLimited, retry_ms }
+        })
     }
 
     /// A device may have best-effort messages that a crash took from the
@@ -442,15 +462,17 @@ impl Shard {
         self.dismiss_all(now, Code::Draining, out);
     }
 
-    /// Tells everybody to go.
+    /// Tells everybody to go. They come back to logins that have a rate.
     pub(crate) fn dismiss_all(&mut self, now: Now, code: Code, out: &mut Effects) {
+        let sessions = self.metrics.counters.sessions;
         let conns: Vec<(Conn, Kind)> = self.sessions.conns().collect();
         for (conn, kind) in conns {
             if kind == Kind::Free {
                 continue;
             }
             if kind == Kind::V2 {
-                out.send(conn, |bytes| v2::put_goaway(bytes, code, RETRY_MS));
+                let retry_ms = self.admission.comeback_ms(now, conn, sessions, RETRY_MS);
+                out.send(conn, |bytes| v2::put_goaway(bytes, code, retry_ms));
             }
             self.dismiss(now, conn, out);
         }

@@ -140,6 +140,7 @@ impl World {
             retention_ms: 30 * 24 * 60 * 60 * 1000,
             pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: HANDSHAKE_MS,
+            logins_per_second: self.knobs.logins_per_second,
         }
     }
 

@@ -69,6 +69,8 @@ pub struct Knobs {
     pub(crate) rot: u32,
     /// The wall clock moves on by hours.
     pub(crate) hours: u32,
+    /// Logins that a shard takes in a second; 0 for no bound.
+    pub(crate) logins_per_second: u32,
 }
 
 /// Seeds below this one have neither snapshots nor cleaning: the seeds that the
@@ -131,6 +133,7 @@ impl Knobs {
             snapshot_fails: rarely(store, 20),
             rot: some(store, 500),
             hours: rarely(store, 30),
+            logins_per_second: if seed < STORE_FROM { 0 } else { store.pick(&[0, 0, 20, 200]) },
         }
     }
 }

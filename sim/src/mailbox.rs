@@ -75,7 +75,9 @@ impl World {
             }
             Reply::Deliver(ref deliver) => self.delivered(device, link, deliver),
             Reply::Delivered { seq, id, to } => self.was_delivered(device, seq, id, to),
-            Reply::Goaway { code, .. } => self.goaway(device, link, code),
+            Reply::Goaway { code, reconnect_after_ms, .. } => {
+                self.goaway(device, link, code, reconnect_after_ms);
+            }
             Reply::Pong { .. } => {}
             Reply::Error { code, .. } => {
                 self.violate(format!("a correct client was told error {code}"));
@@ -165,11 +167,12 @@ impl World {
         }
     }
 
-    fn goaway(&mut self, device: usize, link: LinkId, code: u16) {
-        use refuse::Code::{Draining, Replaced, StorageFailed};
+    fn goaway(&mut self, device: usize, link: LinkId, code: u16, wait_ms: u32) {
+        use refuse::Code::{Draining, RateLimited, Replaced, StorageFailed};
         self.note("goaway: link, code", [link as u64, code.into(), 0, 0]);
         let code = refuse::Code::from_u16(code);
-        if !matches!(code, Some(Draining | Replaced | StorageFailed)) {
+        let is_put_off = code == Some(RateLimited) && self.knobs.logins_per_second > 0;
+        if !is_put_off && !matches!(code, Some(Draining | Replaced | StorageFailed)) {
             self.violate(format!("a correct client must go: {code:?}"));
         }
         // Of two connections on their way to the owner the older may arrive
@@ -183,7 +186,10 @@ impl World {
         }
         self.leave(link, false);
         self.devices[device].forget_link();
-        let pause_ns = self.chance.within(0, 100_000_000);
+        let mut pause_ns = self.chance.within(0, 100_000_000);
+        if is_put_off {
+            pause_ns += u64::from(wait_ms) * 1_000_000;
+        }
         self.devices[device].offline_until = self.now_ns + pause_ns;
     }
 

@@ -115,5 +115,6 @@ fn options(image: &Image) -> Options {
         retention_ms: 30 * 24 * 60 * 60 * 1000,
         pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
         handshake_ms: 3_000,
+        logins_per_second: 0,
     }
 }

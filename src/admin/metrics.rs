@@ -85,12 +85,15 @@ const BY_SHARD: [Family; 7] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 47] = [
+const SUMMED: [Family; 48] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
     counter("iris_logins_total", "Logins accepted.", |l| l.counters.logins),
     counter("iris_logins_refused_total", "Logins refused.", |l| l.counters.logins_refused),
+    counter("iris_logins_put_off_total", "Of them, those beyond the rate of logins.", |l| {
+        l.counters.logins_put_off
+    }),
     counter("iris_takeovers_total", "Logins that took over from an older connection.", |l| {
         l.counters.takeovers
     }),

@@ -41,7 +41,7 @@ impl Setting {
 }
 
 /// All settings; those of one section stand together, the root's first.
-pub(crate) static SETTINGS: [Setting; 17] = [
+pub(crate) static SETTINGS: [Setting; 18] = [
     Setting {
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
@@ -161,6 +161,16 @@ pub(crate) static SETTINGS: [Setting; 17] = [
             number(one(values)?, 100..=600_000).map(|value| config.handshake_ms = value)
         },
         show: |config| Some(config.handshake_ms.to_string()),
+    },
+    Setting {
+        key: "limits.logins_per_second",
+        about: "Logins a shard takes in a second, 1 to 10000000, fewer when it is busy; 0 for no bound",
+        list: false,
+        hidden: false,
+        set: |config, values| {
+            number(one(values)?, 0..=10_000_000).map(|value| config.logins_per_second = value)
+        },
+        show: |config| Some(config.logins_per_second.to_string()),
     },
     Setting {
         key: "limits.frame_ms",

@@ -35,6 +35,7 @@ pub(crate) fn options() -> Options {
         retention_ms: 600 * MINUTE_MS,
         pairs_kept_ms: 180 * MINUTE_MS,
         handshake_ms: 1 << 40,
+        logins_per_second: 0,
     }
 }
 

@@ -11,6 +11,7 @@
 //! 0 bad                                   0 batch bob a,b,c    storage full | ok
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail               reads hold | go
+//! logins N (first of all: so many a second)
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -47,6 +48,7 @@ pub(crate) fn check(script: &str) {
 
 struct Desk {
     shard: Shard,
+    logins_per_second: u32,
     out: Effects,
     now_ms: u64,
     /// How far the wall clock was set forward.
@@ -76,7 +78,7 @@ struct Snapshot {
     end: Option<Lsn>,
 }
 
-fn options() -> Options {
+fn options(logins_per_second: u32) -> Options {
     Options {
         shard: 0,
         shards: 1,
@@ -89,6 +91,7 @@ fn options() -> Options {
         retention_ms: 1_000_000,
         pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
         handshake_ms: 1000,
+        logins_per_second,
     }
 }
 
@@ -102,9 +105,9 @@ fn log_options() -> LogOptions {
     }
 }
 
-fn recover(disk: &[u8], snapshot: Option<&Snapshot>) -> Shard {
+fn recover(disk: &[u8], snapshot: Option<&Snapshot>, logins_per_second: u32) -> Shard {
     let segment_bytes = log_options().segment_bytes;
-    let mut replay = Replay::new(options(), KeyHasher::new([1, 2]), segment_bytes);
+    let mut replay = Replay::new(options(logins_per_second), KeyHasher::new([1, 2]), segment_bytes);
     let mut from = (LogStart::fresh(SALT), 0);
     if let Some(snapshot) = snapshot {
         for slice in &snapshot.slices {
@@ -128,7 +131,8 @@ fn recover(disk: &[u8], snapshot: Option<&Snapshot>) -> Shard {
 impl Desk {
     fn new() -> Desk {
         Desk {
-            shard: recover(&[], None),
+            shard: recover(&[], None, 0),
+            logins_per_second: 0,
             out: Effects::default(),
             now_ms: 0,
             jumped_ms: 0,
@@ -196,6 +200,11 @@ impl Desk {
                 self.now_ms += number(ms);
                 self.feed(Input::Tick);
             }
+            ["logins", per_second] => {
+                assert!(self.disk.is_empty() && self.links.is_empty(), "first of all");
+                self.logins_per_second = number(per_second) as u32;
+                self.shard = recover(&[], None, self.logins_per_second);
+            }
             ["jump", ms] => self.jumped_ms += number(ms),
             ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),
             ["drain"] => self.feed(Input::Drain),
@@ -219,7 +228,8 @@ impl Desk {
                 self.links.clear();
                 self.held.clear();
                 self.taking = None;
-                self.shard = recover(&self.disk, self.snapshot.as_ref());
+                let snapshot = self.snapshot.as_ref();
+                self.shard = recover(&self.disk, snapshot, self.logins_per_second);
             }
             _ => panic!("no such step: {words:?}"),
         }

@@ -4,6 +4,7 @@ mod desk;
 
 mod clean;
 mod crash;
+mod flow;
 mod snapshot;
 mod v1;
 mod v2;

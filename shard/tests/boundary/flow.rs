@@ -1,0 +1,77 @@
+//! What a shard does when it is asked for more than it can give.
+
+use crate::desk::check;
+
+#[test]
+fn too_many_logins_are_told_to_come_back_and_cost_nothing() {
+    check(
+        "logins 4
+         0 hello a 1
+         > 0 welcome 1..0
+         1 hello b 1
+         > 1 welcome 1..0
+         2 hello c 1
+         > 2 goaway RateLimited come back
+         > 2 close
+         3 login d
+         > 3 rate_limited
+         > 3 close
+         # whoever is there notices nothing
+         0 send b 1 hi
+         commit
+         > 1 deliver 1 a hi
+         > 0 sent b 1
+         1 ack 1
+         # those who were put off are no users: eight fit, and six more come in
+         tick 500
+         4 hello c 1
+         > 4 welcome 1..0
+         5 login d
+         > 5 login_ok
+         tick 500
+         6 hello e 1
+         > 6 welcome 1..0
+         7 hello f 1
+         > 7 welcome 1..0
+         tick 500
+         8 hello g 1
+         > 8 welcome 1..0
+         9 hello h 1
+         > 9 welcome 1..0",
+    );
+}
+
+/// A device that comes back while its older connection is still there keeps
+/// that one when there are too many logins.
+#[test]
+fn a_login_that_is_put_off_takes_nothing_over() {
+    check(
+        "logins 1
+         0 hello a 1
+         > 0 welcome 1..0
+         1 hello a 1
+         > 1 goaway RateLimited come back
+         > 1 close
+         0 ping 1
+         > 0 pong 1
+         tick 1000
+         2 hello a 1
+         > 0 goaway Replaced
+         > 0 close
+         > 2 welcome 1..0",
+    );
+}
+
+/// Coming back would not help: no time is given.
+#[test]
+fn who_is_refused_for_good_is_told_so() {
+    check(
+        "logins 1
+         0 hello a 1 last=200000
+         > 0 goaway BadCursor
+         > 0 close
+         1 hello a 0
+         > 1 goaway Malformed
+         > 1 close",
+    );
+}
