@@ -9,6 +9,7 @@
 //! gather for one write, never for longer than `log_io` says and never
 //! into a rest.
 
+mod census;
 mod deliver;
 mod inbound;
 mod log_io;
@@ -30,6 +31,7 @@ use wire::id::ShardId;
 
 use crate::admin::{self, Board};
 use crate::exit::Exit;
+use census::Census;
 use inbound::Inbound;
 use log_io::LogIo;
 use mesh_io::{Cargo, MeshIo};
@@ -72,6 +74,7 @@ pub(crate) struct Core {
     mesh: MeshIo,
     log: LogIo,
     snapshots: SnapshotIo,
+    census: Census,
     rest: Rest,
     /// Reused every turn.
     events: Vec<Event>,
@@ -109,6 +112,7 @@ impl Core {
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
             snapshots: SnapshotIo::new(dir),
+            census: Census::default(),
             rest: Rest::default(),
             events: Vec::new(),
             out: Effects::default(),
@@ -147,6 +151,7 @@ impl Core {
             self.send();
             self.shard.stamp_delivered(clock().mono_ns);
             self.tick();
+            self.census();
             self.turns += 1;
             self.turn_ns.saturating_record(clock().mono_ns - began_ns);
             self.sleep().await;
@@ -193,6 +198,7 @@ impl Core {
             self.hands.tick(self.now.mono_ns / 1_000_000);
             self.tell(Input::Tick);
             self.close_late_frames();
+            self.begin_census();
             self.drain_if_asked();
             self.apply();
         }

@@ -1,5 +1,5 @@
 //! The real process when it is asked for more than it can give: logins beyond
-//! their rate.
+//! their rate, clients that do not read, and what it says of them.
 
 mod server;
 
@@ -8,8 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use client::blocking::{Client, ClientV1, LoginRefused};
-use server::{Deadline, PATIENCE, Setup};
+use serde_json::Value;
+use server::peer::{Peer, hello};
+use server::{Deadline, PATIENCE, Server, Setup};
+use wire::id::Class;
 use wire::refuse::Code;
+use wire::v2::{Hello, Request};
 
 /// Everybody at once: some are served, the others are told when to come back,
 /// all are in at the end, and who was there before notices nothing.
@@ -75,5 +79,88 @@ fn first_refusal(connect: impl Fn(&[u8]) -> Option<Error>) -> Error {
             assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
             return error;
         }
+    }
+}
+
+/// Who does not read and who is written to most stand at the top, with names,
+/// also while a shard does nothing else.
+#[test]
+fn top_names_the_worst() {
+    let server = Setup::new().shards(2).start();
+    let mut sender = server.v2("sender", 1);
+    let mut reader = server.v2("reader", 7);
+    let mut deaf = Peer::v2(server.addr(), &Hello { credit: 3, ..hello("deaf", 9) }).0;
+    for n in 0..40_u64 {
+        sender.send(b"absent", &n.to_be_bytes(), Class::Guaranteed).unwrap();
+        sender.send(b"deaf", &n.to_be_bytes(), Class::Guaranteed).unwrap();
+    }
+    sender.wait_sent(b"absent", 40, PATIENCE).unwrap();
+    sender.wait_sent(b"deaf", 40, PATIENCE).unwrap();
+    sender.send_and_wait(b"reader", b"hi", PATIENCE).unwrap();
+    let delivery = reader.next_delivery(PATIENCE).unwrap().expect("a message");
+    reader.ack(delivery.inbox_seq).unwrap();
+    reader.ping(1, PATIENCE).unwrap();
+    let mut first = server.v1("first");
+    first.send(b"sender", b"x").unwrap();
+    first.status(b"sender", PATIENCE).unwrap();
+
+    let row = wait_top(&server, "inbox", |rows| rows[0]["inbox_messages"] == 40).swap_remove(0);
+    assert!(row["inbox_bytes"].as_u64() > Some(40 * 8), "{row}");
+    let rows = wait_top(&server, "inbox", |rows| rows.len() >= 3);
+    let named = |user: &str| rows.iter().find(|row| row["user"] == user).expect(user);
+    assert_eq!(named("absent")["connected"], 0);
+    assert_eq!(named("deaf")["connected"], 1);
+    assert!(named("deaf").get("unsent_bytes").is_none(), "a user is no connection");
+
+    let rows = wait_top(&server, "sent", |rows| rows.len() == 2);
+    assert_eq!((&rows[0]["user"], &rows[0]["sent"]), (&"sender".into(), &81.into()));
+    assert_eq!((&rows[1]["user"], &rows[1]["protocol"]), (&"first".into(), &1.into()));
+    let rows = wait_top(&server, "received", |rows| rows.len() == 3);
+    assert_eq!((&rows[0]["user"], &rows[0]["received"]), (&"deaf".into(), &3.into()));
+    let rows = wait_top(&server, "unacknowledged", |rows| rows.len() == 2);
+    assert_eq!((&rows[0]["user"], &rows[0]["device"]), (&"deaf".into(), &9.into()));
+    assert_eq!(rows[0]["unacknowledged"], 3);
+
+    let (status, table) = server.get("/top?by=unacknowledged&limit=1");
+    assert_eq!(status, 200, "{table}");
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(table.lines().nth(2).unwrap().starts_with("deaf "), "{table}");
+    for wrong in ["/top?by=beauty", "/top.json?limit=0", "/top?limit=101", "/top?limit=x"] {
+        assert_eq!(server.get(wrong).0, 400, "{wrong}");
+    }
+    deaf.request(&Request::Ping { nonce: 1 });
+}
+
+/// Whoever does not read its socket has unsent bytes.
+#[test]
+fn top_shows_what_is_not_read() {
+    let server = Setup::new().shards(1).start();
+    let mut sender = server.v2("sender", 1);
+    let _deaf = Peer::v2(server.addr(), &Hello { credit: 60_000, ..hello("deaf", 9) });
+    // More than the kernel's buffers on both ends take.
+    let body = vec![b'x'; 60_000];
+    let mut last = 0;
+    for _ in 0..400 {
+        last = sender.send(b"deaf", &body, Class::Guaranteed).unwrap();
+    }
+    sender.wait_sent(b"deaf", last, PATIENCE).unwrap();
+    let rows = wait_top(&server, "unsent", |rows| !rows.is_empty());
+    assert_eq!(rows[0]["user"], "deaf");
+    assert!(rows[0]["unsent_bytes"].as_u64() > Some(0));
+}
+
+/// The rows of `/top.json`, once they are as expected.
+#[track_caller]
+fn wait_top(server: &Server, by: &str, is_fine: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+    let deadline = Deadline::new();
+    loop {
+        let (status, text) = server.get(&format!("/top.json?by={by}"));
+        assert_eq!(status, 200, "{text}");
+        let top: Value = serde_json::from_str(&text).expect("JSON");
+        let rows = top["rows"].as_array().expect("rows").clone();
+        if !rows.is_empty() && top["silent_shards"] == Value::Array(vec![]) && is_fine(&rows) {
+            return rows;
+        }
+        deadline.pause(|| format!("by {by}: {text}"));
     }
 }

@@ -45,7 +45,7 @@ impl Shard {
     /// One round of [`Shard::pump`]; whether another one may hand out more.
     fn hand_out_window(&mut self, now: Now, slot: u32, out: &mut Effects) -> bool {
         let session = self.sessions.at(slot);
-        if !session.is_logged_in() || session.reading {
+        if !session.is_logged_in() || session.is_reading() {
             return false;
         }
         let (at, device) = (session.user, usize::from(session.device));
@@ -57,7 +57,7 @@ impl Shard {
         let mut expired = Expired::default();
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(record) = self.log.get(entry.lsn, entry.len) else {
-                session.reading = true;
+                session.set_reading(true);
                 self.metrics.counters.reads += 1;
                 self.cleaner.read_begins(entry.lsn);
                 out.push(read_ahead(conn, inbox, seq, &entry, self.log.durable()));
@@ -92,7 +92,7 @@ impl Shard {
     ) {
         self.cleaner.read_ends(lsn);
         let Some(session) = self.sessions.get(conn) else { return };
-        session.reading = false;
+        session.set_reading(false);
         if !session.is_logged_in() {
             return;
         }
@@ -138,8 +138,8 @@ impl Shard {
     fn bury(&mut self, now: Now, conn: Conn, expired: &Expired) -> bool {
         let session = self.sessions.at(conn.slot);
         let (user, device) = (session.user, usize::from(session.device));
-        if expired.is_starved && !session.is_starved && !self.log.is_poisoned() {
-            session.is_starved = true;
+        if expired.is_starved && !session.is_starved() && !self.log.is_poisoned() {
+            session.set_starved(true);
             self.starved.push(conn);
         }
         if expired.entries.is_empty() {
@@ -205,7 +205,7 @@ impl Shard {
         while !self.starved.is_empty() && self.log.room(DROP_LOG_BYTES) {
             let conn = self.starved.pop().expect("looked at above");
             if let Some(session) = self.sessions.get(conn) {
-                session.is_starved = false;
+                session.set_starved(false);
                 self.pump(now, conn.slot, out);
             }
         }
@@ -289,11 +289,7 @@ fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64,
             session.sent = seq;
             continue;
         }
-        let unacknowledged = match session.kind {
-            Kind::V1 => session.outstanding.as_ref().map_or(0, |list| list.len() as u64),
-            _ => (session.sent - cursor).saturating_sub(session.passed.into()),
-        };
-        let has_window = unacknowledged < u64::from(session.window);
+        let has_window = session.unacknowledged(cursor) < u64::from(session.window);
         return has_window.then_some((seq, entry));
     }
 }
@@ -378,8 +374,9 @@ fn hand_out(
     out: &mut Effects,
 ) {
     session.sent = seq;
+    session.deliveries = session.deliveries.wrapping_add(1);
     let bytes = if session.kind == Kind::V1 {
-        let outstanding = session.outstanding.get_or_insert_default();
+        let outstanding = &mut session.v1.get_or_insert_default().outstanding;
         debug_assert!(outstanding.len() < V1_WINDOW as usize);
         outstanding.push_back((message.id, seq));
         out.send(conn, |bytes| v1::put_deliver(bytes, message.id, message.body))

@@ -19,6 +19,13 @@ pub struct Now {
     pub wall_ms: u64,
 }
 
+impl Now {
+    /// Seconds of the monotonic clock.
+    pub(crate) fn mono_s(self) -> u32 {
+        u32::try_from(self.mono_ns / 1_000_000_000).unwrap_or(u32::MAX)
+    }
+}
+
 /// A connection of this core. The generation makes a stale name harmless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Conn {

@@ -32,18 +32,21 @@ mod receipt;
 mod clean;
 pub mod snapshot;
 
+mod ages;
 mod hlc;
 mod timer;
 
 pub mod metrics;
 
 mod contents;
+mod glance;
 mod regroup;
 mod replay;
 mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
+pub use glance::{SessionGlance, UserGlance};
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
 pub use regroup::{Load, Newcomer, SnapshotPart, regroup, weigh};
 pub use replay::Replay;
@@ -52,6 +55,7 @@ pub use snapshot::{SLICE_BYTES, Slice};
 pub use user::KeyHasher;
 
 use admission::Admission;
+use ages::Ages;
 use clean::Cleaner;
 use commit::{Durables, Gate};
 use flow::Level;
@@ -112,6 +116,7 @@ pub struct Shard {
     durables: Durables,
     outbox: Outbox,
     hlc: Hlc,
+    ages: Ages,
     handshakes: Deadlines,
     cleaner: Cleaner,
     snapshots: Snapshots,
@@ -147,6 +152,7 @@ impl Shard {
             durables: Durables::default(),
             outbox: Outbox::new(options.shards),
             hlc: Hlc::new(options.node, options.shard),
+            ages: Ages::default(),
             handshakes: Deadlines::new(options.handshake_ms),
             metrics: Metrics::new(),
             room_epoch: 0,
@@ -204,6 +210,7 @@ impl Shard {
 
     fn tick(&mut self, now: Now, out: &mut Effects) {
         self.close_late_handshakes(now, out);
+        self.ages.note(now, self.log.end());
         self.cleaner.space.reach(self.log.end());
         self.clean(now, out);
         self.give_back();

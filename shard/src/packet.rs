@@ -87,7 +87,9 @@ impl Shard {
         if !self.has_room_to_post(to_key, body.len()) {
             return Outcome::Blocked;
         }
-        let user = self.sessions.at(conn.slot).user;
+        let session = self.sessions.at(conn.slot);
+        session.sends = session.sends.wrapping_add(1);
+        let user = session.user;
         // The name leaves its place for the time of the call: the post borrows
         // it while the shard changes.
         let from = std::mem::take(&mut self.users[user].name);
@@ -140,15 +142,18 @@ impl Shard {
         entries: v1::BatchEntries<'_>,
         out: &mut Effects,
     ) -> Outcome {
-        let done = self.sessions.at(conn.slot).batch_done;
-        for body in entries.skip(usize::from(done)) {
+        let v1 = self.sessions.at(conn.slot).v1.as_ref();
+        let before = v1.map_or(0, |v1| v1.batch_done);
+        for (done, body) in (before..).zip(entries.skip(usize::from(before))) {
             let outcome = self.send_v1(now, conn, target, body, Numbering::None, 0, out);
             if outcome != Outcome::Taken {
+                self.sessions.at(conn.slot).v1.get_or_insert_default().batch_done = done;
                 return outcome;
             }
-            self.sessions.at(conn.slot).batch_done += 1;
         }
-        self.sessions.at(conn.slot).batch_done = 0;
+        if before > 0 {
+            self.sessions.at(conn.slot).v1.get_or_insert_default().batch_done = 0;
+        }
         Outcome::Taken
     }
 

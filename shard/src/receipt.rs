@@ -151,7 +151,7 @@ impl Shard {
 
 /// Removes a delivery from those a v1 connection owes an acknowledgement for.
 fn take_outstanding(session: &mut crate::session::Session, id: MessageId) -> Option<u64> {
-    let outstanding = session.outstanding.as_mut()?;
+    let outstanding = &mut session.v1.as_mut()?.outstanding;
     let at = outstanding.iter().position(|(known, _)| *known == id)?;
     outstanding.remove(at).map(|(_, seq)| seq)
 }

@@ -16,7 +16,7 @@ use crate::dedup::{Numbering, Pair, PairKey, Verdict, hours};
 use crate::hlc::Hlc;
 use crate::inbox::EARLY_MAX;
 use crate::snapshot::{Loader, Snapshots};
-use crate::user::{Device, KeyHasher, NO_SLOT, User, UserIndex, Users};
+use crate::user::{Device, KeyHasher, User, UserIndex, Users};
 use crate::{Options, Shard};
 
 /// A shard that is being read back.
@@ -359,7 +359,7 @@ impl Replay {
         if gone {
             user.remove_device(device);
         } else if user.device_position(device).is_none() {
-            user.add_device(Device { id: device, cursor, slot: NO_SLOT });
+            user.add_device(Device::new(device, cursor));
         }
         self.burn(at);
     }

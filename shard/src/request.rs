@@ -64,6 +64,7 @@ impl Shard {
             return Outcome::Blocked;
         }
         let session = self.sessions.at(conn.slot);
+        session.sends = session.sends.wrapping_add(1);
         let (user, device) = (session.user, usize::from(session.device));
         let expires_ms = match send.expiry_s {
             0 => 0,

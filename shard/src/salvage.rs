@@ -20,7 +20,7 @@ use wire::limits::DEVICES_MAX;
 use crate::dedup::{Numbering, PairKey};
 use crate::inbox::Entry;
 use crate::replay::Replay;
-use crate::user::{Device, NO_SLOT, UserIndex, V1_DEVICE};
+use crate::user::{Device, UserIndex, V1_DEVICE};
 use crate::{KeyHasher, Options, Shard};
 
 /// Numbers that all inboxes together skip at most while messages wait in them:
@@ -230,7 +230,7 @@ impl Salvage {
             let first = user.inbox.as_deref().map_or(1, |inbox| inbox.first_seq());
             let is_v1 = exact && device == V1_DEVICE;
             let cursor = if is_v1 { first - 1 } else { seq };
-            user.add_device(Device { id: device, cursor, slot: NO_SLOT });
+            user.add_device(Device::new(device, cursor));
         }
     }
 }

@@ -51,12 +51,8 @@ pub(crate) struct Session {
     pub(crate) device: u8,
     /// Bad packets since the last good one.
     pub(crate) bad: u8,
-    /// A read of the log is under way for it.
-    pub(crate) reading: bool,
-    /// The log had no room to give up what expired on the way to it.
-    pub(crate) is_starved: bool,
-    /// v1: entries posted of a batch that did not find room for all of them.
-    pub(crate) batch_done: u16,
+    /// What it waits for, see [`READING`] and [`STARVED`].
+    waits: u8,
     pub(crate) user: UserIndex,
     /// Deliveries that may be unacknowledged.
     pub(crate) window: u32,
@@ -64,12 +60,28 @@ pub(crate) struct Session {
     pub(crate) burst: u32,
     /// v2: holes between the device's cursor and `sent`.
     pub(crate) passed: u32,
+    /// Messages it has sent and been handed since its login, for who looks.
+    pub(crate) sends: u32,
+    pub(crate) deliveries: u32,
     /// Highest inbox seq handed to the connection.
     pub(crate) sent: u64,
-    /// v1: deliveries not yet acknowledged, oldest first.
-    #[allow(clippy::box_collection, reason = "8 bytes instead of 32 in every session")]
-    pub(crate) outstanding: Option<Box<VecDeque<(MessageId, u64)>>>,
+    /// Made when there is something in it.
+    pub(crate) v1: Option<Box<OfV1>>,
 }
+
+/// What a session needs for protocol v1 only.
+#[derive(Default)]
+pub(crate) struct OfV1 {
+    /// Deliveries not yet acknowledged, oldest first.
+    pub(crate) outstanding: VecDeque<(MessageId, u64)>,
+    /// Entries posted of a batch that did not find room for all of them.
+    pub(crate) batch_done: u16,
+}
+
+/// A read of the log is under way for the session.
+const READING: u8 = 1;
+/// The log had no room to give up what expired on the way to it.
+const STARVED: u8 = 2;
 
 const _: () = assert!(size_of::<Session>() <= 48, "a million sessions must stay small");
 
@@ -80,15 +92,39 @@ impl Session {
             kind,
             device: 0,
             bad: 0,
-            reading: false,
-            is_starved: false,
-            batch_done: 0,
+            waits: 0,
             user: 0,
             window: 0,
             burst: 0,
             passed: 0,
+            sends: 0,
+            deliveries: 0,
             sent: 0,
-            outstanding: None,
+            v1: None,
+        }
+    }
+
+    pub(crate) fn is_reading(&self) -> bool {
+        self.waits & READING != 0
+    }
+
+    pub(crate) fn set_reading(&mut self, is_reading: bool) {
+        self.waits = self.waits & !READING | if is_reading { READING } else { 0 };
+    }
+
+    pub(crate) fn is_starved(&self) -> bool {
+        self.waits & STARVED != 0
+    }
+
+    pub(crate) fn set_starved(&mut self, is_starved: bool) {
+        self.waits = self.waits & !STARVED | if is_starved { STARVED } else { 0 };
+    }
+
+    /// Deliveries that the device has not acknowledged, with its cursor here.
+    pub(crate) fn unacknowledged(&self, cursor: u64) -> u64 {
+        match self.kind {
+            Kind::V1 => self.v1.as_ref().map_or(0, |v1| v1.outstanding.len() as u64),
+            _ => self.sent.saturating_sub(cursor).saturating_sub(self.passed.into()),
         }
     }
 
@@ -120,6 +156,16 @@ impl Sessions {
     pub(crate) fn get(&mut self, conn: Conn) -> Option<&mut Session> {
         let session = self.list.get_mut(conn.slot as usize)?;
         (session.generation == conn.generation && session.kind != Kind::Free).then_some(session)
+    }
+
+    /// How many slots have ever been in use.
+    pub(crate) fn slots(&self) -> u32 {
+        self.list.len() as u32
+    }
+
+    /// What is on a slot, if anything is.
+    pub(crate) fn look_at(&self, slot: u32) -> Option<&Session> {
+        self.list.get(slot as usize).filter(|session| session.kind != Kind::Free)
     }
 
     /// The session on a slot that a device says it is logged in on.
@@ -299,14 +345,15 @@ impl Shard {
         self.send_receipts(user, cursor, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;
+        self.users[user].devices[device].since_s = now.mono_s();
         let sent = self.users[user].devices[device].cursor;
         let session = self.sessions.at(conn.slot);
         session.user = user;
         session.device = device as u8;
         session.sent = sent;
         session.passed = 0;
-        session.outstanding = None;
-        session.batch_done = 0;
+        session.v1 = None;
+        (session.sends, session.deliveries) = (0, 0);
         self.metrics.counters.logins += 1;
         self.metrics.counters.sessions += 1;
         Ok(Outcome::Taken)
@@ -366,7 +413,7 @@ impl Shard {
                 gone: false,
             },
         );
-        let device = Device { id: login.device, cursor, slot: NO_SLOT };
+        let device = Device::new(login.device, cursor);
         let position = self.users[user].add_device(device);
         self.burn(user);
         position
@@ -384,7 +431,7 @@ impl Shard {
         let session = self.sessions.at(slot);
         let conn = Conn { slot, generation: session.generation };
         let kind = std::mem::replace(&mut session.kind, Kind::Replaced);
-        session.outstanding = None;
+        session.v1 = None;
         if kind == Kind::V2 {
             self.goaway(now, conn, Code::Replaced, 0, out);
         }
@@ -398,7 +445,7 @@ impl Shard {
         }
         let (user, device) = (session.user, usize::from(session.device));
         session.kind = Kind::Anonymous;
-        session.outstanding = None;
+        session.v1 = None;
         self.metrics.counters.sessions -= 1;
         let at_s = u32::try_from(now.wall_ms / 1000).unwrap_or(u32::MAX);
         let gone = &mut self.users[user];

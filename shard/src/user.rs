@@ -49,6 +49,17 @@ pub(crate) struct Device {
     pub(crate) cursor: u64,
     /// Slot of the connection it is logged in on, or [`NO_SLOT`].
     pub(crate) slot: u32,
+    /// When that was, seconds of the monotonic clock.
+    pub(crate) since_s: u32,
+}
+
+const _: () = assert!(size_of::<Device>() <= 24, "a million devices must stay small");
+
+impl Device {
+    /// A device that is not connected.
+    pub(crate) fn new(id: u64, cursor: u64) -> Device {
+        Device { id, cursor, slot: NO_SLOT, since_s: 0 }
+    }
 }
 
 /// One user.
@@ -229,6 +240,11 @@ impl Users {
 
     pub(crate) fn into_iter(self) -> impl Iterator<Item = User> {
         self.list.into_iter()
+    }
+
+    /// The user at a place, if there is one.
+    pub(crate) fn look_at(&self, at: UserIndex) -> Option<&User> {
+        self.list.get(at as usize)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &User> {

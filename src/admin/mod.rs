@@ -7,6 +7,7 @@
 //! The modules in the order in which a number meets them.
 
 mod published;
+mod worst;
 
 mod collected;
 mod recorded;
@@ -17,6 +18,7 @@ mod latency;
 mod metrics;
 mod page;
 mod process;
+mod top;
 
 mod listen;
 mod routes;
@@ -36,6 +38,7 @@ use tokio::sync::oneshot;
 #[cfg(test)]
 use published::Snapshot;
 pub(crate) use published::{Board, ServerInfo, histogram};
+pub(crate) use worst::{ConnRow, Greatest, Order, Row, Worst, shown};
 
 use listen::{Bounded, CONN_TIME_MAX};
 

@@ -44,6 +44,9 @@ pub(super) fn page(board: &Board, collected: &Collected, health: &Health, now_ns
          <li><a href=\"/latency.hgrm?stage=end_to_end\">/latency.hgrm?stage=end_to_end</a>: \
          the whole distribution, for HdrHistogram's plotter; <code>&amp;window=interval</code> \
          for the last ten seconds\n\
+         <li><a href=\"/top\">/top</a>: the worst connections, <code>?by=</code>unsent, \
+         unacknowledged, sent or received, and users, <code>?by=inbox</code>; \
+         <a href=\"/top.json\">/top.json</a> for programs\n\
          </ul>\n"
     )
 }

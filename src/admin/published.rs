@@ -9,12 +9,15 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
 use net::HandsStats;
 use shard::metrics::{LATENCY_NS_MAX, Metrics};
+
+use super::worst::Worst;
 
 /// What a shard says about itself, about once a second, idle or not: silence
 /// is what makes it look dead.
@@ -95,6 +98,10 @@ pub(crate) struct ServerInfo {
 /// One slot for each shard.
 pub(crate) struct Board {
     slots: Vec<Mutex<Slot>>,
+    /// Grows with each request for the worst.
+    asked: AtomicU64,
+    /// By shard: the worst it found when it was last asked.
+    worst: Vec<Mutex<Option<Box<Worst>>>>,
     info: ServerInfo,
     began: SystemTime,
     began_mono_ns: u64,
@@ -114,6 +121,8 @@ impl Board {
         let now = net::Clock::now();
         Arc::new(Board {
             slots: (0..shards).map(|shard| Mutex::new(slot(shard))).collect(),
+            asked: AtomicU64::new(0),
+            worst: (0..shards).map(|_| Mutex::new(None)).collect(),
             info,
             began: SystemTime::UNIX_EPOCH + Duration::from_millis(now.wall_ms),
             began_mono_ns: now.mono_ns,
@@ -140,6 +149,37 @@ impl Board {
             std::mem::swap(&mut slot.snapshot, spare);
         }
         is_fresh
+    }
+
+    /// Counts the requests for the worst connections and users: when it moves,
+    /// the shards look for them.
+    pub(crate) fn asked(&self) -> &AtomicU64 {
+        &self.asked
+    }
+
+    /// Lets a shard say what it found.
+    ///
+    /// # Errors
+    /// What was to be published, when the admin thread is just looking: the
+    /// shard tries again in its next turn.
+    pub(crate) fn publish_worst(&self, shard: u16, worst: Box<Worst>) -> Result<(), Box<Worst>> {
+        match self.worst[usize::from(shard)].try_lock() {
+            Ok(mut slot) => {
+                *slot = Some(worst);
+                Ok(())
+            }
+            Err(_) => Err(worst),
+        }
+    }
+
+    /// What the shards found since `since_ns`; `None` for those that have not
+    /// ended looking.
+    pub(super) fn worst_since(&self, since_ns: u64) -> Vec<Option<Box<Worst>>> {
+        let look = |slot: &Mutex<Option<Box<Worst>>>| {
+            let slot = slot.try_lock().ok()?;
+            slot.as_ref().filter(|worst| worst.at_mono_ns >= since_ns).cloned()
+        };
+        self.worst.iter().map(look).collect()
     }
 
     /// A snapshot to begin exchanging with.

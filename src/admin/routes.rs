@@ -1,5 +1,6 @@
 //! Which path gives what.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router, middleware};
 use net::Clock;
 use serde::Deserialize;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::collected::{Collected, SERIES, Window, series_name, series_named};
 use super::health::health;
@@ -20,11 +21,21 @@ use super::metrics::metrics;
 use super::page::page;
 use super::process::Process;
 use super::published::Board;
+use super::top::{Top, top};
+use super::worst::{Order, ROWS_MAX};
 
 /// How often the snapshots are picked up.
 const COLLECT_EVERY: Duration = Duration::from_secs(1);
 
-const PATHS: &str = "/, /health, /metrics, /latency and /latency.hgrm";
+/// What shards found no longer ago than this need not be looked for again.
+const WORST_AGE_NS_MAX: u64 = 1_000_000_000;
+/// How long the shards have to look, and how often they are looked after.
+const WORST_PATIENCE: Duration = Duration::from_secs(5);
+const WORST_LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Rows of `/top` when nobody says how many.
+const ROWS: usize = 20;
+
+const PATHS: &str = "/, /health, /metrics, /latency, /latency.hgrm, /top and /top.json";
 
 /// What the handlers share. All of them run on the one admin thread.
 pub(super) struct State {
@@ -69,6 +80,8 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/metrics", get(get_metrics))
         .route("/latency", get(get_latency))
         .route("/latency.hgrm", get(get_hgrm))
+        .route("/top", get(get_top_table))
+        .route("/top.json", get(get_top))
         .fallback(nothing_here)
         .method_not_allowed_fallback(only_get)
         .layer(middleware::map_response(finish))
@@ -129,6 +142,53 @@ async fn get_hgrm(shared: Shared, Query(query): Query<HgrmQuery>) -> Response {
     };
     let histogram = shared.with_newest(|collected, _| collected.histogram(series, window, None));
     hgrm(&histogram).into_response()
+}
+
+#[derive(Deserialize)]
+struct TopQuery {
+    by: Option<String>,
+    limit: Option<String>,
+}
+
+async fn get_top(shared: Shared, Query(query): Query<TopQuery>) -> Response {
+    match ask_top(&shared, &query).await {
+        Ok(top) => Json(top).into_response(),
+        Err(sentence) => wrong(sentence),
+    }
+}
+
+async fn get_top_table(shared: Shared, Query(query): Query<TopQuery>) -> Response {
+    match ask_top(&shared, &query).await {
+        Ok(top) => top.table().into_response(),
+        Err(sentence) => wrong(sentence),
+    }
+}
+
+/// Asks the shards and waits for them, not for ever: one that hangs is said to
+/// be silent.
+async fn ask_top(state: &State, query: &TopQuery) -> Result<Top, String> {
+    let by = query.by.as_deref().unwrap_or("unsent");
+    let Some(order) = Order::ALL.into_iter().find(|(_, name)| *name == by) else {
+        return Err(format!("by is one of {}", Order::ALL.map(|(_, name)| name).join(", ")));
+    };
+    let limit = query.limit.as_deref().map_or(Ok(ROWS), str::parse);
+    let Ok(limit @ 1..=ROWS_MAX) = limit else {
+        return Err(format!("limit is a number from 1 to {ROWS_MAX}"));
+    };
+    let since_ns = Clock::now().mono_ns.saturating_sub(WORST_AGE_NS_MAX);
+    let deadline = Instant::now() + WORST_PATIENCE;
+    let mut is_asked = false;
+    loop {
+        let found = state.board.worst_since(since_ns);
+        let is_whole = found.iter().all(Option::is_some);
+        if is_whole || Instant::now() >= deadline {
+            return Ok(top(&found, order, limit, Clock::now().mono_ns));
+        }
+        if !std::mem::replace(&mut is_asked, true) {
+            state.board.asked().fetch_add(1, Ordering::Relaxed);
+        }
+        sleep(WORST_LOOK_EVERY).await;
+    }
 }
 
 async fn nothing_here(uri: Uri) -> Response {

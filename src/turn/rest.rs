@@ -141,7 +141,8 @@ impl Core {
         // holding on may save.
         let is_holding = self.hands.has_late() || self.log.is_gathering();
         let has_pending = self.hands.has_pending() || is_holding && self.hands.peek();
-        has_pending || self.has_retries() || self.snapshots.is_hungry()
+        let is_hungry = self.snapshots.is_hungry() || self.census.is_hungry();
+        has_pending || self.has_retries() || is_hungry
     }
 
     /// Something will be due soon.

@@ -11,7 +11,7 @@ use wire::limits::DEVICES_MAX;
 use super::slice::{ACKED_BY_V1, ENTRIES, ENTRY_BYTES, PAIRS, USER};
 use crate::dedup::{PAIR_BYTES, Pair};
 use crate::inbox::{Entry, HOLES_MAX, Inbox};
-use crate::user::{Device, NO_SLOT, UserIndex, Users};
+use crate::user::{Device, UserIndex, Users};
 
 /// Reads slices back, one after the other.
 #[derive(Default)]
@@ -101,7 +101,7 @@ impl Loader {
 }
 
 fn take_device(take: &mut Take<'_>) -> Option<Device> {
-    Some(Device { id: take.u64()?, cursor: take.u64()?, slot: NO_SLOT })
+    Some(Device::new(take.u64()?, take.u64()?))
 }
 
 fn load_entries(take: &mut Take<'_>, inbox: &mut Inbox, last: u64) -> Option<()> {
