@@ -1,11 +1,12 @@
 //! Another number of shards than the data directory was written for: everything
 //! is rewritten as a new layout beside the present one, before anybody is served.
 //!
-//! Read back every shard, deal their users out anew, copy what waits from the
-//! old logs to the new ones, take snapshots, read all of it back once more, and
-//! only then store the manifest that names the new layout: that is the switch.
-//! Whatever goes wrong before, the old layout is as it was; whatever happens
-//! after, the new one is whole.
+//! The order of the steps is `shard::Rewrite`'s: read back every shard, deal
+//! their users out anew, copy what waits from the old logs to the new ones, take
+//! snapshots, read all of it back once more, and only then store the manifest
+//! that names the new layout: that is the switch. Here each step is carried out
+//! on files. Whatever goes wrong before the switch, the old layout is as it was;
+//! whatever happens after, the new one is whole.
 //!
 //! One thread copies. Each old segment in which something waits is read once, in
 //! order, and in pieces; memory is what the shards hold and a tail for each.
@@ -16,10 +17,10 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use shard::{KeyHasher, Load, Newcomer, Options, Replay, SnapshotPart};
+use shard::{KeyHasher, Load, Options, Replay, Rewrite, SnapshotPart, Step};
 use wal::disk::{DataDir, DataDirError, DirectMode, Generation, Segments, ShardDir, SnapshotFile};
 use wal::snapshot::{Kind, Writer};
-use wal::{LogOptions, LogStart, Lsn, Record, Refused, Restore, segment};
+use wal::{LogOptions, LogStart, Lsn, Record, segment};
 use wire::id::ShardId;
 
 use crate::boot::cannot_thread;
@@ -43,16 +44,23 @@ type ReadBack = (Replay, LogStart);
 /// One shard of the old layout.
 struct Source {
     dir: ShardDir,
-    /// Segments in which something waits.
-    segments: Vec<u64>,
     end: Lsn,
 }
 
 /// One shard of the new layout.
 struct Target {
-    newcomer: Newcomer,
     dir: ShardDir,
     segments: Segments,
+}
+
+/// A new layout on its way to the disk.
+struct Rewriting<'a> {
+    next: &'a Generation,
+    layout: &'a Layout<'a>,
+    sources: Vec<Source>,
+    /// None before they are made.
+    targets: Vec<Target>,
+    progress: Progress,
 }
 
 /// Rewrites the data directory for this number of shards.
@@ -74,8 +82,7 @@ pub(crate) fn reshard(data: &mut DataDir, shards: u16, layout: &Layout<'_>) -> R
     let total = loads.iter().map(|load| load.message_bytes).sum();
     check_space(data, &loads, layout)?;
     let next = data.next_generation(shards).map_err(refused)?;
-    next.make().map_err(refused)?;
-    match fill(&next, replays, &sources, layout, total) {
+    match fill(&next, replays, sources, layout, total) {
         Ok(()) => {}
         Err(exit) => {
             next.abandon();
@@ -123,8 +130,7 @@ fn read_all(data: &DataDir, layout: &Layout<'_>) -> Result<(Vec<ReadBack>, Vec<S
         let dir = data.shard(id);
         let options = (layout.options)(id, manifest.shards);
         let (replay, recovered) = read_back(&dir, options, hasher, &layout.log)?;
-        let segments = replay.needed().into_iter().map(|(segment, ..)| segment).collect();
-        Ok(((replay, recovered.start), Source { dir, segments, end: recovered.start.lsn }))
+        Ok(((replay, recovered.start), Source { dir, end: recovered.start.lsn }))
     };
     thread::scope(|scope| {
         let read = &read;
@@ -167,11 +173,11 @@ fn check_space(data: &DataDir, loads: &[Load], layout: &Layout<'_>) -> Result<()
     Ok(())
 }
 
-/// Writes the whole new layout to the disk.
+/// Carries out every step before the switch.
 fn fill(
     next: &Generation,
     replays: Vec<ReadBack>,
-    sources: &[Source],
+    sources: Vec<Source>,
     layout: &Layout<'_>,
     total: u64,
 ) -> Result<(), Exit> {
@@ -179,22 +185,28 @@ fn fill(
     let salts = next.manifest().salts.iter();
     let options = (0..shards).map(|id| (layout.options)(id, shards));
     let new: Vec<(Options, u64)> = options.zip(salts.copied()).collect();
-    let newcomers = shard::regroup(replays, layout.log, &new).map_err(defect)?;
-    let target = |(id, newcomer): (usize, Newcomer)| {
-        let dir = next.shard(id as ShardId);
-        let segments = dir.open_segments(0, layout.mode).map_err(refused)?;
-        Ok(Target { newcomer, dir, segments })
-    };
-    let mut targets =
-        newcomers.into_iter().enumerate().map(target).collect::<Result<Vec<_>, _>>()?;
-    copy(sources, &mut targets, total)?;
-    for target in &mut targets {
-        target.complete().map_err(|error| target.failed(error))?;
+    let mut rewrite = Rewrite::new(replays, layout.log, &new).map_err(defect)?;
+    let progress = Progress { done: 0, total, last: Instant::now() };
+    let mut rewriting = Rewriting { next, layout, sources, targets: Vec::new(), progress };
+    while let Some(step) = rewrite.next_step().map_err(defect)? {
+        match step {
+            Step::Make => rewriting.make()?,
+            Step::Read { shard, segment } => rewriting.copy(&mut rewrite, shard, segment)?,
+            Step::Write { shard } => rewriting.write(&mut rewrite, shard)?,
+            Step::Sync { shard } => {
+                let target = rewriting.target(shard);
+                target.segments.sync().map_err(|error| target.failed(error))?;
+            }
+            Step::Snapshot { shard } => {
+                let target = rewriting.target(shard);
+                target.take_snapshot(&mut rewrite).map_err(|error| target.failed(error))?;
+            }
+            Step::LookBack { shard } => rewriting.look_back(&rewrite, shard)?,
+            // The last one, and the caller's.
+            Step::Switch => return Ok(()),
+        }
     }
-    for target in &targets {
-        target.look_back(layout, next)?;
-    }
-    Ok(())
+    unreachable!("the last step is the switch")
 }
 
 /// What cannot be, unless this program is wrong.
@@ -205,40 +217,6 @@ fn defect(why: impl std::fmt::Display) -> Exit {
     ))
 }
 
-/// Copies what waits out of all old logs.
-fn copy(sources: &[Source], targets: &mut [Target], total: u64) -> Result<(), Exit> {
-    let mut progress = Progress { done: 0, total, last: Instant::now() };
-    for source in sources {
-        for &segment in &source.segments {
-            let mut failed = None;
-            source
-                .dir
-                .each_record(segment, source.end, &mut |lsn, _, record| match give(
-                    targets,
-                    lsn,
-                    &record,
-                    &mut progress,
-                ) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(exit) => {
-                        failed = Some(exit);
-                        ControlFlow::Break(())
-                    }
-                })
-                .map_err(|error| damaged(&error, sources.len()))?;
-            failed.map_or(Ok(()), Err)?;
-        }
-    }
-    for target in targets {
-        let (load, copied) = (target.newcomer.load(), target.newcomer.copied());
-        if copied != load.messages {
-            let waiting = load.messages;
-            return Err(defect(format!("{waiting} messages wait and {copied} were found")));
-        }
-    }
-    Ok(())
-}
-
 fn damaged(error: &wal::disk::RecoverError, written: usize) -> Exit {
     Exit::data(format!(
         "the data directory cannot be rewritten for another number of shards: {error}; the old \
@@ -246,63 +224,79 @@ fn damaged(error: &wal::disk::RecoverError, written: usize) -> Exit {
     ))
 }
 
-/// Gives a record to the shard whose it will be.
-fn give(
-    targets: &mut [Target],
-    lsn: Lsn,
-    record: &Record<'_>,
-    progress: &mut Progress,
-) -> Result<(), Exit> {
-    let (Record::Message(message) | Record::Moved(message)) = record else { return Ok(()) };
-    let owner = message.key.owner(targets.len() as u16);
-    let target = &mut targets[usize::from(owner)];
-    let copied = target.append(|newcomer| newcomer.take(lsn, record));
-    progress.add(copied.map_err(|error| target.failed(error))?);
-    Ok(())
+impl Rewriting<'_> {
+    fn make(&mut self) -> Result<(), Exit> {
+        self.next.make().map_err(refused)?;
+        let target = |shard: ShardId| {
+            let dir = self.next.shard(shard);
+            let segments = dir.open_segments(0, self.layout.mode).map_err(refused)?;
+            Ok(Target { dir, segments })
+        };
+        self.targets = (0..self.next.manifest().shards).map(target).collect::<Result<_, Exit>>()?;
+        Ok(())
+    }
+
+    fn target(&mut self, shard: ShardId) -> &mut Target {
+        &mut self.targets[usize::from(shard)]
+    }
+
+    /// Copies what waits in one old segment.
+    fn copy(&mut self, rewrite: &mut Rewrite, shard: ShardId, segment: u64) -> Result<(), Exit> {
+        let Source { dir, end } = &self.sources[usize::from(shard)];
+        let (dir, end, written) = (dir.clone(), *end, self.sources.len());
+        let mut failed = None;
+        let mut sink = |lsn, _, record: Record<'_>| match self.give(rewrite, lsn, &record) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(exit) => {
+                failed = Some(exit);
+                ControlFlow::Break(())
+            }
+        };
+        dir.each_record(segment, end, &mut sink).map_err(|error| damaged(&error, written))?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Gives a record to the shard whose it will be.
+    fn give(&mut self, rewrite: &mut Rewrite, lsn: Lsn, record: &Record<'_>) -> Result<(), Exit> {
+        let copied = match rewrite.take(lsn, record) {
+            Ok(copied) => copied,
+            Err(full) => {
+                self.write(rewrite, full)?;
+                let again = rewrite.take(lsn, record);
+                again.map_err(|_| defect("a message is longer than the log's tail allows"))?
+            }
+        };
+        self.progress.add(copied);
+        Ok(())
+    }
+
+    fn write(&mut self, rewrite: &mut Rewrite, shard: ShardId) -> Result<(), Exit> {
+        let target = self.target(shard);
+        while let Some(write) = rewrite.next_write(shard) {
+            let bytes = rewrite.write_bytes(shard, &write);
+            target.segments.write(write.lsn, bytes).map_err(|error| target.failed(error))?;
+        }
+        Ok(())
+    }
+
+    fn look_back(&mut self, rewrite: &Rewrite, shard: ShardId) -> Result<(), Exit> {
+        let manifest = self.next.manifest();
+        let options = (self.layout.options)(shard, manifest.shards);
+        let hasher = KeyHasher::new(manifest.seed);
+        let mut replay = Replay::new(options, hasher, manifest.segment_bytes);
+        self.target(shard).dir.recover(&mut replay, &mut |_| {}).map_err(defect)?;
+        rewrite.compare(shard, &replay).map_err(defect)
+    }
 }
 
 impl Target {
-    /// Appends something, and writes what is there when it has no room.
-    fn append<T>(
-        &mut self,
-        mut append: impl FnMut(&mut Newcomer) -> Result<T, Refused>,
-    ) -> io::Result<T> {
-        if let Ok(appended) = append(&mut self.newcomer) {
-            return Ok(appended);
-        }
-        self.write_out()?;
-        append(&mut self.newcomer)
-            .map_err(|_| io::Error::other("a message is longer than the log's tail allows"))
-    }
-
-    fn write_out(&mut self) -> io::Result<()> {
-        while let Some(write) = self.newcomer.next_write() {
-            self.segments.write(write.lsn, self.newcomer.log().write_bytes(&write))?;
-            self.newcomer.written(&write);
-        }
-        Ok(())
-    }
-
-    /// Brings everything to the disk. Two snapshots, because without any nobody
-    /// knows any more who waits for what.
-    fn complete(&mut self) -> io::Result<()> {
-        self.write_out()?;
-        self.segments.sync()?;
-        self.take_snapshot()?;
-        if self.append(Newcomer::mark)? {
-            self.write_out()?;
-            self.segments.sync()?;
-            self.take_snapshot()?;
-        }
-        Ok(())
-    }
-
-    fn take_snapshot(&mut self) -> io::Result<()> {
-        let start = self.newcomer.log().checkpoint();
+    fn take_snapshot(&mut self, rewrite: &mut Rewrite) -> io::Result<()> {
+        let shard = self.dir.shard();
+        let start = rewrite.snapshot_start(shard);
         let mut file = SnapshotFile::create(&self.dir, start.lsn)?;
         let mut frames = Vec::new();
-        let mut writer = Writer::new(self.dir.shard(), &start, &mut frames);
-        let end = self.newcomer.snapshot(&mut |part| -> io::Result<()> {
+        let mut writer = Writer::new(shard, &start, &mut frames);
+        let end = rewrite.snapshot(shard, &mut |part| -> io::Result<()> {
             match part {
                 SnapshotPart::State(payload) => writer.frame(Kind::State, payload, &mut frames),
                 SnapshotPart::Space(payload) => writer.frame(Kind::Space, payload, &mut frames),
@@ -311,25 +305,9 @@ impl Target {
             frames.clear();
             Ok(())
         })?;
-        assert!(self.newcomer.log().durable() >= end, "everything was written and synced");
         writer.end(end, &mut frames);
         file.write(&frames)?;
         file.finish().map(|_| ())
-    }
-
-    /// Reads it back as the next start will.
-    fn look_back(&self, layout: &Layout<'_>, next: &Generation) -> Result<(), Exit> {
-        let manifest = next.manifest();
-        let options = (layout.options)(self.dir.shard(), manifest.shards);
-        let hasher = KeyHasher::new(manifest.seed);
-        let mut replay = Replay::new(options, hasher, manifest.segment_bytes);
-        self.dir.recover(&mut replay, &mut |_| {}).map_err(defect)?;
-        let (found, load) = (replay.contents(), self.newcomer.load());
-        let of = (found.users, found.waiting_messages, found.waiting_bytes);
-        if of != (load.users, load.messages, load.message_bytes) || replay.contradictions() > 0 {
-            return Err(defect(format!("{load:?} was written and {found:?} is read back")));
-        }
-        Ok(())
     }
 
     fn failed(&self, error: io::Error) -> Exit {

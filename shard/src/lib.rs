@@ -42,14 +42,16 @@ mod contents;
 mod glance;
 mod regroup;
 mod replay;
+mod rewrite;
 mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
 pub use glance::{SessionGlance, UserGlance};
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
-pub use regroup::{Load, Newcomer, SnapshotPart, regroup, weigh};
+pub use regroup::{Load, SnapshotPart, weigh};
 pub use replay::Replay;
+pub use rewrite::{Rewrite, Step};
 pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};
 pub use user::KeyHasher;

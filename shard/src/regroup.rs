@@ -19,7 +19,7 @@ use crate::{Now, Options, SLICE_BYTES, Shard, Slice};
 const NOW: Now = Now { mono_ns: 0, wall_ms: 0 };
 
 /// One of the new shards: its users, and its log while it is being filled.
-pub struct Newcomer {
+pub(crate) struct Newcomer {
     shard: Shard,
     load: Load,
     copied: u64,
@@ -71,7 +71,7 @@ impl Load {
 /// # Panics
 /// When there is no shard, or the options are not those of the new shards in
 /// their order.
-pub fn regroup(
+pub(crate) fn regroup(
     mut old: Vec<(Replay, LogStart)>,
     log: LogOptions,
     new: &[(Options, u64)],
@@ -109,12 +109,12 @@ impl Newcomer {
     }
 
     /// How much it holds once everything has been copied.
-    pub fn load(&self) -> Load {
+    pub(crate) fn load(&self) -> Load {
         self.load
     }
 
     /// Messages copied so far.
-    pub fn copied(&self) -> u64 {
+    pub(crate) fn copied(&self) -> u64 {
         self.copied
     }
 
@@ -124,7 +124,7 @@ impl Newcomer {
     ///
     /// # Errors
     /// When the log has no room before what it has is written.
-    pub fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Option<u32>, Refused> {
+    pub(crate) fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Option<u32>, Refused> {
         let (Record::Message(message) | Record::Moved(message)) = record else { return Ok(None) };
         let Some(user) = self.shard.users.find(message.key) else { return Ok(None) };
         let Some(inbox) = self.shard.users[user].inbox.as_deref_mut() else { return Ok(None) };
@@ -142,39 +142,39 @@ impl Newcomer {
     }
 
     /// Adds a record to the log that changes nothing, so that another snapshot
-    /// has another start. `false` when nobody is here.
+    /// has another start.
     ///
     /// # Errors
     /// As for [`Newcomer::take`].
-    pub fn mark(&mut self) -> Result<bool, Refused> {
-        let Some(user) = self.shard.users.iter().next() else { return Ok(false) };
+    pub(crate) fn mark(&mut self) -> Result<(), Refused> {
+        let Some(user) = self.shard.users.iter().next() else { return Ok(()) };
         let record = Record::Floor { key: user.key, name: &user.name, seq: user.last_seq() };
-        self.shard.log.append(&record, 0).map(|_| true)
+        self.shard.log.append(&record, 0).map(|_| ())
     }
 
     /// The next write of its log.
-    pub fn next_write(&mut self) -> Option<Write> {
+    pub(crate) fn next_write(&mut self) -> Option<Write> {
         self.shard.next_write()
     }
 
     /// Its log.
-    pub fn log(&self) -> &Log {
+    pub(crate) fn log(&self) -> &Log {
         &self.shard.log
     }
 
     /// A write has been carried out. What was written must be synced before a
     /// snapshot gets its name.
-    pub fn written(&mut self, write: &Write) {
+    pub(crate) fn written(&mut self, write: &Write) {
         self.shard.log.written(write.lsn, true);
     }
 
-    /// Encodes a whole snapshot, which begins at the log's checkpoint. Each payload goes to `state` or to `space`, in
-    /// the order in which they are to be framed. Answers how far the log must
-    /// be durable.
+    /// Encodes a whole snapshot, which begins at the log's checkpoint. Each
+    /// payload goes to `each`, in the order in which they are to be framed.
+    /// Answers how far the log must be durable.
     ///
     /// # Errors
     /// What `each` answers.
-    pub fn snapshot<E>(
+    pub(crate) fn snapshot<E>(
         &mut self,
         each: &mut dyn FnMut(SnapshotPart<'_>) -> Result<(), E>,
     ) -> Result<Lsn, E> {

@@ -6,8 +6,10 @@ use wal::recover::Scanner;
 use wal::{Log, Record, Restore};
 use wire::id::ShardId;
 
+use crate::layout::ReadBack;
 use crate::link::{Link, Party, Place};
 use crate::plant::Plant;
+use crate::reshard::End;
 use crate::world::{Core, Event, Ring, World};
 
 const MS: u64 = 1_000_000;
@@ -23,8 +25,16 @@ impl World {
         self.note("boot: life", [u64::from(self.life), 0, 0, 0]);
         self.storage_full = false;
         self.draining = false;
+        self.steps_to_live = None;
+        if let Some(shards) = self.asked_for() {
+            match self.reshard(shards) {
+                Ok(End::Switched | End::Abandoned) => {}
+                Ok(End::Died) => return self.die_early(),
+                Err(what) => return self.violate(what),
+            }
+        }
         self.model.forget();
-        let shards = usize::from(self.knobs.shards);
+        let shards = usize::from(self.layout.shards);
         self.rings = (0..shards * shards).map(|_| Ring::default()).collect();
         for shard in 0..shards {
             match self.recover(shard) {
@@ -35,14 +45,26 @@ impl World {
                 }
             }
         }
+        if let Some(letter) = self.model.waits_nowhere() {
+            self.violate(format!("letter {letter} waits and was not copied to this layout"));
+        }
         self.compare_inboxes();
         self.check_promises();
         self.forget_registrations();
+        if self.sweep() == End::Died {
+            return self.die_early();
+        }
         self.after(TICK_NS, Event::Tick { life: self.life });
         // A short life leaves little on the disk over what the one before it
         // left: that is when stale bytes are the most plausible.
         let relapses = self.chance.permille(self.knobs.relapse);
         self.writes_to_live = relapses.then(|| self.chance.within(1, 3));
+    }
+
+    /// The server dies before it serves anybody.
+    fn die_early(&mut self) {
+        self.stats.reshard_deaths += 1;
+        self.crash();
     }
 
     /// A device whose first login the crash took begins anew: it may get what
@@ -57,15 +79,36 @@ impl World {
     }
 
     fn recover(&mut self, shard: usize) -> Result<Core, String> {
-        let log = self.knobs.log;
         let image = self.image(shard);
-        let mut replay = Replay::new(self.options(shard), self.hasher, log.segment_bytes);
+        let ReadBack { replay, start, cut } = self.read_back(shard)?;
+        self.read_history(shard)?;
+        let present = self.layout.disks[shard].present(start.lsn);
+        let brain = replay.finish(&start, Log::new(self.knobs.log, start), present);
+        self.keep_image(image, start.lsn, cut, &brain);
+        Ok(Core {
+            brain,
+            out: shard::Effects::default(),
+            slots: Vec::new(),
+            generations: Vec::new(),
+            free: Vec::new(),
+            blocked: Vec::new(),
+            turn_wanted: false,
+            writing: None,
+        })
+    }
+
+    /// What a start reads from a shard's disk; it must be what was written.
+    pub(crate) fn read_back(&mut self, shard: usize) -> Result<ReadBack, String> {
+        let log = self.knobs.log;
+        let options = self.options(shard, self.layout.shards);
+        let mut replay = Replay::new(options, self.hasher, log.segment_bytes);
         let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
         let mut scanner = Scanner::resume(from, vouched, log);
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
-        let (disk, history, plant) = (&self.disks[shard], &mut self.histories[shard], self.plant);
+        let (disk, history, plant) =
+            (&self.layout.disks[shard], &mut self.layout.histories[shard], self.plant);
         let (mut count, mut found) = (history.first_from(from.lsn), Ok(()));
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
@@ -83,54 +126,42 @@ impl World {
             scanned.map_err(|damage| format!("recovery of shard {shard}: {damage}"))?;
         }
         let (start, torn) = scanner.finish().map_err(|damage| damage.to_string())?;
-        self.histories[shard].cut(count, self.disks[shard].durable())?;
-        if start.lsn < self.disks[shard].durable() {
+        self.layout.histories[shard].cut(count, self.layout.disks[shard].durable())?;
+        if start.lsn < self.layout.disks[shard].durable() {
             return Err(format!("recovery of shard {shard} ended before the durable end"));
         }
         if replay.contradictions() > 0 && self.plant == Plant::None {
             return Err(format!("{} contradictions in shard {shard}", replay.contradictions()));
         }
-        let disk = &mut self.disks[shard];
+        let disk = &mut self.layout.disks[shard];
         disk.recovered(start.lsn);
         if let Some((index, ..)) = replay.needed().into_iter().find(|(it, ..)| disk.lacks(*it)) {
             return Err(format!(
                 "messages of shard {shard} wait in segment {index}, it is deleted"
             ));
         }
-        let present = disk.present(start.lsn);
-        self.read_history(shard)?;
         let cut = torn.map_or(0, |torn| torn.bytes);
         self.note(
             "recovered: shard, records, end, cut",
             [shard as u64, count as u64, start.lsn, cut],
         );
-        let brain = replay.finish(&start, Log::new(log, start), present);
-        self.keep_image(image, start.lsn, cut, &brain);
-        Ok(Core {
-            brain,
-            out: shard::Effects::default(),
-            slots: Vec::new(),
-            generations: Vec::new(),
-            free: Vec::new(),
-            blocked: Vec::new(),
-            turn_wanted: false,
-            writing: None,
-        })
+        Ok(ReadBack { replay, start, cut })
     }
 
     /// Tells the model every record that is on the disk or was cleaned away.
-    fn read_history(&mut self, shard: usize) -> Result<(), String> {
-        for (end, bytes) in self.histories[shard].records() {
+    pub(crate) fn read_history(&mut self, shard: usize) -> Result<(), String> {
+        for (end, bytes) in self.layout.histories[shard].records() {
             let record = wal::record::decode(bytes).map_err(|why| why.to_string())?;
             self.model.take(shard, end, &record, &self.ledger)?;
         }
         Ok(())
     }
 
-    fn options(&self, shard: usize) -> Options {
+    /// The options of one of so many shards.
+    pub(crate) fn options(&self, shard: usize, shards: u16) -> Options {
         Options {
             shard: shard as ShardId,
-            shards: self.knobs.shards,
+            shards,
             node: 1,
             users_max: 100_000,
             waiting_messages_max: usize::MAX,
@@ -148,7 +179,7 @@ impl World {
     pub(crate) fn compare_inboxes(&mut self) {
         let mut found = Ok(());
         for (user, name) in self.names.iter().enumerate() {
-            let owner = self.hasher.key(name.as_bytes()).owner(self.knobs.shards);
+            let owner = self.hasher.key(name.as_bytes()).owner(self.layout.shards);
             let core = &self.cores[usize::from(owner)];
             let expected = self.model.inbox(user as u16);
             let is = core.brain.inboxes().find(|(known, ..)| *known == name.as_bytes());
@@ -184,7 +215,7 @@ impl World {
         self.count_cores();
         self.lose_snapshots();
         self.cores.clear();
-        for disk in &mut self.disks {
+        for disk in &mut self.layout.disks {
             disk.crash(&mut self.chance, self.knobs.garbage_sectors);
         }
         for link in 0..self.links.len() {
@@ -248,6 +279,9 @@ impl World {
             self.stranger();
         }
         if self.chance.permille(self.knobs.drain) && !self.draining {
+            self.drain();
+        }
+        if self.resize_chance.permille(self.knobs.restart) && !self.draining {
             self.drain();
         }
         if self.chance.permille(self.knobs.crash) {
@@ -325,6 +359,8 @@ impl World {
             &mut knobs.drain,
             &mut knobs.rot,
             &mut knobs.hours,
+            &mut knobs.resize,
+            &mut knobs.restart,
         ] {
             *fault = 0;
         }

@@ -5,6 +5,9 @@
 //! disks, garbage. What was cut by a recovery stays where it is: only the
 //! log's chain tells that it is stale. A deleted segment may come back with a
 //! crash. Snapshots are files of their own, there with their name or not at all.
+//!
+//! A new layout is written through a cache: what was not synced can be read, and
+//! ends at a crash as a write in flight does.
 
 use std::collections::BTreeMap;
 
@@ -52,6 +55,10 @@ pub(crate) struct Disk {
     deleted: BTreeMap<u64, bool>,
     /// Oldest first.
     pub(crate) snapshots: Vec<SnapshotFile>,
+    /// Where a cache was written to, and what the disk has there.
+    unsynced: Vec<(Lsn, Vec<u8>)>,
+    /// The log alone leads to nothing, so that one snapshot must stay good.
+    needs_snapshot: bool,
 }
 
 impl Disk {
@@ -65,7 +72,42 @@ impl Disk {
             durable: 0,
             deleted: BTreeMap::new(),
             snapshots: Vec::new(),
+            unsynced: Vec::new(),
+            needs_snapshot: false,
         }
+    }
+
+    /// An empty disk for a shard of a new layout.
+    pub(crate) fn of_new_layout(segment_bytes: u64) -> Disk {
+        Disk { needs_snapshot: true, ..Disk::new(segment_bytes) }
+    }
+
+    /// Whether the log alone leads to nothing.
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        self.needs_snapshot
+    }
+
+    /// Writes to the cache.
+    pub(crate) fn write_cached(&mut self, lsn: Lsn, bytes: &[u8]) {
+        let (at, end) = (lsn as usize, lsn as usize + bytes.len());
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.unsynced.push((lsn, self.bytes[at..end].to_vec()));
+        self.bytes[at..end].copy_from_slice(bytes);
+    }
+
+    /// Brings the cache to the disk.
+    pub(crate) fn sync(&mut self) {
+        self.unsynced.clear();
+        self.durable = self.bytes.len() as Lsn;
+    }
+
+    /// Everything is deleted.
+    pub(crate) fn wipe(&mut self) {
+        let segments = self.bytes.len() as u64 / self.segment_bytes;
+        self.deleted = (0..=segments).map(|segment| (segment, true)).collect();
+        self.snapshots.clear();
     }
 
     fn segment(&self, lsn: Lsn) -> u64 {
@@ -108,7 +150,8 @@ impl Disk {
     /// A bit of the newest snapshot flips, when something is left to start from.
     pub(crate) fn rot(&mut self, chance: &mut Chance) -> bool {
         let good = self.snapshots.iter().filter(|it| !it.is_rotten).count();
-        if good < 2 && !self.deleted.is_empty() {
+        let is_last = good < 2 && (self.needs_snapshot || !self.deleted.is_empty());
+        if is_last {
             return false;
         }
         let Some(newest) = self.snapshots.last_mut() else { return false };
@@ -155,6 +198,12 @@ impl Disk {
         for flight in std::mem::take(&mut self.flights) {
             let tear = chance.pick(&tears);
             self.tear(&flight, tear, chance, garbage_permille);
+        }
+        // Latest first, so that the oldest bytes are put back last.
+        for (lsn, before) in std::mem::take(&mut self.unsynced).into_iter().rev() {
+            let tear = chance.pick(&tears);
+            let lost = Flight { id: 0, lsn, bytes: before };
+            self.tear(&lost, tear, chance, garbage_permille);
         }
         self.done.clear();
         // Deleting is not synced: nothing depends on it.

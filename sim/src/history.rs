@@ -2,6 +2,21 @@
 //! recovery reads, and to know what all of them say.
 
 use wal::Lsn;
+use wal::commit::COMMIT_BYTES;
+
+/// The records in the bytes of a commit at this position, each with its own.
+pub(crate) fn records_of(lsn: Lsn, commit: &[u8]) -> impl Iterator<Item = (Lsn, &[u8])> {
+    // How long the records are stands in the commit record itself.
+    let used = u32::from_le_bytes(commit[20..24].try_into().expect("four bytes")) as usize;
+    let mut at = COMMIT_BYTES;
+    std::iter::from_fn(move || {
+        let bytes = commit.get(at..used).filter(|rest| !rest.is_empty())?;
+        let len = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes")) as usize;
+        let start = lsn + at as Lsn;
+        at += len;
+        Some((start, &bytes[..len]))
+    })
+}
 
 struct Written {
     lsn: Lsn,

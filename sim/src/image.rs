@@ -5,7 +5,6 @@
 use wal::Lsn;
 use wire::id::ShardId;
 
-use crate::snapshots::salt;
 use crate::world::World;
 
 /// One shard's disk before a start, and the shard after it.
@@ -17,6 +16,8 @@ pub struct Image {
     pub shards: u16,
     /// The seed of the hash that names users.
     pub seed: [u64; 2],
+    /// Which layout it is of: 0 for the first, which needs no snapshot.
+    pub generation: u64,
     /// The log's secret.
     pub salt: u64,
     /// Log bytes in a segment.
@@ -49,13 +50,14 @@ impl World {
     /// The disk of a shard before a start, when images are kept.
     pub(crate) fn image(&self, shard: usize) -> Option<Image> {
         self.images.as_ref()?;
-        let disk = &self.disks[shard];
+        let disk = &self.layout.disks[shard];
         let segments = disk.segments(0).filter(|(index, ..)| !disk.lacks(*index));
         Some(Image {
             shard: shard as ShardId,
-            shards: self.knobs.shards,
+            shards: self.layout.shards,
             seed: self.seed,
-            salt: salt(shard),
+            salt: self.layout.salts[shard],
+            generation: self.layout.generation,
             segment_bytes: self.knobs.log.segment_bytes,
             segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
             snapshots: disk.snapshots.iter().map(|it| (it.start, it.bytes.clone())).collect(),

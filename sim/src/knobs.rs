@@ -71,17 +71,28 @@ pub struct Knobs {
     pub(crate) hours: u32,
     /// Logins that a shard takes in a second; 0 for no bound.
     pub(crate) logins_per_second: u32,
+
+    /// A start asks for another number of shards; see [`RESIZE_FROM`].
+    pub(crate) resize: u32,
+    /// The operator restarts the server, to that end.
+    pub(crate) restart: u32,
+    /// The server dies while it rewrites its directory.
+    pub(crate) resize_dies: u32,
 }
 
 /// Seeds below this one have neither snapshots nor cleaning: the seeds that the
 /// tests keep, because they once noticed a defect, live on as they did.
 pub(crate) const STORE_FROM: u64 = 1200;
+/// Below this one the number of shards stays what it is, for the same reason.
+pub(crate) const RESIZE_FROM: u64 = 3_000_000;
 
 impl Knobs {
     /// The knobs of a seed.
     pub(crate) fn draw(seed: u64, chance: &mut Chance) -> Knobs {
         // A stream of its own, for the same reason.
         let store = &mut Chance::new(!seed);
+        let resize = &mut Chance::new(seed.rotate_left(40));
+        let resizes = seed >= RESIZE_FROM;
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
         Knobs {
@@ -134,6 +145,10 @@ impl Knobs {
             rot: some(store, 500),
             hours: rarely(store, 30),
             logins_per_second: if seed < STORE_FROM { 0 } else { store.pick(&[0, 0, 20, 200]) },
+
+            resize: if resizes { resize.pick(&[0, 300, 700, 1000]) } else { 0 },
+            restart: if resizes { some(resize, 150) } else { 0 },
+            resize_dies: some(resize, 700),
         }
     }
 }

@@ -22,11 +22,13 @@ mod trace;
 
 mod device;
 mod disk;
+mod layout;
 mod link;
 
 mod boot;
 mod crowd;
 mod crowd_v1;
+mod reshard;
 mod snapshots;
 mod turn;
 mod world;

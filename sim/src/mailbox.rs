@@ -200,6 +200,7 @@ impl World {
         };
         self.note("delivered: link, seq, letter", [link as u64, seq, letter.into(), 0]);
         let from = self.user_named(deliver.from);
+        self.check_number(device, seq, letter);
         let written = self.ledger.get(letter);
         if (from, deliver.from_device, deliver.send_seq)
             != (written.from, written.device, written.seq)
@@ -219,6 +220,16 @@ impl World {
         self.receive(device, letter, deliver.id);
         if self.devices[device].acks == Acks::AtOnce && self.chance.below(2) == 0 {
             self.acknowledge_v2(device);
+        }
+    }
+
+    /// A number that was shown stands for the same letter for ever, whatever a
+    /// crash took and however many shards there are: devices compare nothing else.
+    fn check_number(&mut self, device: usize, seq: u64, letter: LetterId) {
+        let user = self.devices[device].user;
+        let first = *self.shown.entry((user, seq)).or_insert(letter);
+        if first != letter {
+            self.violate(format!("inbox seq {seq} of user {user} is letter {first} and {letter}"));
         }
     }
 

@@ -112,7 +112,8 @@ fn live_many(args: &Args) -> ExitCode {
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
          ({} deliveries, {} failed writes, {} reads back, {} blocked, {} takeovers, {} skips, \
-         {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted)",
+         {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
+         {} times other shards with {} messages, {} deaths on the way)",
         sum.seeds,
         sum.stats.steps,
         sum.stats.crashes,
@@ -130,6 +131,9 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.rotten,
         sum.stats.moved,
         sum.stats.deleted,
+        sum.stats.reshardings,
+        sum.stats.carried,
+        sum.stats.reshard_deaths,
     );
     if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

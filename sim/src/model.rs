@@ -16,8 +16,9 @@ use crate::ledger::{Kind, Ledger, LetterId};
 /// Where a letter, or a number used up, stands.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    /// The shard.
-    pub(crate) shard: usize,
+    /// The shard; none when it was written to an earlier layout, all of which
+    /// was durable before the next one counted.
+    pub(crate) shard: Option<usize>,
     /// The log position behind it: it is durable when the disk is up to here.
     pub(crate) end: Lsn,
     /// Inbox seq, 0 for a number used up.
@@ -39,7 +40,7 @@ pub(crate) struct Inbox {
     pub(crate) acked_by_v1: BTreeSet<u64>,
     /// What has expired and was given up.
     pub(crate) dropped: BTreeSet<u64>,
-    /// Behind the newest copy of each entry.
+    /// Behind the newest copy of each entry in this layout.
     ends: BTreeMap<u64, Lsn>,
 }
 
@@ -60,9 +61,16 @@ impl Inbox {
 }
 
 /// See the module.
-#[derive(Default)]
 pub(crate) struct Model {
     keys: BTreeMap<u128, u16>,
+    /// What earlier layouts said; it stands in no log of this one.
+    before: Known,
+    known: Known,
+}
+
+/// What some records say.
+#[derive(Clone, Default)]
+struct Known {
     inboxes: Vec<Inbox>,
     letters: BTreeMap<LetterId, Place>,
     consumed: BTreeMap<(u16, u64, u16, u64), Place>,
@@ -72,43 +80,77 @@ impl Model {
     /// Empty, for users with these keys.
     pub(crate) fn new(keys: impl Iterator<Item = UserKey>) -> Model {
         let keys: BTreeMap<u128, u16> = keys.enumerate().map(|(n, k)| (k.0, n as u16)).collect();
-        Model { inboxes: vec![Inbox::default(); keys.len()], keys, ..Model::default() }
+        let before = Known { inboxes: vec![Inbox::default(); keys.len()], ..Known::default() };
+        Model { keys, known: before.clone(), before }
     }
 
-    /// The same users, nothing else: before a recovery.
+    /// The same users and what earlier layouts said, nothing else: before a
+    /// recovery.
     pub(crate) fn forget(&mut self) {
-        let users = self.inboxes.len();
-        self.inboxes = vec![Inbox::default(); users];
-        self.letters.clear();
-        self.consumed.clear();
+        self.known = self.before.clone();
+    }
+
+    /// What a recovery of this layout begins with.
+    pub(crate) fn forgotten(&self) -> Model {
+        let (keys, before) = (self.keys.clone(), self.before.clone());
+        Model { keys, known: before.clone(), before }
+    }
+
+    /// Another layout counts. What the one before said was read back from it,
+    /// and where its letters lie now the new logs must say.
+    pub(crate) fn switch(&mut self) {
+        for inbox in &mut self.known.inboxes {
+            inbox.ends.clear();
+        }
+        let places = self.known.letters.values_mut().chain(self.known.consumed.values_mut());
+        for place in places {
+            place.shard = None;
+        }
+        self.before = self.known.clone();
+    }
+
+    /// Letters known of earlier layouts.
+    pub(crate) fn letters_before(&self) -> usize {
+        self.before.letters.len()
     }
 
     /// The first letter that waits between these positions.
     pub(crate) fn waits_between(&self, from: Lsn, to: Lsn) -> Option<LetterId> {
-        let mut inboxes = self.inboxes.iter().flat_map(|inbox| {
-            inbox.waiting().filter(move |(seq, _)| (from + 1..=to).contains(&inbox.ends[seq]))
+        let mut inboxes = self.known.inboxes.iter().flat_map(|inbox| {
+            let is_there = move |end: &Lsn| (from + 1..=to).contains(end);
+            inbox.waiting().filter(move |(seq, _)| inbox.ends.get(seq).is_some_and(is_there))
         });
+        inboxes.next().map(|(_, id)| id)
+    }
+
+    /// The first letter that waits and lies nowhere.
+    pub(crate) fn waits_nowhere(&self) -> Option<LetterId> {
+        let mut inboxes = self
+            .known
+            .inboxes
+            .iter()
+            .flat_map(|inbox| inbox.waiting().filter(|(seq, _)| !inbox.ends.contains_key(seq)));
         inboxes.next().map(|(_, id)| id)
     }
 
     /// A user's inbox.
     pub(crate) fn inbox(&self, user: u16) -> &Inbox {
-        &self.inboxes[usize::from(user)]
+        &self.known.inboxes[usize::from(user)]
     }
 
     /// Where a letter lies.
     pub(crate) fn letter(&self, id: LetterId) -> Option<Place> {
-        self.letters.get(&id).copied()
+        self.known.letters.get(&id).copied()
     }
 
     /// Where it says that a number was used up.
     pub(crate) fn consumed(&self, from: u16, device: u64, to: u16, seq: u64) -> Option<Place> {
-        self.consumed.get(&(from, device, to, seq)).copied()
+        self.known.consumed.get(&(from, device, to, seq)).copied()
     }
 
     /// Every letter in an inbox.
     pub(crate) fn letters(&self) -> impl Iterator<Item = (LetterId, Place)> {
-        self.letters.iter().map(|(id, place)| (*id, *place))
+        self.known.letters.iter().map(|(id, place)| (*id, *place))
     }
 
     /// Takes the next record of a shard's log.
@@ -150,8 +192,8 @@ impl Model {
                 let (Some(to), Some(from)) = (self.user(key), self.user(from_key)) else {
                     return Ok(());
                 };
-                let place = Place { shard, end, inbox_seq: 0 };
-                self.consumed.insert((from, device, to, send_seq), place);
+                let place = Place { shard: Some(shard), end, inbox_seq: 0 };
+                self.known.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
             Record::Moved(ref message) => self.moved(end, message, ledger),
@@ -177,15 +219,15 @@ impl Model {
         if !fits {
             return Err(format!("letter {id} was stored as another: {message:?}"));
         }
-        let inbox = &mut self.inboxes[usize::from(to)];
+        let inbox = &mut self.known.inboxes[usize::from(to)];
         if message.inbox_seq <= inbox.last {
             return Err(format!("inbox seq {} given out twice", message.inbox_seq));
         }
         inbox.last = message.inbox_seq;
         inbox.entries.insert(message.inbox_seq, id);
         inbox.ends.insert(message.inbox_seq, end);
-        let place = Place { shard, end, inbox_seq: message.inbox_seq };
-        match self.letters.insert(id, place) {
+        let place = Place { shard: Some(shard), end, inbox_seq: message.inbox_seq };
+        match self.known.letters.insert(id, place) {
             Some(first) => {
                 let kind = if letter.kind == Kind::Plain { "plain" } else { "numbered" };
                 Err(format!("{kind} letter {id} stored twice: {first:?} and {place:?}"))
@@ -198,7 +240,7 @@ impl Model {
     fn moved(&mut self, end: Lsn, message: &Message<'_>, ledger: &Ledger) -> Result<(), String> {
         let Some(to) = self.user(message.key) else { return Ok(()) };
         let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
-        let inbox = &mut self.inboxes[usize::from(to)];
+        let inbox = &mut self.known.inboxes[usize::from(to)];
         match inbox.entries.get(&message.inbox_seq) {
             Some(known) if *known == id => {
                 inbox.ends.insert(message.inbox_seq, end);
@@ -232,6 +274,6 @@ impl Model {
 
     fn by_key(&mut self, key: UserKey) -> Option<&mut Inbox> {
         let user = self.user(key)?;
-        Some(&mut self.inboxes[usize::from(user)])
+        Some(&mut self.known.inboxes[usize::from(user)])
     }
 }

@@ -23,6 +23,10 @@ pub enum Plant {
     DeleteNext,
     /// A snapshot gets its name before the log is durable as far as it reaches.
     NameEarly,
+    /// Another layout counts before its logs are synced.
+    SwitchUnsynced,
+    /// The old layout is removed before the new one counts.
+    SweepEarly,
 }
 
 impl Plant {

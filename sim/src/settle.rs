@@ -35,7 +35,7 @@ impl World {
         }
         for (shard, core) in self.cores.iter().enumerate() {
             let log = core.brain.log();
-            if log.end() > self.disks[shard].durable() {
+            if log.end() > self.layout.disks[shard].durable() {
                 return Some(format!("the log of shard {shard}"));
             }
         }

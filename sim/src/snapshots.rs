@@ -7,7 +7,6 @@ use wal::snapshot::{Kind, Part, Reader, Writer};
 use wal::{LogStart, Lsn, Restore};
 use wire::id::ShardId;
 
-use crate::model::Model;
 use crate::plant::Plant;
 use crate::world::{Event, World};
 
@@ -23,15 +22,10 @@ pub(crate) struct Writing {
     is_finishing: bool,
 }
 
-/// The secret of a shard's log.
-pub(crate) fn salt(shard: usize) -> u64 {
-    0x5eed_0000 + shard as u64
-}
-
 impl World {
     /// What a read of the disk gives.
     pub(crate) fn read_disk(&mut self, shard: usize, lsn: Lsn, len: u32) -> Vec<u8> {
-        match self.disks[shard].read(lsn, len as usize) {
+        match self.layout.disks[shard].read(lsn, len as usize) {
             Ok(bytes) => bytes.to_vec(),
             Err(what) => {
                 self.violate(format!("shard {shard}: {what}"));
@@ -53,11 +47,12 @@ impl World {
     pub(crate) fn delete(&mut self, shard: usize, segment: u64) {
         self.note("delete: shard, segment", [shard as u64, segment, 0, 0]);
         self.stats.deleted += 1;
-        let mut deleted =
-            self.disks[shard].delete(segment).and_then(|()| self.nothing_waits_in(shard, segment));
+        let mut deleted = self.layout.disks[shard]
+            .delete(segment)
+            .and_then(|()| self.nothing_waits_in(shard, segment));
         if self.plant == Plant::DeleteNext {
             // What that does must be enough to notice.
-            deleted = self.disks[shard].delete(segment + 1).or(Ok(()));
+            deleted = self.layout.disks[shard].delete(segment + 1).or(Ok(()));
         }
         self.require(deleted);
     }
@@ -65,13 +60,12 @@ impl World {
     /// If the server died now: whatever would wait then must not be in there.
     fn nothing_waits_in(&mut self, shard: usize, segment: u64) -> Result<(), String> {
         // In a long life this would take longer than everything else.
-        let Some(left) = self.looks_back.checked_sub(self.histories[shard].len()) else {
-            return Ok(());
-        };
+        let looks = self.layout.histories[shard].len() + self.model.letters_before();
+        let Some(left) = self.looks_back.checked_sub(looks) else { return Ok(()) };
         self.looks_back = left;
-        let mut model = Model::new(self.names.iter().map(|name| self.hasher.key(name.as_bytes())));
-        let durable = self.disks[shard].durable();
-        let records = self.histories[shard].records();
+        let mut model = self.model.forgotten();
+        let durable = self.layout.disks[shard].durable();
+        let records = self.layout.histories[shard].records();
         for (end, bytes) in records.take_while(|(end, _)| *end <= durable) {
             let record = wal::record::decode(bytes).map_err(|why| why.to_string())?;
             model.take(shard, end, &record, &self.ledger)?;
@@ -93,7 +87,7 @@ impl World {
                 || self.store_chance.permille(self.knobs.snapshot);
             let now = self.now();
             let core = &mut self.cores[shard];
-            let newest = self.disks[shard].snapshots.last().map(|it| it.start);
+            let newest = self.layout.disks[shard].snapshots.last().map(|it| it.start);
             let start = core.brain.log().checkpoint().lsn;
             let is_free = core.writing.is_none() && !core.brain.log().is_poisoned();
             if is_wanted && is_free && Some(start) > newest {
@@ -160,23 +154,23 @@ impl World {
         let (start, bytes) = (writing.start.lsn, writing.bytes.len() as u64);
         self.note("snapshot counts: shard, lsn, bytes", [shard as u64, start, bytes, 0]);
         self.stats.snapshots += 1;
-        self.disks[shard].name_snapshot(start, writing.bytes, true);
+        self.layout.disks[shard].name_snapshot(start, writing.bytes, true);
         self.notice(shard, Input::Snapshotted { start, bytes });
     }
 
     /// What a crash does to snapshots.
     pub(crate) fn lose_snapshots(&mut self) {
-        for shard in 0..self.cores.len() {
-            let writing = self.cores[shard].writing.take();
+        for shard in 0..self.layout.disks.len() {
+            let writing = self.cores.get_mut(shard).and_then(|core| core.writing.take());
             if let Some(writing) = writing.filter(|it| it.is_finishing)
                 && self.store_chance.below(2) == 0
             {
                 self.note("snapshot just counts: shard", [shard as u64, 0, 0, 0]);
-                self.disks[shard].name_snapshot(writing.start.lsn, writing.bytes, false);
+                self.layout.disks[shard].name_snapshot(writing.start.lsn, writing.bytes, false);
             }
             if self.knobs.stores
                 && self.store_chance.permille(self.knobs.rot)
-                && self.disks[shard].rot(&mut self.store_chance)
+                && self.layout.disks[shard].rot(&mut self.store_chance)
             {
                 self.note("snapshot rots: shard", [shard as u64, 0, 0, 0]);
                 self.stats.rotten += 1;
@@ -192,31 +186,35 @@ impl World {
         replay: &mut Replay,
     ) -> Result<(LogStart, Lsn), String> {
         replay.reset();
-        while let Some(newest) = self.disks[shard].snapshots.last() {
-            match verify(shard, &newest.bytes) {
+        let salt = self.layout.salts[shard];
+        while let Some(newest) = self.layout.disks[shard].snapshots.last() {
+            match verify(shard, salt, &newest.bytes) {
                 Ok(_) if newest.is_rotten => return Err("a rotten snapshot passes".into()),
                 Ok((start, end)) => {
-                    feed(shard, &newest.bytes, replay)?;
+                    feed(shard, salt, &newest.bytes, replay)?;
                     replay.loaded(start, end);
                     self.note("loaded: shard, lsn, end", [shard as u64, start.lsn, end, 0]);
                     self.stats.loads += 1;
                     return Ok((start, end));
                 }
                 Err(_) if newest.is_rotten => {
-                    self.disks[shard].snapshots.pop();
+                    self.layout.disks[shard].snapshots.pop();
                     self.note("set aside: shard", [shard as u64, 0, 0, 0]);
                 }
                 Err(why) => return Err(format!("a good snapshot of shard {shard}: {why}")),
             }
         }
-        Ok((LogStart::fresh(salt(shard)), 0))
+        if self.layout.disks[shard].needs_snapshot() {
+            return Err(format!("shard {shard} has no snapshot that says who waits for what"));
+        }
+        Ok((LogStart::fresh(self.layout.salts[shard]), 0))
     }
 }
 
 /// Reads all of it before anything is believed.
-fn verify(shard: usize, bytes: &[u8]) -> Result<(LogStart, Lsn), String> {
+fn verify(shard: usize, salt: u64, bytes: &[u8]) -> Result<(LogStart, Lsn), String> {
     let mut start = None;
-    let end = walk(shard, bytes, &mut |part| {
+    let end = walk(shard, salt, bytes, &mut |part| {
         if let Part::Start(it) = part {
             start = Some(it);
         }
@@ -225,8 +223,8 @@ fn verify(shard: usize, bytes: &[u8]) -> Result<(LogStart, Lsn), String> {
     Ok((start.ok_or("it has no first frame")?, end))
 }
 
-fn feed(shard: usize, bytes: &[u8], replay: &mut Replay) -> Result<(), String> {
-    let taken = walk(shard, bytes, &mut |part| {
+fn feed(shard: usize, salt: u64, bytes: &[u8], replay: &mut Replay) -> Result<(), String> {
+    let taken = walk(shard, salt, bytes, &mut |part| {
         let taken = match part {
             Part::State(payload) => replay.state(payload),
             Part::Space(payload) => replay.space(payload),
@@ -239,10 +237,11 @@ fn feed(shard: usize, bytes: &[u8], replay: &mut Replay) -> Result<(), String> {
 
 fn walk(
     shard: usize,
+    salt: u64,
     bytes: &[u8],
     each: &mut dyn FnMut(Part<'_>) -> Result<(), String>,
 ) -> Result<Lsn, String> {
-    let mut reader = Reader::new(salt(shard), shard as ShardId);
+    let mut reader = Reader::new(salt, shard as ShardId);
     let mut rest = bytes;
     while let Some((len, part)) = reader.frame(rest).map_err(|why| why.to_string())? {
         each(part)?;

@@ -7,11 +7,11 @@
 use shard::hop::Parcel;
 use shard::{Conn, Effect, Input, Outcome};
 use wal::Lsn;
-use wal::commit::COMMIT_BYTES;
 use wire::id::ShardId;
 use wire::sniff::{self, Protocol};
 use wire::{v1, v2};
 
+use crate::history::records_of;
 use crate::link::{LinkId, Place, Speaks};
 use crate::world::{Event, World};
 
@@ -75,7 +75,7 @@ impl World {
             );
             self.trace.bytes(&bytes);
             self.read_commit(shard, write.lsn, &bytes);
-            self.disks[shard].submit(id, write.lsn, &bytes);
+            self.layout.disks[shard].submit(id, write.lsn, &bytes);
             let delay_ns = self.chance.latency(self.knobs.disk_ns);
             self.after(delay_ns, Event::Written { life: self.life, shard, id, lsn: write.lsn });
             if self.plant.acks_early() {
@@ -86,20 +86,14 @@ impl World {
 
     /// Tells the model what is on its way to the disk.
     fn read_commit(&mut self, shard: usize, lsn: Lsn, bytes: &[u8]) {
-        // How long the records are stands in the commit record itself.
-        let used = u32::from_le_bytes(bytes[20..24].try_into().expect("four bytes")) as usize;
-        let mut at = COMMIT_BYTES;
-        while at < used {
-            let len = u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-            let (start, end) = (lsn + at as Lsn, lsn + at as Lsn + Lsn::from(len));
-            let record = &bytes[at..at + len as usize];
-            self.histories[shard].push(start, record);
+        for (start, record) in records_of(lsn, bytes) {
+            let end = start + record.len() as Lsn;
+            self.layout.histories[shard].push(start, record);
             let taken = match wal::record::decode(record) {
                 Ok(record) => self.model.take(shard, end, &record, &self.ledger),
                 Err(why) => Err(format!("a record that cannot be read: {why}")),
             };
             self.require(taken);
-            at += len as usize;
         }
     }
 
@@ -107,10 +101,10 @@ impl World {
         let ok = !self.chance.permille(self.knobs.write_fails);
         self.note("written: shard, id, ok", [shard as u64, id, u64::from(ok), 0]);
         if ok {
-            self.disks[shard].complete(id);
+            self.layout.disks[shard].complete(id);
         } else {
             self.stats.failed_writes += 1;
-            self.disks[shard].fail(id, &mut self.chance, self.knobs.garbage_sectors);
+            self.layout.disks[shard].fail(id, &mut self.chance, self.knobs.garbage_sectors);
         }
         self.count_down();
         if self.plant.acks_early() {

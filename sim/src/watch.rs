@@ -147,7 +147,10 @@ impl World {
     }
 
     fn is_durable(&self, place: Option<Place>) -> bool {
-        place.is_some_and(|place| place.end <= self.disks[place.shard].durable())
+        place.is_some_and(|place| {
+            let disk = place.shard.map(|shard| &self.layout.disks[shard]);
+            disk.is_none_or(|disk| place.end <= disk.durable())
+        })
     }
 
     fn too_early(&mut self, what: &str, id: LetterId) {

@@ -7,7 +7,7 @@
 //! oracle at the server's door) and `settle` (the oracle at the end).
 
 use std::cmp::Ordering;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
 use shard::hop::Parcel;
 use shard::{Conn, Effects, Input, KeyHasher, Now, Shard};
@@ -15,10 +15,9 @@ use wal::Lsn;
 
 use crate::chance::Chance;
 use crate::device::Device;
-use crate::disk::Disk;
-use crate::history::History;
 use crate::knobs::Knobs;
-use crate::ledger::Ledger;
+use crate::layout::Layout;
+use crate::ledger::{Ledger, LetterId};
 use crate::link::{Link, LinkId};
 use crate::model::Model;
 use crate::plant::Plant;
@@ -197,6 +196,12 @@ pub struct Stats {
     pub moved: u64,
     /// Segments deleted.
     pub deleted: u64,
+    /// Times that another number of shards came to count.
+    pub reshardings: u64,
+    /// Times that the server died on the way.
+    pub reshard_deaths: u64,
+    /// Messages that came along.
+    pub carried: u64,
 }
 
 impl Stats {
@@ -216,6 +221,9 @@ impl Stats {
         self.rotten += other.rotten;
         self.moved += other.moved;
         self.deleted += other.deleted;
+        self.reshardings += other.reshardings;
+        self.reshard_deaths += other.reshard_deaths;
+        self.carried += other.carried;
     }
 }
 
@@ -228,6 +236,8 @@ pub struct World {
     pub(crate) now_ns: u64,
     /// For what belongs to snapshots and cleaning.
     pub(crate) store_chance: Chance,
+    /// For what belongs to other numbers of shards.
+    pub(crate) resize_chance: Chance,
     /// Records that may still be looked at again when a segment is deleted.
     pub(crate) looks_back: usize,
     wall_offset_ms: i64,
@@ -244,8 +254,14 @@ pub struct World {
     pub(crate) cores: Vec<Core>,
     /// From × to.
     pub(crate) rings: Vec<Ring>,
-    pub(crate) disks: Vec<Disk>,
-    pub(crate) histories: Vec<History>,
+    /// The layout that counts.
+    pub(crate) layout: Layout,
+    /// The one before it, as long as it is not removed.
+    pub(crate) leftover: Option<Layout>,
+    /// Layouts begun after the first one.
+    pub(crate) layouts_made: u64,
+    /// The server dies in its start after so many more steps.
+    pub(crate) steps_to_live: Option<u64>,
     pub(crate) writes: u64,
     /// The server dies after so many more completed writes.
     pub(crate) writes_to_live: Option<u64>,
@@ -256,6 +272,8 @@ pub struct World {
     pub(crate) devices: Vec<Device>,
 
     pub(crate) ledger: Ledger,
+    /// Which letter a user's device has seen under which inbox seq.
+    pub(crate) shown: BTreeMap<(u16, u64), LetterId>,
     pub(crate) model: Model,
     pub(crate) stats: Stats,
     /// Faults have ended; everything must settle.
@@ -284,17 +302,19 @@ impl World {
         let hasher = KeyHasher::new(hash_seed);
         let names: Vec<String> = (0..knobs.users).map(|n| format!("user{n}")).collect();
         let keys = names.iter().map(|name| hasher.key(name.as_bytes()));
-        let shards = usize::from(knobs.shards);
         let mut world = World {
             model: Model::new(keys),
-            disks: (0..shards).map(|_| Disk::new(knobs.log.segment_bytes)).collect(),
-            histories: (0..shards).map(|_| History::default()).collect(),
+            layout: Layout::first(knobs.shards, knobs.log.segment_bytes),
+            leftover: None,
+            layouts_made: 0,
+            steps_to_live: None,
             knobs,
             chance,
             trace: Trace::new(prints),
             plant,
             now_ns: 0,
             store_chance: Chance::new(seed.rotate_left(32)),
+            resize_chance: Chance::new(seed.rotate_left(48)),
             looks_back: LOOKS_BACK,
             wall_offset_ms: 0,
             queue: BinaryHeap::new(),
@@ -313,6 +333,7 @@ impl World {
             links: Vec::new(),
             devices: Vec::new(),
             ledger: Ledger::default(),
+            shown: BTreeMap::new(),
             stats: Stats::default(),
             quiet_since: None,
             violation: None,

@@ -55,6 +55,16 @@ fn a_snapshot_named_too_early_is_noticed() {
 }
 
 #[test]
+fn a_switch_before_the_new_logs_are_synced_is_noticed() {
+    check(Plant::SwitchUnsynced, 3_000_000..3_000_060);
+}
+
+#[test]
+fn an_old_layout_removed_too_early_is_noticed() {
+    check(Plant::SweepEarly, 3_000_000..3_000_200);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }

@@ -14,12 +14,13 @@ use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
 use wal::{FORMAT, Log, LogOptions};
 
-/// Some without snapshots and cleaning, and more with both.
-const SEEDS: [std::ops::Range<u64>; 2] = [0..10, 10_000..10_030];
+/// Some without snapshots and cleaning, more with both, and some with other
+/// numbers of shards.
+const SEEDS: [std::ops::Range<u64>; 3] = [0..10, 10_000..10_030, 3_000_000..3_000_020];
 
 #[test]
 fn every_start_reads_the_same_from_a_real_disk() {
-    let (mut starts, mut rotten, mut torn, mut from_snapshots) = (0, 0, 0, 0);
+    let (mut starts, mut rotten, mut torn, mut from_snapshots, mut later) = (0, 0, 0, 0, 0);
     for seed in SEEDS.into_iter().flatten() {
         let mut world = World::new(seed, Plant::None, false);
         world.keep_images();
@@ -31,10 +32,12 @@ fn every_start_reads_the_same_from_a_real_disk() {
             rotten += usize::from(image.good < image.snapshots.len());
             torn += usize::from(image.cut > 0);
             from_snapshots += usize::from(image.good > 0);
+            later += usize::from(image.generation > 0);
         }
     }
     // Otherwise this would show nothing.
     assert!(starts > 80 && torn > 8, "{starts} starts, {torn} torn");
+    assert!(later > 20, "{later} of a layout after the first");
     assert!(rotten > 0 && from_snapshots > 10, "{rotten} rotten, {from_snapshots} snapshots");
 }
 
@@ -72,10 +75,14 @@ fn check(seed: u64, image: &Image) {
 fn put(dir: &Path, image: &Image) {
     let mut salts = vec![1; usize::from(image.shards)];
     salts[usize::from(image.shard)] = image.salt;
+    let layout = match image.generation {
+        0 => dir.to_path_buf(),
+        generation => dir.join(format!("gen-{generation:04}")),
+    };
     for shard in 0..image.shards {
-        fs::create_dir(dir.join(format!("shard-{shard:04}"))).unwrap();
+        fs::create_dir_all(layout.join(format!("shard-{shard:04}"))).unwrap();
     }
-    let shard = dir.join(format!("shard-{:04}", image.shard));
+    let shard = layout.join(format!("shard-{:04}", image.shard));
     for (index, bytes) in &image.segments {
         let header = SegmentHeader {
             log_id: image.salt,
@@ -97,7 +104,7 @@ fn put(dir: &Path, image: &Image) {
         seed: image.seed,
         salts,
         segment_bytes: image.segment_bytes,
-        generation: 0,
+        generation: image.generation,
     };
     manifest.store(dir).unwrap();
 }
