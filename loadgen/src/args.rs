@@ -8,12 +8,39 @@ use clap::Parser;
 use crate::body::BODY_BYTES_MIN;
 use crate::plan::Arrivals;
 use crate::scenario::Scenario;
-use crate::spec::{ClassChoice, Protocol};
+use crate::spec::{ClassChoice, Deafness, Protocol};
+
+/// Messages per second where nothing else is said.
+const RATE: f64 = 1000.0;
+/// Messages under way per sender in a closed loop of the crusher.
+const CRUSHER_IN_FLIGHT: u32 = 16;
+/// The same while inboxes are filled.
+const FILL_IN_FLIGHT: u32 = 64;
+/// What each witness says in a second unless told.
+const WITNESS_RATE: f64 = 10.0;
 
 /// Loads an iris-shard server and verifies every confirmed message.
 ///
 /// Open loop by default: messages leave at their intended times whatever the
 /// server does, and latencies count from those times.
+///
+/// hot-inbox, storm, slow, churn and crusher are played in acts beside
+/// witnesses, who exchange messages in pairs all the time and are left alone:
+/// what they see before and during the ordeal is what it costs others.
+///
+/// Examples:
+///
+///   iris-loadgen pairs -c 1000 -r 5000
+///
+///   iris-loadgen hot-inbox -c 100 --messages 200000
+///
+///   iris-loadgen storm -c 10000 --waiting 10
+///
+///   iris-loadgen slow -c 1000 --server-pid $(pidof iris-shard)
+///
+///   iris-loadgen churn -c 1000 --visit-rate 500
+///
+///   iris-loadgen crusher -c 1000 -d 60 -r 60000
 ///
 /// Exit code: 0 verified, 1 verification failed, 2 wrong usage, 4 cannot
 /// connect.
@@ -33,20 +60,24 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_parser = addresses)]
     pub(crate) from: Vec<Addresses>,
 
-    /// Connections from the start.
+    /// Connections from the start; in an ordeal those that it is about: who
+    /// sends (hot-inbox, crusher), is cut (storm), never reads (slow), comes
+    /// and goes (churn). Witnesses come on top.
     #[arg(long, short = 'c', default_value_t = 1000)]
     pub(crate) connections: u32,
 
-    /// Messages per second, all together.
-    #[arg(long, short = 'r', default_value_t = 1000.0)]
-    pub(crate) rate: f64,
+    /// Messages per second, all together; 1000 by default, but crusher is a
+    /// closed loop without it.
+    #[arg(long, short = 'r')]
+    pub(crate) rate: Option<f64>,
 
     /// How messages are spread over time.
     #[arg(long, value_enum, default_value = "constant")]
     pub(crate) arrivals: Arrivals,
 
-    /// Closed loop instead: each pair keeps this many messages under way. For
-    /// rates, not for latencies.
+    /// Closed loop instead: each pair keeps this many messages under way; in
+    /// an ordeal, each sender (64 by default while inboxes are filled, 16 in
+    /// crusher). For rates, not for latencies.
     #[arg(long)]
     pub(crate) in_flight: Option<u32>,
 
@@ -71,14 +102,52 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 64)]
     pub(crate) size: usize,
 
-    /// Users that log in only at the end (offline: one per connection; mixed:
-    /// one per ten).
+    /// Users that log in only at the end (offline, crusher: one per connection;
+    /// mixed, chaos: one per ten; hot-inbox: one). Each worker has one at least.
     #[arg(long)]
     pub(crate) absent: Option<u32>,
 
     /// Part of the messages of `mixed` that goes to absent users.
     #[arg(long, default_value_t = 0.2)]
     pub(crate) absent_share: f64,
+
+    /// Users who talk in pairs and are left alone, beside --connections: a
+    /// number, or a part of those such as 5 %.
+    #[arg(long, default_value = "5%", value_parser = amount)]
+    pub(crate) witnesses: Amount,
+
+    /// Messages per second that the witnesses exchange; 10 each by default.
+    #[arg(long)]
+    pub(crate) witness_rate: Option<f64>,
+
+    /// Seconds before an ordeal in which only witnesses talk.
+    #[arg(long, default_value_t = 3.0)]
+    pub(crate) calm: f64,
+
+    /// Hot-inbox: messages that wait when the user comes.
+    #[arg(long, default_value_t = 200_000)]
+    pub(crate) messages: u64,
+
+    /// Storm, slow: messages that wait for each user.
+    #[arg(long, default_value_t = 10)]
+    pub(crate) waiting: u32,
+
+    /// Storm: connections started per second after the cut; as many as can be
+    /// by default.
+    #[arg(long)]
+    pub(crate) reconnect_rate: Option<f64>,
+
+    /// Slow: how the users do not read.
+    #[arg(long, value_enum, default_value = "socket")]
+    pub(crate) deaf: Deafness,
+
+    /// Churn: connections that come and go per second.
+    #[arg(long, default_value_t = 200.0)]
+    pub(crate) visit_rate: f64,
+
+    /// Churn: messages that each of them sends to its partner.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) visit_messages: u32,
 
     /// Seed of the schedule.
     #[arg(long, default_value_t = 1)]
@@ -123,6 +192,11 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) server_pid: Option<u32>,
 
+    /// The server's admin address: its memory is asked for there where its
+    /// process is not given.
+    #[arg(long)]
+    pub(crate) admin: Option<SocketAddr>,
+
     /// Write the results as JSON.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
@@ -140,6 +214,26 @@ pub(crate) struct Args {
     /// No progress lines.
     #[arg(long, short = 'q')]
     pub(crate) quiet: bool,
+}
+
+/// A number of users, or a part of the connections.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Amount {
+    /// So many.
+    Users(u32),
+    /// Of 1.
+    Part(f64),
+}
+
+fn amount(text: &str) -> Result<Amount, String> {
+    let amount = match text.strip_suffix('%') {
+        Some(percent) => {
+            let percent = percent.trim().parse().ok().filter(|n| (0.0..=1000.0).contains(n));
+            percent.map(|percent: f64| Amount::Part(percent / 100.0))
+        }
+        None => text.parse().ok().map(Amount::Users),
+    };
+    amount.ok_or_else(|| format!("{text}: neither a number nor a part such as 5%"))
 }
 
 /// One address or a range of them.
@@ -169,6 +263,52 @@ impl Args {
         self.from.iter().flat_map(|addresses| addresses.0.iter().copied()).collect()
     }
 
+    /// Messages per second of the open loop.
+    pub(crate) fn rate(&self) -> f64 {
+        self.rate.unwrap_or(RATE)
+    }
+
+    /// Whether answers or confirmations drive the load, not times.
+    pub(crate) fn is_closed(&self) -> bool {
+        match self.scenario {
+            Scenario::Crusher => self.rate.is_none(),
+            scenario if scenario.is_ordeal() => false,
+            _ => self.in_flight.is_some(),
+        }
+    }
+
+    /// Messages under way per sender in an ordeal's closed loops.
+    pub(crate) fn depth(&self) -> u32 {
+        let usual = match self.scenario {
+            Scenario::Crusher => CRUSHER_IN_FLIGHT,
+            _ => FILL_IN_FLIGHT,
+        };
+        self.in_flight.unwrap_or(usual)
+    }
+
+    /// Users who talk in pairs and are left alone: whole pairs.
+    pub(crate) fn witnesses(&self) -> u32 {
+        if !self.scenario.is_ordeal() {
+            return 0;
+        }
+        let users = match self.witnesses {
+            Amount::Users(users) => users,
+            Amount::Part(part) => ((f64::from(self.connections) * part) as u32).max(2),
+        };
+        users.next_multiple_of(2)
+    }
+
+    /// Messages per second of all witnesses.
+    pub(crate) fn witness_rate(&self) -> f64 {
+        self.witness_rate.unwrap_or(WITNESS_RATE * f64::from(self.witnesses()))
+    }
+
+    /// Whether lost connections are taken up again: asked for, or because the
+    /// scenario takes them down.
+    pub(crate) fn reconnects(&self) -> bool {
+        self.reconnect || matches!(self.scenario, Scenario::Storm | Scenario::Churn)
+    }
+
     /// What does not fit together, as a sentence.
     pub(crate) fn check(&self) -> Result<(), String> {
         let size_max = match self.scenario {
@@ -191,10 +331,35 @@ impl Args {
                 "--connections and --absent are at most 10,000,000".to_owned(),
             ),
             (
-                !self.talks_in_pairs() || self.connections.is_multiple_of(2),
+                !self.scenario.is_paired() || self.connections.is_multiple_of(2),
                 "--connections must be even: users talk in pairs".to_owned(),
             ),
-            (positive(self.rate), "--rate is above 0".to_owned()),
+            (positive(self.rate()), "--rate is above 0".to_owned()),
+            (positive(self.visit_rate), "--visit-rate is above 0".to_owned()),
+            (self.reconnect_rate.is_none_or(positive), "--reconnect-rate is above 0".to_owned()),
+            (self.witness_rate.is_none_or(positive), "--witness-rate is above 0".to_owned()),
+            (
+                positive(self.calm) && self.calm < 1e7,
+                "--calm is above 0: without it there is nothing to compare with".to_owned(),
+            ),
+            (
+                !self.scenario.is_ordeal() || self.witnesses() <= 1_000_000,
+                "--witnesses is at most 1,000,000".to_owned(),
+            ),
+            (
+                !self.scenario.is_ordeal() || self.protocol == Protocol::V2,
+                "hot-inbox, storm, slow, churn and crusher speak v2: their acts end with \
+                 confirmations"
+                    .to_owned(),
+            ),
+            (
+                !self.scenario.is_ordeal() || self.warmup == 0.0,
+                "--warmup is for other scenarios; an ordeal has its --calm".to_owned(),
+            ),
+            (
+                self.visit_messages > 0 && self.visit_messages <= 1000,
+                "--visit-messages is 1 to 1000".to_owned(),
+            ),
             (positive(self.connect_rate), "--connect-rate is above 0".to_owned()),
             (positive(self.duration) && self.duration < 1e7, "--duration is above 0".to_owned()),
             (
@@ -212,8 +377,9 @@ impl Args {
             (self.absent != Some(0), "--absent is at least 1".to_owned()),
             (
                 self.in_flight.is_none()
-                    || self.talks_in_pairs() && self.scenario != Scenario::Mixed,
-                "--in-flight goes with pairs and relay".to_owned(),
+                    || self.scenario.is_ordeal()
+                    || matches!(self.scenario, Scenario::Pairs | Scenario::Relay),
+                "--in-flight goes with pairs, relay and ordeals".to_owned(),
             ),
             (
                 self.scenario != Scenario::Relay || self.in_flight.is_some(),
@@ -247,10 +413,6 @@ impl Args {
             None => Ok(()),
         }
     }
-
-    fn talks_in_pairs(&self) -> bool {
-        matches!(self.scenario, Scenario::Pairs | Scenario::Mixed | Scenario::Relay)
-    }
 }
 
 #[cfg(test)]
@@ -265,6 +427,21 @@ mod tests {
         assert!(addresses("127.0.0.2-127.0.0.1").is_err());
         assert!(addresses("::1-::2").is_err());
         assert!(addresses("here").is_err());
+    }
+
+    #[test]
+    fn witnesses_are_whole_pairs() {
+        let witnesses = |line: &str| {
+            let words = std::iter::once("iris-loadgen").chain(line.split(' '));
+            Args::try_parse_from(words).expect("it parses").witnesses()
+        };
+        assert_eq!(witnesses("pairs"), 0);
+        assert_eq!(witnesses("storm -c 1000"), 50);
+        assert_eq!(witnesses("storm -c 10"), 2);
+        assert_eq!(witnesses("storm --witnesses 7"), 8);
+        assert_eq!(witnesses("storm --witnesses 0"), 0);
+        assert_eq!(witnesses("storm -c 1000 --witnesses 20%"), 200);
+        assert!(amount("many").is_err() && amount("-1%").is_err() && amount("x%").is_err());
     }
 
     #[test]
@@ -286,5 +463,10 @@ mod tests {
         assert!(sentence("pairs --protocol nats").contains("best-effort"));
         assert!(sentence("offline --protocol mqtt").contains("idle"));
         assert!(sentence("pairs --protocol mqtt --reconnect").contains("--reconnect"));
+        assert_eq!(sentence("storm -c 100"), "");
+        assert!(sentence("storm -c 3").contains("even"));
+        assert!(sentence("slow --protocol v1").contains("v2"));
+        assert!(sentence("churn --warmup 1").contains("--calm"));
+        assert!(sentence("crusher --calm 0").contains("--calm"));
     }
 }

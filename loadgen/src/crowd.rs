@@ -3,22 +3,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use rustix::process::{Resource, getrlimit};
-
+use crate::acts::{self, Act};
+use crate::admin;
 use crate::args::Args;
 use crate::clock;
 use crate::figures::{Figures, Progress};
 use crate::probe::{self, Moment, Sample};
-use crate::scenario::{Cast, Scenario};
+use crate::scenario::Scenario;
 use crate::signals;
-use crate::spec::{Load, Order, Spec, Word};
+use crate::spec::{Order, Spec, Word};
+use crate::spread::{self, share};
 
-/// Descriptors of a worker that are no connections.
-const DESCRIPTORS_SPARE: u64 = 64;
 /// How long the parent waits for a word before it looks after other things.
 const LOOK: Duration = Duration::from_millis(50);
 /// Between everyone being there and the first message.
@@ -27,6 +27,8 @@ const START_NS: u64 = 200_000_000;
 /// two looks a second apart.
 const SETTLED_BYTES: u64 = 64 * 1024;
 const SETTLE_LOOKS_MAX: u32 = 15;
+/// From ordering an act to its beginning: every worker knows of it by then.
+const CUE_NS: u64 = 20_000_000;
 
 /// What a run gave.
 #[derive(Debug)]
@@ -48,8 +50,10 @@ struct Worker {
     progress: Progress,
     connected: u32,
     quiet: bool,
+    played: Option<Act>,
     done: bool,
-    online: u32,
+    /// Users that are connected from the start.
+    present: u32,
 }
 
 struct Crowd<'a> {
@@ -83,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<Outcome, String> {
             .map_err(|error| format!("{}: {error}", path.display()))
     });
     let control = control.transpose()?;
-    let specs = specs(args);
+    let specs = spread::specs(args);
     let (sender, words) = channel();
     let mut workers = Vec::new();
     for (index, spec) in specs.iter().enumerate() {
@@ -97,73 +101,6 @@ pub(crate) fn run(args: &Args) -> Result<Outcome, String> {
     let outcome = crowd.lead();
     crowd.dismiss();
     outcome
-}
-
-/// How the users are spread over the workers.
-fn specs(args: &Args) -> Vec<Spec> {
-    let online = args.steps.last().copied().unwrap_or(args.connections);
-    let absent = match args.scenario {
-        Scenario::Offline => args.absent.unwrap_or(online),
-        Scenario::Mixed => args.absent.unwrap_or((online / 10).max(1)),
-        Scenario::Pairs | Scenario::Idle | Scenario::Relay => 0,
-    };
-    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20);
-    let per_worker = limit.saturating_sub(DESCRIPTORS_SPARE).max(2);
-    let needed = u64::from(online + absent).div_ceil(per_worker) as u32;
-    // A little room, because shares are rounded to pairs.
-    let workers = args.workers.max(if needed > 1 { needed + 1 } else { 1 }).min(online.div_ceil(2));
-    let run = clock::unix_ms() << 8 | u64::from(std::process::id() & 0xff);
-    let mut base = 0;
-    (0..workers)
-        .map(|index| {
-            let part = 1.0 / f64::from(workers);
-            let mine = share(online, workers, index);
-            // Everyone's absent friend is in the same worker.
-            let friends = if absent == 0 { 0 } else { share(absent, workers, index).max(1) };
-            let cast = Cast { scenario: args.scenario, online: mine, absent: friends };
-            let senders = if args.scenario == Scenario::Idle { 0 } else { mine };
-            let load = match args.in_flight {
-                Some(in_flight) => Load::Closed { in_flight },
-                None => Load::Open {
-                    rate: args.rate * f64::from(senders) / f64::from(online),
-                    arrivals: args.arrivals,
-                    absent_share: if absent == 0 { 0.0 } else { args.absent_share },
-                    offset: part * f64::from(index),
-                },
-            };
-            let spec = Spec {
-                run,
-                cast,
-                base,
-                targets: args.target.clone(),
-                from: args.sources(),
-                protocol: args.protocol,
-                class: args.class,
-                size: args.size,
-                load,
-                duration_ns: clock::seconds_ns(args.duration),
-                warmup_ns: clock::seconds_ns(args.warmup),
-                seed: args.seed,
-                connect_rate: args.connect_rate * part,
-                reconnect: args.reconnect,
-                drain_ns: clock::seconds_ns(args.drain_timeout),
-                linger_ns: clock::seconds_ns(args.linger),
-                window: args.window,
-                core: (!args.cores.is_empty())
-                    .then(|| args.cores[index as usize % args.cores.len()]),
-            };
-            base += cast.users();
-            spec
-        })
-        .collect()
-}
-
-/// One worker's share of `n` users, in whole pairs; an odd one goes to the
-/// last worker.
-fn share(n: u32, workers: u32, index: u32) -> u32 {
-    let up_to = |index: u32| (u64::from(n / 2) * u64::from(index) / u64::from(workers)) as u32;
-    let odd = if index + 1 == workers { n % 2 } else { 0 };
-    2 * (up_to(index + 1) - up_to(index)) + odd
 }
 
 fn start(spec: &Spec, index: usize, words: &Sender<(usize, Heard)>) -> io::Result<Worker> {
@@ -198,8 +135,9 @@ fn start(spec: &Spec, index: usize, words: &Sender<(usize, Heard)>) -> io::Resul
         progress: Progress::default(),
         connected: 0,
         quiet: false,
+        played: None,
         done: false,
-        online: spec.cast.online,
+        present: spec.cast.present(),
     })
 }
 
@@ -207,13 +145,16 @@ impl Crowd<'_> {
     fn lead(&mut self) -> Result<Outcome, String> {
         self.meter.look(Moment::Start, 0);
         let steps = match self.args.steps.as_slice() {
-            [] => vec![self.args.connections],
-            steps => steps.to_vec(),
+            [] => vec![None],
+            steps => steps.iter().copied().map(Some).collect(),
         };
-        for step in &steps {
-            if !self.gather(*step)? {
+        for step in steps {
+            if !self.gather(step)? {
                 return self.end();
             }
+        }
+        if self.args.scenario.is_ordeal() {
+            return self.play();
         }
         self.tell("steady");
         let start_ns = clock::now_ns() + START_NS;
@@ -224,13 +165,46 @@ impl Crowd<'_> {
         self.end()
     }
 
-    /// Has `users` connected; false when a signal came before.
-    fn gather(&mut self, users: u32) -> Result<bool, String> {
+    /// Plays an ordeal, act by act.
+    fn play(&mut self) -> Result<Outcome, String> {
+        for act in acts::of(self.args.scenario) {
+            if *act == Act::Ordeal {
+                self.meter.look(Moment::Before, self.online());
+            }
+            self.tell(act.name());
+            let at_ns = clock::now_ns() + CUE_NS;
+            self.order(&Order::Play { act: *act, at_ns });
+            if *act == Act::Ordeal {
+                self.meter.window = Some((at_ns, u64::MAX));
+            }
+            let played = |worker: &Worker| worker.played == Some(*act) || worker.done;
+            self.listen(|crowd| crowd.requests > 0 || crowd.workers.iter().all(played))?;
+            if *act == Act::Ordeal {
+                self.meter.look(Moment::During, self.online());
+                self.meter.window = self.meter.window.map(|(from, _)| (from, clock::now_ns()));
+            }
+            if self.requests > 0 {
+                return self.end();
+            }
+        }
+        self.tell("quiet");
+        self.order(&Order::Finish);
+        self.end()
+    }
+
+    fn online(&self) -> u32 {
+        self.workers.iter().map(|worker| worker.progress.online).sum()
+    }
+
+    /// Has `users`, or everyone who is there from the start, connected; false
+    /// when a signal came before.
+    fn gather(&mut self, users: Option<u32>) -> Result<bool, String> {
         let workers = self.workers.len() as u32;
         let mut wanted = Vec::new();
         for index in 0..workers {
             let worker = &mut self.workers[index as usize];
-            let users = share(users, workers, index).min(worker.online);
+            let users = users
+                .map_or(worker.present, |users| share(users, workers, index).min(worker.present));
             wanted.push(users);
             send(worker, &Order::Connect { users });
         }
@@ -244,7 +218,7 @@ impl Crowd<'_> {
         self.tell("connected");
         let connected = self.workers.iter().map(|worker| worker.connected).sum();
         let is_weighed = self.args.scenario == Scenario::Idle || !self.args.steps.is_empty();
-        if is_weighed && self.meter.pid.is_some() {
+        if is_weighed && (self.meter.pid.is_some() || self.meter.admin.is_some()) {
             self.settle(connected)?;
         }
         self.meter.look(Moment::Held, connected);
@@ -302,6 +276,7 @@ impl Crowd<'_> {
         match word {
             Word::Connected { users } => worker.connected = users,
             Word::Quiet => worker.quiet = true,
+            Word::Played(act) => worker.played = Some(act),
             Word::Progress(progress) => worker.progress = progress,
             Word::Fatal(why) => {
                 let targets: Vec<String> =
@@ -378,6 +353,7 @@ fn send(worker: &mut Worker, order: &Order) {
 /// The progress line and the looks at the server's process.
 struct Meter {
     pid: Option<u32>,
+    admin: Option<SocketAddr>,
     samples: Vec<Sample>,
     /// When the measured window begins and ends, and the server's CPU there.
     window: Option<(u64, u64)>,
@@ -395,6 +371,7 @@ impl Meter {
         let now_ns = clock::now_ns();
         Meter {
             pid: args.server_pid,
+            admin: args.admin,
             samples: Vec::new(),
             window: None,
             cpu_began: None,
@@ -408,7 +385,11 @@ impl Meter {
     }
 
     fn sample(&self, moment: Moment, connections: u32) -> Option<Sample> {
-        probe::sample(self.pid?, moment, connections)
+        match (self.pid, self.admin) {
+            (Some(pid), _) => probe::sample(pid, moment, connections),
+            (None, Some(admin)) => admin::sample(admin, moment, connections),
+            (None, None) => None,
+        }
     }
 
     fn look(&mut self, moment: Moment, connections: u32) {
@@ -460,20 +441,6 @@ impl Meter {
     fn finish(&mut self) {
         if self.terminal && !self.quiet {
             eprint!("\r\x1b[K");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shares_are_whole_pairs_and_lose_nobody() {
-        for (n, workers) in [(10, 3), (11, 3), (2, 1), (1_000_000, 53), (15_000, 2)] {
-            let shares: Vec<u32> = (0..workers).map(|index| share(n, workers, index)).collect();
-            assert_eq!(shares.iter().sum::<u32>(), n);
-            assert!(shares[..shares.len() - 1].iter().all(|share| share % 2 == 0));
         }
     }
 }

@@ -37,6 +37,12 @@ impl Dialer {
         }
     }
 
+    /// From now on `rate` connections a second.
+    pub(crate) fn set_rate(&mut self, rate: f64) {
+        self.gap_ns = (1e9 / rate) as u64;
+        self.next_ns = 0;
+    }
+
     /// This user wants to connect.
     pub(crate) fn add(&mut self, user: u32) {
         self.waiting.push_back(user);
@@ -46,9 +52,11 @@ impl Dialer {
     /// row, not before `wait_ns` if the server named a time.
     pub(crate) fn again(&mut self, user: u32, attempt: u32, wait_ns: u64, now_ns: u64) {
         let backoff = (BACKOFF_NS_MIN << attempt.min(10)).min(BACKOFF_NS_MAX);
-        // Up to half earlier, so that a crowd does not come back at one time.
+        // Up to half earlier, so that a crowd does not come back at one time;
+        // and never earlier than told, but up to a quarter later.
         let spread = self.rng.below(backoff / 2 + 1);
-        let at = now_ns + (backoff - spread).max(wait_ns);
+        let told_ns = wait_ns + self.rng.below(wait_ns / 4 + 1);
+        let at = now_ns + (backoff - spread).max(told_ns);
         self.later.push(Reverse((at, user)));
     }
 
@@ -115,5 +123,20 @@ mod tests {
         let at = dialer.next_ns().expect("somebody waits");
         assert!((BACKOFF_NS_MIN / 2..=BACKOFF_NS_MIN + 1_000).contains(&at));
         assert_eq!(dialer.due(at), Some(7));
+    }
+
+    #[test]
+    fn who_was_told_when_to_come_comes_later_and_not_all_at_once() {
+        let mut dialer = Dialer::new(1e9, 1);
+        let second = 1_000_000_000;
+        (0..100).for_each(|user| dialer.again(user, 0, second, 0));
+        let came: Vec<u64> = std::iter::from_fn(|| {
+            let at = dialer.next_ns()?;
+            dialer.due(at).map(|_| at)
+        })
+        .collect();
+        assert_eq!(came.len(), 100);
+        assert!(came[0] >= second && came[99] <= second * 5 / 4);
+        assert!(came[99] - came[0] > second / 10, "{} to {}", came[0], came[99]);
     }
 }

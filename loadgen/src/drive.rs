@@ -4,19 +4,22 @@
 //! The loop never waits for the server: what is due is handed over first, then
 //! sockets are served, then it sleeps until the next thing is due.
 
+mod acting;
 mod connections;
 mod sending;
+mod visits;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
+use self::acting::Acting;
 use crate::clock;
 use crate::dial::Dialer;
 use crate::figures::{Figures, Progress};
 use crate::foreign;
-use crate::intake::Window;
+use crate::intake::{Stages, Window};
 use crate::plan::{Plan, Rhythm};
 use crate::scenario::Scenario;
 use crate::socket::Poller;
@@ -42,6 +45,8 @@ enum Phase {
     Gathering,
     /// The schedule runs.
     Sending,
+    /// An ordeal is played.
+    Acting,
     /// Absent users log in; everything on its way arrives.
     Collecting,
     /// Everything has arrived; duplicates may still come.
@@ -67,13 +72,19 @@ struct Worker<'a> {
     dialer: Dialer,
     alarms: BinaryHeap<Alarm>,
     plan: Option<Plan>,
+    /// The witnesses' schedule.
+    witnesses: Option<Plan>,
+    acting: Acting,
     window: Window,
+    stages: Stages,
     book: Book,
     figures: Figures,
     /// Users logged in now.
     online: u32,
     /// Users that are to be logged in.
     wanted: u32,
+    /// Users that were ordered to be, from the first on.
+    ordered: u32,
     /// Logged in before, and not now.
     missed: u32,
     /// Messages in all users' `overdue` together.
@@ -182,11 +193,15 @@ impl Worker<'_> {
             dialer: Dialer::new(spec.connect_rate, spec.seed ^ u64::from(spec.base)),
             alarms: BinaryHeap::new(),
             plan: None,
+            witnesses: None,
+            acting: Acting::default(),
+            stages: Stages::NONE,
             window: Window { from_ns: u64::MAX, to_ns: u64::MAX },
             book: Book::new(spec.cast, spec.base, leniency),
             figures: Figures::default(),
             online: 0,
             wanted: 0,
+            ordered: 0,
             missed: 0,
             overdue: 0,
             told_connected: 0,
@@ -224,6 +239,8 @@ impl Worker<'_> {
     fn wait_ns(&self, now_ns: u64) -> u64 {
         let due = [
             self.plan.as_ref().and_then(Plan::next_ns),
+            self.witnesses.as_ref().and_then(Plan::next_ns),
+            self.acting_due_ns(now_ns),
             self.dialer.next_ns(),
             self.alarms.peek().map(|Reverse((at, _, _))| *at),
             Some(self.next_progress_ns),
@@ -235,13 +252,19 @@ impl Worker<'_> {
     fn order(&mut self, order: Order) {
         match order {
             Order::Connect { users } => {
-                for user in self.wanted..users.min(self.spec.cast.online) {
+                let users = users.min(self.spec.cast.present());
+                for user in self.ordered..users {
                     self.want(user);
                 }
+                self.ordered = self.ordered.max(users);
             }
             Order::Start { at_ns } => self.start(at_ns),
+            Order::Play { act, at_ns } => self.play(act, at_ns),
             Order::Finish => {
                 self.end_sending_at(clock::now_ns());
+                if self.phase == Phase::Acting {
+                    self.end_acting(clock::now_ns());
+                }
                 if self.phase == Phase::Gathering {
                     self.phase = Phase::Done;
                     self.figures.interrupted = true;
@@ -272,7 +295,7 @@ impl Worker<'_> {
             Load::Open { rate, arrivals, absent_share, offset } => Rhythm {
                 rate,
                 arrivals,
-                senders: spec.cast.senders(),
+                senders: spec.cast.lines(),
                 absent_share,
                 seed: spec.seed ^ (u64::from(spec.base) << 20),
                 offset,
@@ -290,9 +313,9 @@ impl Worker<'_> {
         self.plan = Some(Plan::new(rhythm, at_ns, spec.duration_ns));
         if let Load::Closed { in_flight } = spec.load {
             let now_ns = clock::now_ns();
-            for sender in (0..spec.cast.online & !1).step_by(2) {
+            for line in (0..spec.cast.lines() & !1).step_by(2) {
                 for _ in 0..in_flight {
-                    self.hand_over(spec.cast.flow(sender, false), now_ns);
+                    self.hand_over(spec.cast.flow(line, false), now_ns);
                 }
             }
         }
@@ -326,10 +349,14 @@ impl Worker<'_> {
                     say(words, &Word::Quiet)?;
                     self.phase = Phase::Collecting;
                     self.last_activity_ns = now_ns;
-                    for user in self.spec.cast.online..self.spec.cast.users() {
+                    for user in self.spec.cast.present()..self.spec.cast.users() {
                         self.want(user);
                     }
                 }
+            }
+            Phase::Acting => {
+                self.measure_cpu(now_ns);
+                self.act(now_ns, words)?;
             }
             Phase::Collecting => {
                 if self.is_at_rest() {

@@ -1,8 +1,12 @@
 //! The measurements of a run: histograms and counters that can be added up
 //! over workers and sent through a pipe.
 
+use std::collections::BTreeMap;
+
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use wire::refuse::Code;
 
 use crate::verify::Findings;
 
@@ -150,6 +154,15 @@ fn joined(mut outages: Vec<Outage>) -> Vec<Outage> {
     list
 }
 
+/// What the server did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A connection, or a login on it.
+    Login,
+    /// A message, for a time.
+    Message,
+}
+
 /// Everything one worker measured; summed, everything a run measured.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Figures {
@@ -167,6 +180,19 @@ pub(crate) struct Figures {
     pub(crate) collected: Latency,
     /// From starting a connection to being logged in.
     pub(crate) login: Latency,
+    /// Witnesses' messages, from the intended time to the arrival: those that
+    /// were due before the ordeal.
+    pub(crate) witness_before: Latency,
+    /// Those that were due in it.
+    pub(crate) witness_during: Latency,
+    /// Those that were due after it, while others collected.
+    pub(crate) witness_after: Latency,
+    /// Storm: from cutting all to a login's success.
+    pub(crate) back: Latency,
+    /// Storm: from cutting all to a user's having everything that waited.
+    pub(crate) served: Latency,
+    /// Churn: from the intended time of a visit to all of it being confirmed.
+    pub(crate) visit: Latency,
     /// From the intended time to taking it up, whether the session has room for
     /// it then or not: the load generator's own lateness.
     pub(crate) lag: Latency,
@@ -202,6 +228,23 @@ pub(crate) struct Figures {
     pub(crate) gaps: u64,
     /// Temporary refusals.
     pub(crate) held: u64,
+    /// How often the server refused what; see [`Refused`].
+    pub(crate) refusals: BTreeMap<u32, u64>,
+    /// Messages that were put into inboxes before the ordeal.
+    pub(crate) filled: u64,
+    /// How long that took, nanoseconds.
+    pub(crate) fill_ns: u64,
+    /// How long it took to cut all connections, nanoseconds.
+    pub(crate) cut_ns: u64,
+    /// Churn: visits that began.
+    pub(crate) visits: u64,
+    /// Churn: visits that did not, because the last one of the same user was
+    /// not over.
+    pub(crate) visits_skipped: u64,
+    /// Churn: visits that ended by a reset.
+    pub(crate) resets: u64,
+    /// Acts that came to no end and were given up.
+    pub(crate) given_up: u64,
     /// ERROR frames, and bytes that are none of a server's.
     pub(crate) errors: u64,
     /// Logged-in connections when everyone was there.
@@ -225,6 +268,12 @@ impl Figures {
         self.delivered_service.add(&other.delivered_service);
         self.collected.add(&other.collected);
         self.login.add(&other.login);
+        self.witness_before.add(&other.witness_before);
+        self.witness_during.add(&other.witness_during);
+        self.witness_after.add(&other.witness_after);
+        self.back.add(&other.back);
+        self.served.add(&other.served);
+        self.visit.add(&other.visit);
         self.lag.add(&other.lag);
         self.window_given += other.window_given;
         self.window_sent += other.window_sent;
@@ -241,12 +290,39 @@ impl Figures {
         self.failed_connects += other.failed_connects;
         self.gaps += other.gaps;
         self.held += other.held;
+        for (what, times) in other.refusals {
+            *self.refusals.entry(what).or_default() += times;
+        }
+        self.filled += other.filled;
+        self.fill_ns = self.fill_ns.max(other.fill_ns);
+        self.cut_ns = self.cut_ns.max(other.cut_ns);
+        self.visits += other.visits;
+        self.visits_skipped += other.visits_skipped;
+        self.resets += other.resets;
+        self.given_up += other.given_up;
         self.errors += other.errors;
         self.connections += other.connections;
         self.outages.extend(other.outages);
         self.outages = joined(std::mem::take(&mut self.outages));
         self.settled &= other.settled;
         self.interrupted |= other.interrupted;
+    }
+
+    /// Counts a refusal that is no failure by itself.
+    pub(crate) fn refused(&mut self, what: Refused, code: u16) {
+        *self.refusals.entry((what as u32) << 16 | u32::from(code)).or_default() += 1;
+    }
+
+    /// Every refusal in words, and how often.
+    pub(crate) fn refusals(&self) -> Vec<(String, u64)> {
+        let words = |key: u32| {
+            let what = if key >> 16 == Refused::Login as u32 { "connection" } else { "message" };
+            match Code::from_u16(key as u16) {
+                Some(code) => format!("{what}: {}", code.text()),
+                None => format!("{what}: code {}", key as u16),
+            }
+        };
+        self.refusals.iter().map(|(key, times)| (words(*key), *times)).collect()
     }
 
     /// Events per second of the measured window.

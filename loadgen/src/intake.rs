@@ -5,8 +5,9 @@ use wire::id::MessageId;
 use wire::refuse::Code;
 
 use crate::body::Body;
-use crate::figures::Figures;
+use crate::figures::{Figures, Refused};
 use crate::foreign;
+use crate::scenario::Scenario;
 use crate::spec::{Load, Spec};
 use crate::verify::Book;
 
@@ -26,15 +27,35 @@ impl Window {
     }
 }
 
+/// When the acts of an ordeal were played, as far as they have begun.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stages {
+    /// The calm began.
+    pub(crate) calm_ns: u64,
+    /// The ordeal began.
+    pub(crate) ordeal_ns: u64,
+    /// It ended, and others began to collect.
+    pub(crate) collect_ns: u64,
+    /// The end of all.
+    pub(crate) end_ns: u64,
+}
+
+impl Stages {
+    /// Nothing has begun.
+    pub(crate) const NONE: Stages =
+        Stages { calm_ns: u64::MAX, ordeal_ns: u64::MAX, collect_ns: u64::MAX, end_ns: u64::MAX };
+}
+
 /// One read's worth of arrivals at one user.
 pub(crate) struct Intake<'a> {
     pub(crate) spec: &'a Spec,
     pub(crate) book: &'a mut Book,
     pub(crate) figures: &'a mut Figures,
     pub(crate) window: Window,
+    pub(crate) stages: Stages,
     pub(crate) user: u32,
     pub(crate) generation: u32,
-    /// When the user's connection was started.
+    /// When the user's connection was started, or when it began to read.
     pub(crate) began_ns: u64,
     pub(crate) now_ns: u64,
     /// Flows in which a closed loop sends the next message.
@@ -69,7 +90,10 @@ impl Intake<'_> {
                 self.delivered(deliver.body);
             }
             Event::Gap { .. } => self.figures.gaps += 1,
-            Event::Held { .. } => self.figures.held += 1,
+            Event::Held { code, .. } => {
+                self.figures.held += 1;
+                self.figures.refused(Refused::Message, code);
+            }
             Event::Lost { to, first, last } => {
                 if let Some(flow) = self.flow_to(to) {
                     let after_outage = self.figures.lost_connections > 0;
@@ -82,6 +106,7 @@ impl Intake<'_> {
                 }
             }
             Event::Goaway { code, reconnect_after_ms, .. } => {
+                self.figures.refused(Refused::Login, code);
                 let wait_ns = u64::from(reconnect_after_ms) * 1_000_000;
                 self.goodbye = Some(Goodbye { code: Code::from_u16(code), wait_ns });
             }
@@ -103,9 +128,13 @@ impl Intake<'_> {
                 self.goodbye = Some(Goodbye { code: Some(Code::AuthFailed), wait_ns: 0 });
             }
             v1::Event::LoginRateLimited => {
+                self.figures.refused(Refused::Login, Code::RateLimited as u16);
                 self.goodbye = Some(Goodbye { code: Some(Code::RateLimited), wait_ns: 0 });
             }
-            v1::Event::RateLimited { .. } => self.figures.held += 1,
+            v1::Event::RateLimited { .. } => {
+                self.figures.held += 1;
+                self.figures.refused(Refused::Message, Code::RateLimited as u16);
+            }
             v1::Event::Error { .. } => self.figures.errors += 1,
             v1::Event::Status { .. } | v1::Event::Prekeys { .. } => {}
         }
@@ -128,10 +157,17 @@ impl Intake<'_> {
     fn confirmed(&mut self, body: &Body) {
         let flow = self.flow_of(body).expect("only flows of the run are sent");
         self.book.sent(flow, body.number);
+        if self.spec.cast.is_witnessed(flow) {
+            return;
+        }
         if self.window.holds(self.now_ns) {
             self.figures.window_sent += 1;
         }
-        if body.intended_ns >= self.window.from_ns {
+        // Who left before hearing of it hears of it on its next visit, whenever
+        // that is: no latency of the server's.
+        let comes_and_goes = self.spec.cast.scenario == Scenario::Churn;
+        let is_of_old = comes_and_goes && body.handed_ns < self.began_ns;
+        if body.intended_ns >= self.window.from_ns && !is_of_old {
             self.figures.sent.record(self.now_ns.saturating_sub(body.intended_ns));
             self.figures.sent_service.record(self.now_ns.saturating_sub(body.handed_ns));
         }
@@ -151,18 +187,35 @@ impl Intake<'_> {
         if !fresh {
             return;
         }
+        if self.spec.cast.is_witnessed(flow) {
+            return self.witnessed(&body);
+        }
         if self.window.holds(self.now_ns) {
             self.figures.window_received += 1;
         }
-        if self.spec.cast.is_absent(self.user) {
+        // What was there before its recipient was there, too.
+        let waited = self.spec.cast.is_absent(self.user) || self.spec.ordeal.is_some();
+        if waited && body.intended_ns < self.began_ns {
             self.figures.collected.record(self.now_ns.saturating_sub(self.began_ns));
         } else if body.intended_ns >= self.window.from_ns {
             self.figures.delivered.record(self.now_ns.saturating_sub(body.intended_ns));
             self.figures.delivered_service.record(self.now_ns.saturating_sub(body.handed_ns));
         }
         if matches!(self.spec.load, Load::Closed { .. }) {
-            self.answers.push(self.spec.cast.flow(self.user, false));
+            self.answers.extend(self.spec.cast.answer(self.user));
         }
+    }
+
+    /// What others see while something is done to the crowd.
+    fn witnessed(&mut self, body: &Body) {
+        let due_ns = body.intended_ns;
+        let latency = match self.stages {
+            stages if due_ns < stages.calm_ns || due_ns >= stages.end_ns => return,
+            stages if due_ns < stages.ordeal_ns => &mut self.figures.witness_before,
+            stages if due_ns < stages.collect_ns => &mut self.figures.witness_during,
+            _ => &mut self.figures.witness_after,
+        };
+        latency.record(self.now_ns.saturating_sub(due_ns));
     }
 
     /// The flow from this user to that name.

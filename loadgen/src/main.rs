@@ -7,6 +7,7 @@
 //! `socket` carries it, `intake` enters what comes back into the `verify` book
 //! and the `figures`, `crowd` adds them up, `report` prints.
 
+mod acts;
 mod args;
 mod scenario;
 mod spec;
@@ -28,9 +29,11 @@ mod verify;
 
 mod figures;
 
+mod admin;
 mod crowd;
 mod probe;
 mod report;
+mod spread;
 
 mod clock;
 mod signals;

@@ -15,6 +15,10 @@ pub(crate) enum Moment {
     Start,
     /// With everyone there, and with every step before.
     Held,
+    /// Before an ordeal.
+    Before,
+    /// At its end.
+    During,
     /// While messages are measured.
     Sending,
     /// After the run.
@@ -30,8 +34,8 @@ pub(crate) struct Sample {
     pub(crate) connections: u32,
     /// The server's resident memory, bytes.
     pub(crate) rss_bytes: u64,
-    /// The part of it that is not backed by files, bytes.
-    pub(crate) anon_bytes: u64,
+    /// The part of it that is not backed by files, bytes, where that is known.
+    pub(crate) anon_bytes: Option<u64>,
     /// CPU time the server has used, nanoseconds.
     pub(crate) cpu_ns: u64,
     /// The kernel's slab of the whole machine, bytes.
@@ -42,15 +46,20 @@ pub(crate) struct Sample {
 pub(crate) fn sample(pid: u32, moment: Moment, connections: u32) -> Option<Sample> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     Some(Sample {
         moment,
         connections,
         rss_bytes: kib(&status, "VmRSS:")? * 1024,
-        anon_bytes: kib(&status, "RssAnon:")? * 1024,
+        anon_bytes: Some(kib(&status, "RssAnon:")? * 1024),
         cpu_ns: cpu_ticks(&stat)? * TICK_NS,
-        slab_bytes: kib(&meminfo, "Slab:")? * 1024,
+        slab_bytes: slab_bytes()?,
     })
+}
+
+/// The kernel's slab of this machine, bytes.
+pub(crate) fn slab_bytes() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    Some(kib(&meminfo, "Slab:")? * 1024)
 }
 
 fn kib(text: &str, key: &str) -> Option<u64> {
@@ -73,8 +82,8 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 pub(crate) struct Slope {
     /// The server's resident memory.
     pub(crate) rss_bytes: f64,
-    /// Its part that is not backed by files.
-    pub(crate) anon_bytes: f64,
+    /// Its part that is not backed by files, where that is known.
+    pub(crate) anon_bytes: Option<f64>,
     /// The kernel's slab: both ends of the connection where the load generator
     /// runs on the same machine.
     pub(crate) slab_bytes: f64,
@@ -87,7 +96,7 @@ pub(crate) fn slope(first: &Sample, last: &Sample) -> Option<Slope> {
     let per = |first: u64, last: u64| (last as f64 - first as f64) / more;
     Some(Slope {
         rss_bytes: per(first.rss_bytes, last.rss_bytes),
-        anon_bytes: per(first.anon_bytes, last.anon_bytes),
+        anon_bytes: first.anon_bytes.zip(last.anon_bytes).map(|(first, last)| per(first, last)),
         slab_bytes: per(first.slab_bytes, last.slab_bytes),
     })
 }
@@ -99,7 +108,7 @@ mod tests {
     #[test]
     fn this_process_can_be_looked_at() {
         let sample = sample(std::process::id(), Moment::Start, 1).expect("it runs");
-        assert!(sample.rss_bytes > 0 && sample.anon_bytes <= sample.rss_bytes);
+        assert!(sample.rss_bytes > 0 && sample.anon_bytes <= Some(sample.rss_bytes));
         assert!(sample.slab_bytes > 0);
     }
 
@@ -115,7 +124,7 @@ mod tests {
             moment: Moment::Held,
             connections,
             rss_bytes,
-            anon_bytes: 0,
+            anon_bytes: None,
             cpu_ns: 0,
             slab_bytes: 0,
         };

@@ -1,5 +1,8 @@
 //! The results: a table for people, JSON for programs, HDR text for plots.
 
+mod ordeal;
+
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
@@ -47,11 +50,14 @@ pub(crate) fn failures(args: &Args, figures: &Figures) -> Vec<String> {
             list.push(format!("{count} {text}"));
         }
     }
-    if figures.lost_connections > 0 && !args.reconnect {
+    if figures.given_up > 0 {
+        list.push("an act came to no end: what it waited for never happened".to_owned());
+    }
+    if figures.lost_connections > 0 && !args.reconnects() {
         list.push(format!("{} connections were lost", figures.lost_connections));
     }
     let gone = figures.outages.iter().any(|outage| outage.all_back_ms.is_none());
-    if gone && args.reconnect && !figures.interrupted {
+    if gone && args.reconnects() && !figures.interrupted {
         list.push("not every lost connection came back".to_owned());
     }
     if figures.interrupted && !figures.settled {
@@ -96,11 +102,14 @@ pub(crate) fn table(args: &Args, outcome: &Outcome) -> String {
     let text = &mut out;
     line(text, &title(args, outcome));
     line(text, &connections(figures));
-    if figures.window_ns > 0 && args.scenario != Scenario::Idle {
+    let says_itself =
+        matches!(args.scenario, Scenario::Idle | Scenario::HotInbox | Scenario::Storm);
+    if figures.window_ns > 0 && !says_itself {
         line(text, &rates(args, figures));
     }
+    ordeal::lines(args, outcome).iter().for_each(|found| line(text, found));
     latencies(text, args, figures);
-    server(text, outcome);
+    server(text, args, outcome);
     generator(text, figures);
     verification(text, args, figures);
     out
@@ -116,10 +125,11 @@ fn title(args: &Args, outcome: &Outcome) -> String {
     let protocol = name(&args.protocol);
     let class = name(&args.class);
     let load = match args.in_flight {
+        _ if args.scenario.is_ordeal() => ordeal::load(args),
         Some(n) => format!("CLOSED loop, {n} in flight per pair (latencies hide waiting)"),
         None if args.scenario == Scenario::Idle => "silence".to_owned(),
         None => {
-            format!("open loop, {} messages/s {}", count(args.rate as u64), name(&args.arrivals))
+            format!("open loop, {} messages/s {}", count(args.rate() as u64), name(&args.arrivals))
         }
     };
     let what = match (args.scenario, args.protocol) {
@@ -127,10 +137,14 @@ fn title(args: &Args, outcome: &Outcome) -> String {
         (_, Protocol::V2 | Protocol::Mqtt) => format!("{protocol} {class}"),
         _ => protocol,
     };
+    let seconds = match args.scenario {
+        // They take as long as they take.
+        Scenario::HotInbox | Scenario::Storm => String::new(),
+        _ => format!("{} s, ", args.duration),
+    };
     format!(
-        "{scenario}: {what}, {} B, {load}, {} s, {} worker{}",
+        "{scenario}: {what}, {} B, {load}, {seconds}{} worker{}",
         args.size,
-        args.duration,
         outcome.workers,
         if outcome.workers == 1 { "" } else { "s" }
     )
@@ -182,12 +196,18 @@ fn rates(args: &Args, figures: &Figures) -> String {
 }
 
 /// Every histogram with what it measures.
-fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 7] {
+fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 13] {
     [
         ("login", "connecting to logged in", &figures.login),
+        ("back", "the cut to logged in again", &figures.back),
+        ("served", "the cut to having everything that waited", &figures.served),
+        ("visit", "intended beginning to everything confirmed", &figures.visit),
+        ("witness_before", "others, before: intended time to arrival", &figures.witness_before),
+        ("witness_during", "others, during", &figures.witness_during),
+        ("witness_after", "others, after", &figures.witness_after),
         ("sent", "intended time to confirmation", &figures.sent),
         ("delivered", "intended time to arrival", &figures.delivered),
-        ("collected", "absent user's login to arrival", &figures.collected),
+        ("collected", "login to arrival of what waited", &figures.collected),
         ("sent_service", "handed over to confirmation", &figures.sent_service),
         ("delivered_service", "handed over to arrival", &figures.delivered_service),
         ("lag", "intended time to taken up", &figures.lag),
@@ -203,7 +223,9 @@ fn latencies(out: &mut String, args: &Args, figures: &Figures) {
     line(out, &header);
     for (name, meaning, latency) in histograms(figures) {
         // In a closed loop the intended time is the time of handing over.
-        let same = args.in_flight.is_some() && (name.ends_with("_service") || name == "lag");
+        let same = args.is_closed()
+            && !args.scenario.is_ordeal()
+            && (name.ends_with("_service") || name == "lag");
         if latency.count() == 0 || same {
             continue;
         }
@@ -216,7 +238,7 @@ fn latencies(out: &mut String, args: &Args, figures: &Figures) {
     }
 }
 
-fn server(out: &mut String, outcome: &Outcome) {
+fn server(out: &mut String, args: &Args, outcome: &Outcome) {
     let samples = &outcome.samples;
     for sample in samples {
         line(
@@ -230,12 +252,14 @@ fn server(out: &mut String, outcome: &Outcome) {
             ),
         );
     }
-    if let Some(slope) = slope(outcome) {
+    if let Some(slope) = slope(args, outcome) {
         line(
             out,
             &format!(
-                "per connection {:.0} B resident ({:.0} B of it anonymous), {:.0} B kernel slab, both ends",
-                slope.rss_bytes, slope.anon_bytes, slope.slab_bytes
+                "per connection {:.0} B resident{}, {:.0} B kernel slab, both ends",
+                slope.rss_bytes,
+                slope.anon_bytes.map_or(String::new(), |n| format!(" ({n:.0} B of it anonymous)")),
+                slope.slab_bytes
             ),
         );
     }
@@ -255,7 +279,11 @@ fn server(out: &mut String, outcome: &Outcome) {
 
 /// Memory per connection from the first step (or the empty server, where there
 /// are no steps) to the last.
-fn slope(outcome: &Outcome) -> Option<probe::Slope> {
+fn slope(args: &Args, outcome: &Outcome) -> Option<probe::Slope> {
+    if args.scenario.is_ordeal() {
+        // Not everyone is there when its connections are held.
+        return None;
+    }
     let held = |sample: &&Sample| sample.moment == Moment::Held;
     let last = outcome.samples.iter().rfind(held)?;
     let first =
@@ -270,6 +298,7 @@ fn generator(out: &mut String, figures: &Figures) {
     if figures.lag.count() > 0 {
         let _infallible = write!(text, ", lag p99 {:.3} ms", figures.lag.percentile_ms(99.0));
     }
+    let refusals = figures.refusals();
     if figures.gaps + figures.held > 0 {
         let _infallible = write!(
             text,
@@ -279,6 +308,9 @@ fn generator(out: &mut String, figures: &Figures) {
         );
     }
     line(out, &text);
+    for (what, times) in refusals {
+        line(out, &format!("refused      {} times {what}", count(times)));
+    }
     if let Some(why) = bottleneck(figures) {
         line(out, &format!("NOTE         the load generator was the bottleneck: {why}"));
     }
@@ -338,9 +370,9 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
         "protocol": name(&args.protocol),
         "class": name(&args.class),
         "size_bytes": args.size,
-        "loop": if args.in_flight.is_some() { "closed" } else { "open" },
+        "loop": if args.is_closed() { "closed" } else { "open" },
         "in_flight": args.in_flight,
-        "rate": args.in_flight.is_none().then_some(args.rate),
+        "rate": (!args.is_closed()).then_some(args.rate()),
         "duration_s": args.duration,
         "workers": outcome.workers,
         "seed": args.seed,
@@ -361,7 +393,7 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
         "latency_ms": latencies,
         "server": {
             "samples": outcome.samples,
-            "per_connection": slope(outcome),
+            "per_connection": slope(args, outcome),
             "cpu_ns": outcome.server_cpu_ns,
         },
         "generator": {
@@ -369,6 +401,8 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
             "cpu_ns": figures.cpu_ns,
             "bottleneck": bottleneck(figures),
         },
+        "ordeal": ordeal::json(args, outcome),
+        "refusals": figures.refusals().into_iter().collect::<BTreeMap<_, _>>(),
         "gaps": figures.gaps,
         "held": figures.held,
         "errors": figures.errors,

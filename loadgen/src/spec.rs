@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use wire::id::Class;
 
+use crate::acts::Act;
 use crate::figures::{Figures, Progress};
 use crate::plan::Arrivals;
 use crate::scenario::Cast;
@@ -76,6 +77,39 @@ pub(crate) enum Load {
     },
 }
 
+/// How a scenario that is played in acts goes; see [`crate::acts`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Ordeal {
+    /// How long only witnesses talk, nanoseconds.
+    pub(crate) calm_ns: u64,
+    /// Messages that are put into inboxes at the beginning.
+    pub(crate) fill: u64,
+    /// Messages without their confirmation in a closed loop, all senders
+    /// together.
+    pub(crate) depth: u64,
+    /// Messages per second during the ordeal; `None` for a closed loop.
+    pub(crate) rate: Option<f64>,
+    /// Connections this worker starts per second when all were cut; `None` for
+    /// as many as it can.
+    pub(crate) reconnect_rate: Option<f64>,
+    /// Connections that come and go per second.
+    pub(crate) visit_rate: f64,
+    /// Messages that each of them sends.
+    pub(crate) visit_messages: u32,
+    /// In which way slow users do not read.
+    pub(crate) deafness: Deafness,
+}
+
+/// In which way a slow user does not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Deafness {
+    /// It leaves its socket unread, so that buffers fill on both sides.
+    Socket,
+    /// It gives the server no credit.
+    Credit,
+}
+
 /// Everything a worker must know.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Spec {
@@ -97,6 +131,10 @@ pub(crate) struct Spec {
     pub(crate) size: usize,
     /// When they are sent.
     pub(crate) load: Load,
+    /// Messages per second that the witnesses exchange.
+    pub(crate) witness_rate: f64,
+    /// The acts that are played instead.
+    pub(crate) ordeal: Option<Ordeal>,
     /// How long messages are sent, nanoseconds.
     pub(crate) duration_ns: u64,
     /// How much of it is not measured, nanoseconds.
@@ -145,6 +183,13 @@ pub(crate) enum Order {
         /// Monotonic nanoseconds.
         at_ns: u64,
     },
+    /// Play an act of an ordeal from this time on.
+    Play {
+        /// Which.
+        act: Act,
+        /// Monotonic nanoseconds.
+        at_ns: u64,
+    },
     /// Stop sending, collect, verify, report.
     Finish,
     /// Report at once.
@@ -161,6 +206,8 @@ pub(crate) enum Word {
     },
     /// The last message has been sent.
     Quiet,
+    /// The act is over.
+    Played(Act),
     /// Once a second.
     Progress(Progress),
     /// It cannot go on, and why.

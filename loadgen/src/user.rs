@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use client::{Session, v1};
 
 use crate::foreign;
+use crate::scenario::Scenario;
 use crate::socket;
-use crate::spec::{Protocol, Spec};
+use crate::spec::{Deafness, Protocol, Spec};
 
 /// Where a user stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,12 @@ pub(crate) struct User {
     pub(crate) began_ns: u64,
     /// It has been logged in before and is to be again.
     pub(crate) missed: bool,
+    /// It does not read what arrives once it is logged in.
+    pub(crate) deaf: bool,
+    /// When it began to read after that, monotonic nanoseconds.
+    pub(crate) awake_ns: u64,
+    /// Its visit, while one is on.
+    pub(crate) visit: Option<Visit>,
     /// An alarm for the session's next repeat is set.
     pub(crate) ticking: bool,
     /// It stands in the list of those with bytes to write.
@@ -68,6 +75,26 @@ pub(crate) struct User {
     /// Messages that were due while the session could take none, in order.
     pub(crate) overdue: VecDeque<Overdue>,
     unwritten: Vec<u8>,
+}
+
+/// A connection that comes, says something and goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Visit {
+    /// When it was meant to begin, monotonic nanoseconds.
+    pub(crate) intended_ns: u64,
+    /// How it ends.
+    pub(crate) leave: Leave,
+}
+
+/// How a visit ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// When everything is confirmed, by closing.
+    Close,
+    /// When everything is confirmed, by a reset.
+    Reset,
+    /// By a reset as soon as everything is written, whatever is confirmed.
+    Abrupt,
 }
 
 /// A message that was due and could not be handed to its session yet.
@@ -84,7 +111,7 @@ impl User {
         let name = spec.name(index);
         let foreign = foreign::End::new(spec.protocol, spec.class, &name);
         let side = match (spec.cast.scenario, foreign) {
-            (crate::scenario::Scenario::Relay, _) => {
+            (Scenario::Relay, _) => {
                 let pair = (spec.run << 32) | u64::from((spec.base + index) / 2);
                 Side::Relay(RelayEnd { pair, ..RelayEnd::default() })
             }
@@ -96,6 +123,9 @@ impl User {
                 let mut session = Session::new(name.as_bytes(), 1, b"");
                 session.set_window(spec.window);
                 session.set_outbox_max(spec.window.max(client::session::OUTBOX_MESSAGES_MAX));
+                if let Some(credit) = first_credit(spec, index) {
+                    session.set_credit(credit);
+                }
                 Side::V2(session)
             }
         };
@@ -107,6 +137,11 @@ impl User {
             attempts: 0,
             began_ns: 0,
             missed: false,
+            deaf: spec.cast.scenario == Scenario::Slow
+                && spec.cast.is_absent(index)
+                && spec.ordeal.is_some_and(|ordeal| ordeal.deafness == Deafness::Socket),
+            awake_ns: 0,
+            visit: None,
             ticking: false,
             dirty: false,
             overdue: VecDeque::new(),
@@ -163,6 +198,22 @@ impl User {
         let n = socket::write(socket, scratch)?;
         self.unwritten.extend_from_slice(&scratch[n..]);
         Ok(())
+    }
+}
+
+/// The delivery window that a user of an ordeal begins with, where it is not
+/// the usual one.
+fn first_credit(spec: &Spec, index: u32) -> Option<u32> {
+    let cast = &spec.cast;
+    match (cast.scenario, spec.ordeal?.deafness) {
+        // What is to wait for it must not be delivered before the cut.
+        (Scenario::Storm, _) if !cast.is_witness(index) => Some(0),
+        (Scenario::Slow, Deafness::Credit) if cast.is_absent(index) => Some(0),
+        // As much as it can get: that it does not read is what stops it.
+        (Scenario::Slow, Deafness::Socket) if cast.is_absent(index) => {
+            Some(wire::limits::CREDIT_MAX)
+        }
+        _ => None,
     }
 }
 

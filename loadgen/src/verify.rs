@@ -104,6 +104,17 @@ impl Findings {
     }
 }
 
+/// Counts of the flows that are not the witnesses'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Messages handed to the sessions.
+    pub(crate) given: u64,
+    /// Messages the server confirmed.
+    pub(crate) sent: u64,
+    /// Different messages that arrived.
+    pub(crate) received: u64,
+}
+
 #[derive(Debug, Default)]
 struct Flow {
     /// Highest number handed to the session.
@@ -126,18 +137,31 @@ pub(crate) struct Book {
     leniency: Leniency,
     flows: Vec<Flow>,
     findings: Findings,
+    crowd: Tally,
 }
 
 impl Book {
     /// An empty book; `base` is the index of the worker's first user in the run.
     pub(crate) fn new(cast: Cast, base: u32, leniency: Leniency) -> Book {
         let flows = (0..cast.flows()).map(|_| Flow::default()).collect();
-        Book { cast, base, leniency, flows, findings: Findings::default() }
+        let (findings, crowd) = (Findings::default(), Tally::default());
+        Book { cast, base, leniency, flows, findings, crowd }
     }
 
     /// What was found so far; [`Book::close`] adds what is missing.
     pub(crate) fn findings(&self) -> &Findings {
         &self.findings
+    }
+
+    /// What was counted beside the witnesses.
+    pub(crate) fn crowd(&self) -> Tally {
+        self.crowd
+    }
+
+    /// Whether everything given to a flow has arrived.
+    pub(crate) fn is_complete(&self, flow: usize) -> bool {
+        let flow = &self.flows[flow];
+        flow.arrived >= flow.given && flow.missing.is_empty()
     }
 
     /// The number that the next message of a flow must carry.
@@ -149,14 +173,16 @@ impl Book {
     pub(crate) fn given(&mut self, flow: usize) {
         self.flows[flow].given += 1;
         self.findings.given += 1;
+        self.crowd.given += u64::from(!self.cast.is_witnessed(flow));
     }
 
     /// The server confirmed a number.
     pub(crate) fn sent(&mut self, flow: usize, number: u64) {
-        let flow = &mut self.flows[flow];
-        if number > flow.sent {
+        let entry = &mut self.flows[flow];
+        if number > entry.sent {
             self.findings.sent += 1;
-            flow.sent = number;
+            self.crowd.sent += u64::from(!self.cast.is_witnessed(flow));
+            entry.sent = number;
         }
     }
 
@@ -196,6 +222,7 @@ impl Book {
     /// whether it is the first time.
     pub(crate) fn received(&mut self, flow: usize, number: u64, generation: u32) -> bool {
         let name = self.name(flow);
+        let crowd = u64::from(!self.cast.is_witnessed(flow));
         let entry = &mut self.flows[flow];
         if number > entry.arrived {
             if number > entry.arrived + 1 {
@@ -204,11 +231,13 @@ impl Book {
             entry.arrived = number;
             entry.generation = generation;
             self.findings.received += 1;
+            self.crowd.received += crowd;
             return true;
         }
         if entry.take_missing(number) {
             let arrived = entry.arrived;
             self.findings.received += 1;
+            self.crowd.received += crowd;
             self.findings.reordered += 1;
             self.findings.example(|| format!("{name}: {number} arrived after {arrived}"));
             return true;
@@ -336,7 +365,11 @@ mod tests {
     use crate::scenario::Scenario;
 
     fn book(leniency: Leniency) -> Book {
-        Book::new(Cast { scenario: Scenario::Pairs, online: 2, absent: 0 }, 0, leniency)
+        Book::new(
+            Cast { scenario: Scenario::Pairs, witnesses: 0, online: 2, absent: 0 },
+            0,
+            leniency,
+        )
     }
 
     /// Plays one flow: `given` messages, confirmed up to `sent`, arrivals as

@@ -153,6 +153,67 @@ fn closed_loops_count_alike_on_relay_and_server() {
     assert!(json["delivered_per_s"].as_f64() > Some(0.0));
 }
 
+const HOT_INBOX: &str = "hot-inbox -c 10 --messages 500 --calm 0.1";
+
+#[test]
+fn a_hot_inbox_is_filled_and_emptied() {
+    let json = passes(Fault::None, HOT_INBOX);
+    assert_eq!(json["ordeal"]["filled"], 500);
+    assert_eq!(json["latency_ms"]["collected"]["count"], 500);
+    assert!(json["ordeal"]["out_per_s"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_busy_server_is_quoted() {
+    let json = passes(Fault::Busy, HOT_INBOX);
+    assert!(json["refusals"]["message: busy; try later"].as_u64() > Some(0));
+}
+
+#[test]
+fn everyone_is_served_after_a_storm() {
+    let json = passes(Fault::None, "storm -c 20 --waiting 3 --calm 0.1");
+    assert_eq!(json["ordeal"]["served"], 20);
+    assert_eq!(json["ordeal"]["back"], 20);
+    assert_eq!(json["lost_connections"], 0);
+}
+
+#[test]
+fn whoever_never_read_gets_everything_in_the_end() {
+    for how in ["socket", "credit"] {
+        let line = format!("slow -c 10 --waiting 5 -r 200 -d 0.3 --calm 0.1 --deaf {how}");
+        let json = passes(Fault::None, &line);
+        assert_eq!(json["ordeal"]["filled"], 50);
+        assert!(json["findings"]["received"].as_u64() > Some(100));
+    }
+}
+
+#[test]
+fn visits_are_verified() {
+    let json = passes(Fault::None, "churn -c 20 --visit-rate 100 -d 0.5 --calm 0.1");
+    let begun = json["ordeal"]["visits"].as_u64().expect("a number");
+    let skipped = json["ordeal"]["visits_skipped"].as_u64().expect("a number");
+    assert_eq!(begun + skipped, 50);
+    assert!(json["latency_ms"]["visit"]["count"].as_u64() <= Some(begun));
+}
+
+#[test]
+fn the_crusher_runs_by_confirmations_or_by_the_clock() {
+    let json = passes(Fault::None, "crusher -c 10 --in-flight 2 -d 0.3 --calm 0.1");
+    assert_eq!(json["loop"], "closed");
+    assert!(json["sent_per_s"].as_f64() > Some(0.0));
+    let json = passes(Fault::None, "crusher -c 10 -r 500 -d 0.4 --calm 0.1");
+    assert_eq!(json["loop"], "open");
+    assert_eq!(json["latency_ms"]["sent"]["count"], 200);
+}
+
+#[test]
+fn an_ordeal_is_verified() {
+    caught(Fault::Lose, HOT_INBOX, "missing");
+    caught(Fault::Duplicate, "storm -c 20 --waiting 10 --calm 0.1", "duplicates");
+    caught(Fault::Reorder, "crusher -c 10 -r 500 -d 0.4 --calm 0.1", "reordered");
+    caught(Fault::Swallow, HOT_INBOX, "unconfirmed");
+}
+
 #[test]
 fn losing_is_caught() {
     caught(Fault::Lose, PAIRS, "missing");

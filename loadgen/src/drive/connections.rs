@@ -14,6 +14,8 @@ use crate::intake::{Goodbye, Intake};
 use crate::socket::{self, Ready};
 use crate::user::{Side, Stage};
 
+/// About as long as the answer to a login.
+const WELCOME_BYTES: usize = 64;
 /// How long a login may take before the connection counts as failed.
 const LOGIN_NS_MAX: u64 = 30_000_000_000;
 /// Failures in a row after which a user that was never logged in gives up.
@@ -81,19 +83,26 @@ impl Worker<'_> {
         } else if ready.writable {
             self.flush(index);
         }
-        if ready.readable {
-            self.read(index, ready);
+        let user = &self.users[index as usize];
+        let ignores = user.deaf && user.stage == Stage::Online && !ready.ending;
+        if ready.readable && !ignores {
+            self.read(index, ready.ending);
         }
     }
 
-    fn read(&mut self, index: u32, ready: Ready) {
+    pub(super) fn read(&mut self, index: u32, ending: bool) {
         loop {
-            let Some(socket) = &self.users[index as usize].socket else { return };
-            match socket::read(socket, &mut self.chunk) {
+            let user = &self.users[index as usize];
+            let Some(socket) = &user.socket else { return };
+            // Who is about to be deaf takes its welcome and no more.
+            let most = if user.deaf && !ending { WELCOME_BYTES } else { CHUNK_BYTES };
+            match socket::read(socket, &mut self.chunk[..most]) {
                 Ok(0) => return self.lost(index, None),
                 Ok(n) => {
                     self.received(index, n);
-                    if n < CHUNK_BYTES && !ready.ending {
+                    let user = &self.users[index as usize];
+                    let is_deaf = user.deaf && user.stage == Stage::Online;
+                    if (n < most || is_deaf) && !ending {
                         return;
                     }
                 }
@@ -113,9 +122,10 @@ impl Worker<'_> {
             book: &mut self.book,
             figures: &mut self.figures,
             window: self.window,
+            stages: self.stages,
             user: index,
             generation: user.generation,
-            began_ns: user.began_ns,
+            began_ns: user.began_ns.max(user.awake_ns),
             now_ns,
             answers: &mut self.answers,
             ack: 0,
@@ -167,6 +177,7 @@ impl Worker<'_> {
         self.catch_up(index, now_ns);
         self.answer(now_ns);
         self.mark_dirty(index);
+        self.look_at(index, logged_in, now_ns);
         if let Some(goodbye) = goodbye {
             self.lost(index, Some(goodbye));
         }
@@ -247,6 +258,21 @@ impl Worker<'_> {
         let wait_ns = goodbye.map_or(0, |goodbye| goodbye.wait_ns);
         self.dialer.again(index, user.attempts, wait_ns, clock::now_ns());
         user.attempts += 1;
+    }
+
+    /// Ends a connection from this side, by a reset or by closing.
+    pub(super) fn hang_up(&mut self, index: u32, by_reset: bool) {
+        let user = &mut self.users[index as usize];
+        if user.stage != Stage::Online {
+            return;
+        }
+        if let Some(socket) = user.socket.as_ref().filter(|_| by_reset) {
+            // It ends in any case, if need be politely.
+            let _polite = socket::reset_on_close(socket);
+        }
+        user.disconnected();
+        user.stage = Stage::Away;
+        self.online -= 1;
     }
 
     /// A connection did not come about.

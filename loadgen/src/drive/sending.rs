@@ -11,21 +11,33 @@ use client::SendError;
 use super::{Phase, Worker};
 use crate::body::Body;
 use crate::clock;
+use crate::scenario::Scenario;
 use crate::user::{Overdue, Side, Stage};
 
 /// Messages taken up before sockets get their turn.
-const SHOTS_PER_TURN: usize = 512;
+pub(super) const SHOTS_PER_TURN: usize = 512;
 /// Messages that one worker keeps for senders that cannot send, 16 bytes each.
 /// Further ones are counted, and the run has failed.
 const OVERDUE_MAX: usize = 2 << 20;
 
 impl Worker<'_> {
     pub(super) fn shoot(&mut self) {
-        if self.phase != Phase::Sending {
+        if !matches!(self.phase, Phase::Sending | Phase::Acting) {
             return;
         }
         for _ in 0..SHOTS_PER_TURN {
             let now_ns = clock::now_ns();
+            if let Some(shot) = self.witnesses.as_mut().and_then(|plan| plan.due(now_ns)) {
+                self.hand_over(shot.sender as usize, shot.intended_ns);
+                continue;
+            }
+            if self.spec.cast.scenario == Scenario::Churn {
+                let Some(shot) = self.plan.as_mut().and_then(|plan| plan.due(now_ns)) else {
+                    return;
+                };
+                self.visit(shot);
+                continue;
+            }
             let Some(shot) = self.plan.as_mut().and_then(|plan| plan.due(now_ns)) else { return };
             self.hand_over(self.spec.cast.flow(shot.sender, shot.to_absent), shot.intended_ns);
         }
@@ -39,7 +51,11 @@ impl Worker<'_> {
         self.lag_ns = self.lag_ns.max(lag_ns);
         // While a server is dead, taking down and taking up connections is what
         // is measured; the lateness still counts in every latency.
-        if intended_ns >= self.window.from_ns && self.missed == 0 {
+        let follows_times =
+            self.acting.feed.is_none() && self.spec.cast.scenario != Scenario::Churn;
+        let is_timed = follows_times || self.spec.cast.is_witnessed(flow);
+        let from_ns = self.window.from_ns.min(self.stages.calm_ns);
+        if intended_ns >= from_ns && self.missed == 0 && is_timed {
             self.figures.lag.record(lag_ns);
         }
         let sender = self.spec.cast.sender(flow);
@@ -54,7 +70,7 @@ impl Worker<'_> {
             let overdue = Overdue { flow: flow as u32, intended_ns };
             self.users[sender as usize].overdue.push_back(overdue);
         }
-        if self.window.holds(now_ns) {
+        if self.window.holds(now_ns) && !self.spec.cast.is_witnessed(flow) {
             self.figures.window_given += 1;
         }
     }

@@ -1,0 +1,124 @@
+//! The load generator's scenarios against the real server: small ones, each
+//! ends verified and tells what it is for.
+//!
+//! The load generator stands beside the server's binary; cargo builds it with
+//! the workspace (`scripts/test` does). Without it these tests are skipped,
+//! each with a word.
+
+mod server;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+use server::{Server, Setup};
+
+fn load_generator() -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_BIN_EXE_iris-shard")).with_file_name("iris-loadgen");
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {} is not built; `cargo build --workspace --bins`", path.display());
+    None
+}
+
+/// Runs one against a new server of two shards; gives what it found, `None`
+/// where it cannot be run.
+fn run(line: &str) -> Option<Value> {
+    run_on(&Setup::new().start(), line)
+}
+
+fn run_on(server: &Server, line: &str) -> Option<Value> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let json = dir.path().join("result.json");
+    let output = Command::new(load_generator()?)
+        .args(line.split_ascii_whitespace())
+        .args(["--target", &server.addr().to_string(), "--quiet", "--linger", "0.1"])
+        .args(["--admin", &server.admin().to_string(), "--witness-rate", "200"])
+        // Patience is for machines that stand still for a while.
+        .args(["--drain-timeout", "60", "--json"])
+        .arg(&json)
+        .output()
+        .expect("it runs");
+    let table = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{table}{errors}");
+    let value: Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("it wrote JSON")).expect("JSON");
+    assert_eq!(value["ok"], true, "{table}");
+    assert!(value["latency_ms"]["witness_before"]["count"].as_u64() > Some(0), "{table}");
+    Some(value)
+}
+
+#[test]
+fn a_hot_inbox_comes_out_whole() {
+    let Some(found) = run("hot-inbox -c 20 --messages 5000 --calm 0.2") else { return };
+    assert_eq!(found["ordeal"]["filled"], 5000);
+    assert_eq!(found["latency_ms"]["collected"]["count"], 5000);
+    assert!(found["ordeal"]["out_per_s"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn several_workers_have_a_hot_inbox_each() {
+    let Some(found) = run("hot-inbox -c 20 --messages 1001 --calm 0.2 -w 3 --witnesses 6") else {
+        return;
+    };
+    assert_eq!(found["workers"], 3);
+    assert_eq!(found["ordeal"]["filled"], 1001);
+}
+
+#[test]
+fn a_storm_ends_with_everyone_served() {
+    let Some(found) = run("storm -c 200 --waiting 5 --calm 0.2") else { return };
+    assert_eq!(found["ordeal"]["filled"], 1000);
+    assert_eq!(found["ordeal"]["back"], 200);
+    assert_eq!(found["ordeal"]["served"], 200);
+    // Not one of them before the cut: they wait without credit.
+    assert_eq!(found["latency_ms"]["collected"]["count"], 1000);
+    assert_eq!(found["lost_connections"], 0);
+}
+
+#[test]
+fn a_storm_can_be_paced() {
+    let Some(found) = run("storm -c 100 --waiting 1 --calm 0.2 --reconnect-rate 200") else {
+        return;
+    };
+    // 100 at 200 a second, and what a late start may catch up.
+    assert!(found["ordeal"]["served_100_s"].as_f64() > Some(0.4), "{found:#}");
+}
+
+/// More than the buffers of both sides hold waits for each.
+#[test]
+fn clients_that_never_read_get_everything_when_they_do() {
+    let line = "slow -c 10 --waiting 300 --size 16000 -r 200 -d 0.3 --calm 0.2";
+    let Some(found) = run(line) else { return };
+    assert_eq!(found["ordeal"]["filled"], 3000);
+    assert!(found["ordeal"]["rss_during_bytes"].as_u64() > Some(0));
+    assert_eq!(found["lost_connections"], 0);
+}
+
+#[test]
+fn clients_without_credit_get_everything_when_they_give_it() {
+    let Some(found) = run("slow -c 50 --waiting 5 -r 500 -d 0.3 --calm 0.2 --deaf credit") else {
+        return;
+    };
+    assert_eq!(found["ordeal"]["filled"], 250);
+    // All of it after they woke: not one message came before.
+    let later = found["latency_ms"]["sent"]["count"].as_u64().expect("a number");
+    assert_eq!(found["latency_ms"]["collected"]["count"], 250 + later);
+}
+
+#[test]
+fn whoever_comes_and_goes_loses_nothing() {
+    let Some(found) = run("churn -c 100 --visit-rate 200 -d 1 --calm 0.2") else { return };
+    assert!(found["ordeal"]["visits"].as_u64() > Some(0));
+    assert!(found["ordeal"]["resets"].as_u64() > Some(0));
+}
+
+#[test]
+fn the_crusher_loses_nothing() {
+    let Some(found) = run("crusher -c 20 --in-flight 8 -d 0.5 --calm 0.2") else { return };
+    assert_eq!(found["loop"], "closed");
+    let Some(found) = run("crusher -c 20 -r 2000 -d 0.5 --calm 0.2") else { return };
+    assert_eq!(found["latency_ms"]["sent"]["count"], 1000);
+}
