@@ -25,10 +25,12 @@ fn load_generator() -> Option<PathBuf> {
 /// Runs one against a new server of two shards; gives what it found, `None`
 /// where it cannot be run.
 fn run(line: &str) -> Option<Value> {
-    run_on(&Setup::new().start(), line)
+    let found = try_run_on(&Setup::new().start(), line)?;
+    assert!(found["latency_ms"]["witness_before"]["count"].as_u64() > Some(0), "{found:#}");
+    Some(found)
 }
 
-fn run_on(server: &Server, line: &str) -> Option<Value> {
+fn try_run_on(server: &Server, line: &str) -> Option<Value> {
     let dir = tempfile::tempdir().expect("a directory");
     let json = dir.path().join("result.json");
     let output = Command::new(load_generator()?)
@@ -46,7 +48,6 @@ fn run_on(server: &Server, line: &str) -> Option<Value> {
     let value: Value =
         serde_json::from_slice(&std::fs::read(&json).expect("it wrote JSON")).expect("JSON");
     assert_eq!(value["ok"], true, "{table}");
-    assert!(value["latency_ms"]["witness_before"]["count"].as_u64() > Some(0), "{table}");
     Some(value)
 }
 
@@ -121,4 +122,49 @@ fn the_crusher_loses_nothing() {
     assert_eq!(found["loop"], "closed");
     let Some(found) = run("crusher -c 20 -r 2000 -d 0.5 --calm 0.2") else { return };
     assert_eq!(found["latency_ms"]["sent"]["count"], 1000);
+}
+
+#[test]
+fn chaos_loses_nothing() {
+    let Some(found) = run("chaos -c 100 -r 1000 -d 2 --calm 0.3 --seed 3 \
+         --chaos kill:20,stall:50,drip:4,half-open:16,burn:1")
+    else {
+        return;
+    };
+    let done = &found["chaos"]["done"];
+    for kind in ["killed", "stalled", "dripped_bytes", "dripped_messages", "half_opened"] {
+        assert!(done[kind].as_u64() > Some(0), "{kind}: {done:#}");
+    }
+    assert!(found["latency_ms"]["disturbed"]["count"].as_u64() > Some(0));
+    assert_eq!(found["lost_connections"], 0, "the server cut nobody");
+}
+
+/// Every kind of load takes every kind of trouble.
+#[test]
+fn trouble_goes_with_every_scenario() {
+    for line in [
+        "storm -c 50 --waiting 2 --calm 0.1",
+        "slow -c 10 --waiting 5 -r 200 -d 0.5 --calm 0.1",
+        "churn -c 50 --visit-rate 100 -d 0.5 --calm 0.1",
+        "crusher -c 10 -d 0.5 --calm 0.1",
+        "hot-inbox -c 10 --messages 2000 --calm 0.1",
+    ] {
+        let trouble = "--chaos kill:10,stall:30,drip:2,half-open:4";
+        let Some(found) = run(&format!("{line} {trouble}")) else { return };
+        assert!(found["chaos"]["done"]["half_opened"].as_u64().is_some());
+    }
+}
+
+#[test]
+fn old_clients_survive_trouble_as_well_as_their_protocol_lets_them() {
+    let server = Setup::new().start();
+    for line in [
+        "pairs -c 20 -r 500 -d 1 --protocol v1 --chaos kill:50,stall:100",
+        "pairs -c 20 --in-flight 2 -d 1 --class best-effort --chaos kill:50,stall:100",
+        "offline -c 20 -r 500 -d 1 --protocol v1 --chaos stall:50,drip:2",
+    ] {
+        let Some(found) = try_run_on(&server, line) else { return };
+        assert_eq!(found["ok"], true);
+        assert!(found["chaos"]["done"]["stalled"].as_u64() > Some(0));
+    }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::body::BODY_BYTES_MIN;
+use crate::chaos::{Chaos, Trouble, trouble};
 use crate::plan::Arrivals;
 use crate::scenario::Scenario;
 use crate::spec::{ClassChoice, Deafness, Protocol};
@@ -41,6 +42,10 @@ const WITNESS_RATE: f64 = 10.0;
 ///   iris-loadgen churn -c 1000 --visit-rate 500
 ///
 ///   iris-loadgen crusher -c 1000 -d 60 -r 60000
+///
+///   iris-loadgen chaos -c 1000 -r 5000 -d 60 --seed 7
+///
+///   iris-loadgen pairs -c 1000 -r 5000 --chaos kill:50,burn:2
 ///
 /// Exit code: 0 verified, 1 verification failed, 2 wrong usage, 4 cannot
 /// connect.
@@ -149,7 +154,15 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     pub(crate) visit_messages: u32,
 
-    /// Seed of the schedule.
+    /// Trouble beside the load, from the end of --warmup (or --calm) on: kill[:MS]
+    /// cuts a connection every MS ms (100), stall[:MS] stops a reader every MS ms
+    /// (200) for up to 2 s, drip[:N] has N connections (8) speak byte by byte,
+    /// half-open[:N] keeps N connections (64) that say nothing or half a word,
+    /// burn[:N] spins N threads (one per core); all is everything.
+    #[arg(long, value_name = "KIND[:N]", value_delimiter = ',', value_parser = trouble)]
+    pub(crate) chaos: Vec<Trouble>,
+
+    /// Seed of the schedule and of the trouble.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 
@@ -288,7 +301,7 @@ impl Args {
 
     /// Users who talk in pairs and are left alone: whole pairs.
     pub(crate) fn witnesses(&self) -> u32 {
-        if !self.scenario.is_ordeal() {
+        if !self.has_witnesses() {
             return 0;
         }
         let users = match self.witnesses {
@@ -296,6 +309,28 @@ impl Args {
             Amount::Part(part) => ((f64::from(self.connections) * part) as u32).max(2),
         };
         users.next_multiple_of(2)
+    }
+
+    fn has_witnesses(&self) -> bool {
+        self.scenario.is_ordeal() || self.scenario == Scenario::Chaos
+    }
+
+    /// The trouble that is made.
+    pub(crate) fn chaos(&self) -> Chaos {
+        match self.scenario {
+            Scenario::Chaos if self.chaos.is_empty() => Chaos::all(),
+            _ => Chaos::of(&self.chaos),
+        }
+    }
+
+    /// Seconds that are not measured; in chaos, those before it.
+    pub(crate) fn warmup_s(&self) -> f64 {
+        if self.scenario == Scenario::Chaos { self.calm } else { self.warmup }
+    }
+
+    /// Seconds of sending, with those.
+    pub(crate) fn duration_s(&self) -> f64 {
+        if self.scenario == Scenario::Chaos { self.calm + self.duration } else { self.duration }
     }
 
     /// Messages per second of all witnesses.
@@ -306,7 +341,9 @@ impl Args {
     /// Whether lost connections are taken up again: asked for, or because the
     /// scenario takes them down.
     pub(crate) fn reconnects(&self) -> bool {
-        self.reconnect || matches!(self.scenario, Scenario::Storm | Scenario::Churn)
+        self.reconnect
+            || matches!(self.scenario, Scenario::Storm | Scenario::Churn)
+            || self.chaos().kill_ms > 0
     }
 
     /// What does not fit together, as a sentence.
@@ -342,10 +379,7 @@ impl Args {
                 positive(self.calm) && self.calm < 1e7,
                 "--calm is above 0: without it there is nothing to compare with".to_owned(),
             ),
-            (
-                !self.scenario.is_ordeal() || self.witnesses() <= 1_000_000,
-                "--witnesses is at most 1,000,000".to_owned(),
-            ),
+            (self.witnesses() <= 1_000_000, "--witnesses is at most 1,000,000".to_owned()),
             (
                 !self.scenario.is_ordeal() || self.protocol == Protocol::V2,
                 "hot-inbox, storm, slow, churn and crusher speak v2: their acts end with \
@@ -353,8 +387,13 @@ impl Args {
                     .to_owned(),
             ),
             (
-                !self.scenario.is_ordeal() || self.warmup == 0.0,
+                !self.has_witnesses() || self.warmup == 0.0,
                 "--warmup is for other scenarios; an ordeal has its --calm".to_owned(),
+            ),
+            (
+                self.chaos().is_none()
+                    || self.scenario != Scenario::Relay && !self.protocol.is_foreign(),
+                "--chaos is for servers of v1 and v2".to_owned(),
             ),
             (
                 self.visit_messages > 0 && self.visit_messages <= 1000,
@@ -468,5 +507,8 @@ mod tests {
         assert!(sentence("slow --protocol v1").contains("v2"));
         assert!(sentence("churn --warmup 1").contains("--calm"));
         assert!(sentence("crusher --calm 0").contains("--calm"));
+        assert_eq!(sentence("pairs --chaos kill:50,stall"), "");
+        assert!(sentence("relay --in-flight 1 --chaos kill").contains("--chaos"));
+        assert!(sentence("chaos --warmup 1").contains("--calm"));
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::acts::{self, Act};
 use crate::admin;
 use crate::args::Args;
+use crate::burn::Fire;
 use crate::clock;
 use crate::figures::{Figures, Progress};
 use crate::probe::{self, Moment, Sample};
@@ -160,6 +161,8 @@ impl Crowd<'_> {
         let start_ns = clock::now_ns() + START_NS;
         self.order(&Order::Start { at_ns: start_ns });
         self.meter.measure(start_ns, self.args);
+        let fire_ns = start_ns + clock::seconds_ns(self.args.warmup_s());
+        let _fire = Fire::light(self.args.chaos().burners, fire_ns);
         self.listen(|crowd| crowd.workers.iter().all(|worker| worker.quiet || worker.done))?;
         self.tell("quiet");
         self.end()
@@ -177,6 +180,8 @@ impl Crowd<'_> {
             if *act == Act::Ordeal {
                 self.meter.window = Some((at_ns, u64::MAX));
             }
+            let burners = if *act == Act::Ordeal { self.args.chaos().burners } else { 0 };
+            let _fire = Fire::light(burners, at_ns);
             let played = |worker: &Worker| worker.played == Some(*act) || worker.done;
             self.listen(|crowd| crowd.requests > 0 || crowd.workers.iter().all(played))?;
             if *act == Act::Ordeal {
@@ -398,8 +403,8 @@ impl Meter {
     }
 
     fn measure(&mut self, start_ns: u64, args: &Args) {
-        let from_ns = start_ns + clock::seconds_ns(args.warmup);
-        self.window = Some((from_ns, start_ns + clock::seconds_ns(args.duration)));
+        let from_ns = start_ns + clock::seconds_ns(args.warmup_s());
+        self.window = Some((from_ns, start_ns + clock::seconds_ns(args.duration_s())));
     }
 
     fn cpu_ns(&self) -> Option<u64> {

@@ -6,6 +6,7 @@
 
 mod acting;
 mod connections;
+mod imps;
 mod sending;
 mod visits;
 
@@ -15,6 +16,7 @@ use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 
 use self::acting::Acting;
+use self::imps::Imps;
 use crate::clock;
 use crate::dial::Dialer;
 use crate::figures::{Figures, Progress};
@@ -60,6 +62,8 @@ type Alarm = Reverse<(u64, u32, AlarmKind)>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum AlarmKind {
     Tick,
+    /// Of a reader that was stopped.
+    Wake,
     /// Of this generation.
     Login(u32),
 }
@@ -75,6 +79,10 @@ struct Worker<'a> {
     /// The witnesses' schedule.
     witnesses: Option<Plan>,
     acting: Acting,
+    imps: Imps,
+    /// For each user until when it was disturbed on purpose; `u64::MAX` while
+    /// it is. Messages that were due before are measured apart.
+    disturbed: Vec<u64>,
     window: Window,
     stages: Stages,
     book: Book,
@@ -135,7 +143,10 @@ pub(crate) fn run(spec: &Spec, orders: BorrowedFd<'_>, words: &mut impl Write) -
         for at in 0..worker.poller.len() {
             let ready = worker.poller.ready(at);
             if ready.token != ORDERS {
-                worker.ready(ready);
+                match ready.token & imps::TOKEN {
+                    0 => worker.ready(ready),
+                    _ => worker.imp_ready(ready),
+                }
                 continue;
             }
             match pipe.read(orders)? {
@@ -195,6 +206,8 @@ impl Worker<'_> {
             plan: None,
             witnesses: None,
             acting: Acting::default(),
+            imps: Imps::new(spec),
+            disturbed: vec![0; spec.cast.users() as usize],
             stages: Stages::NONE,
             window: Window { from_ns: u64::MAX, to_ns: u64::MAX },
             book: Book::new(spec.cast, spec.base, leniency),
@@ -226,6 +239,7 @@ impl Worker<'_> {
         while let Some(user) = self.dialer.due(now_ns) {
             self.dial(user, now_ns);
         }
+        self.make_trouble(now_ns);
         self.ring_alarms(now_ns);
         self.flush_dirty();
         if now_ns >= self.next_progress_ns {
@@ -241,6 +255,7 @@ impl Worker<'_> {
             self.plan.as_ref().and_then(Plan::next_ns),
             self.witnesses.as_ref().and_then(Plan::next_ns),
             self.acting_due_ns(now_ns),
+            self.imps_due_ns(now_ns),
             self.dialer.next_ns(),
             self.alarms.peek().map(|Reverse((at, _, _))| *at),
             Some(self.next_progress_ns),
@@ -311,6 +326,11 @@ impl Worker<'_> {
             },
         };
         self.plan = Some(Plan::new(rhythm, at_ns, spec.duration_ns));
+        if spec.cast.witnesses > 0 {
+            self.begin_witnesses(at_ns);
+            self.stages.calm_ns = at_ns;
+            self.stages.ordeal_ns = self.window.from_ns;
+        }
         if let Load::Closed { in_flight } = spec.load {
             let now_ns = clock::now_ns();
             for line in (0..spec.cast.lines() & !1).step_by(2) {
@@ -348,6 +368,8 @@ impl Worker<'_> {
                 if now_ns >= end_ns && all_out {
                     say(words, &Word::Quiet)?;
                     self.phase = Phase::Collecting;
+                    self.witnesses = None;
+                    self.stages.end_ns = now_ns;
                     self.last_activity_ns = now_ns;
                     for user in self.spec.cast.present()..self.spec.cast.users() {
                         self.want(user);
@@ -404,7 +426,8 @@ impl Worker<'_> {
     /// Whether something happened that may cost messages which nobody confirmed:
     /// an outage, or a refusal, of which v1 does not say what it refers to.
     fn has_excuse(&self) -> bool {
-        self.figures.lost_connections > 0 || confirms_nothing(self.spec) && self.figures.held > 0
+        let disturbed = self.figures.held + self.figures.chaos.killed;
+        self.figures.lost_connections > 0 || confirms_nothing(self.spec) && disturbed > 0
     }
 
     fn measure_cpu(&mut self, now_ns: u64) {

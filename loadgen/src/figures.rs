@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use wire::refuse::Code;
 
+use crate::chaos::Done;
 use crate::verify::Findings;
 
 /// Longest time a histogram tells apart, nanoseconds: ten minutes.
@@ -187,6 +188,9 @@ pub(crate) struct Figures {
     pub(crate) witness_during: Latency,
     /// Those that were due after it, while others collected.
     pub(crate) witness_after: Latency,
+    /// From the intended time to the confirmation or the arrival, where sender
+    /// or recipient had been cut or stopped on purpose meanwhile.
+    pub(crate) disturbed: Latency,
     /// Storm: from cutting all to a login's success.
     pub(crate) back: Latency,
     /// Storm: from cutting all to a user's having everything that waited.
@@ -245,6 +249,8 @@ pub(crate) struct Figures {
     pub(crate) resets: u64,
     /// Acts that came to no end and were given up.
     pub(crate) given_up: u64,
+    /// The trouble that was made.
+    pub(crate) chaos: Done,
     /// ERROR frames, and bytes that are none of a server's.
     pub(crate) errors: u64,
     /// Logged-in connections when everyone was there.
@@ -271,6 +277,7 @@ impl Figures {
         self.witness_before.add(&other.witness_before);
         self.witness_during.add(&other.witness_during);
         self.witness_after.add(&other.witness_after);
+        self.disturbed.add(&other.disturbed);
         self.back.add(&other.back);
         self.served.add(&other.served);
         self.visit.add(&other.visit);
@@ -300,6 +307,7 @@ impl Figures {
         self.visits_skipped += other.visits_skipped;
         self.resets += other.resets;
         self.given_up += other.given_up;
+        self.chaos.add(other.chaos);
         self.errors += other.errors;
         self.connections += other.connections;
         self.outages.extend(other.outages);

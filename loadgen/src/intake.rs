@@ -53,6 +53,8 @@ pub(crate) struct Intake<'a> {
     pub(crate) figures: &'a mut Figures,
     pub(crate) window: Window,
     pub(crate) stages: Stages,
+    /// For each user until when it was disturbed on purpose.
+    pub(crate) disturbed: &'a [u64],
     pub(crate) user: u32,
     pub(crate) generation: u32,
     /// When the user's connection was started, or when it began to read.
@@ -167,7 +169,9 @@ impl Intake<'_> {
         // that is: no latency of the server's.
         let comes_and_goes = self.spec.cast.scenario == Scenario::Churn;
         let is_of_old = comes_and_goes && body.handed_ns < self.began_ns;
-        if body.intended_ns >= self.window.from_ns && !is_of_old {
+        if self.is_disturbed(body) {
+            self.figures.disturbed.record(self.now_ns.saturating_sub(body.intended_ns));
+        } else if body.intended_ns >= self.window.from_ns && !is_of_old {
             self.figures.sent.record(self.now_ns.saturating_sub(body.intended_ns));
             self.figures.sent_service.record(self.now_ns.saturating_sub(body.handed_ns));
         }
@@ -197,6 +201,8 @@ impl Intake<'_> {
         let waited = self.spec.cast.is_absent(self.user) || self.spec.ordeal.is_some();
         if waited && body.intended_ns < self.began_ns {
             self.figures.collected.record(self.now_ns.saturating_sub(self.began_ns));
+        } else if self.is_disturbed(&body) {
+            self.figures.disturbed.record(self.now_ns.saturating_sub(body.intended_ns));
         } else if body.intended_ns >= self.window.from_ns {
             self.figures.delivered.record(self.now_ns.saturating_sub(body.intended_ns));
             self.figures.delivered_service.record(self.now_ns.saturating_sub(body.handed_ns));
@@ -204,6 +210,13 @@ impl Intake<'_> {
         if matches!(self.spec.load, Load::Closed { .. }) {
             self.answers.extend(self.spec.cast.answer(self.user));
         }
+    }
+
+    /// Whether sender or recipient was cut or stopped on purpose after the
+    /// message was due.
+    fn is_disturbed(&self, body: &Body) -> bool {
+        let until_ns = |user: u32| self.disturbed[(user - self.spec.base) as usize];
+        body.intended_ns < until_ns(body.sender).max(until_ns(body.recipient))
     }
 
     /// What others see while something is done to the crowd.

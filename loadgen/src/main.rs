@@ -9,6 +9,7 @@
 
 mod acts;
 mod args;
+mod chaos;
 mod scenario;
 mod spec;
 
@@ -30,6 +31,7 @@ mod verify;
 mod figures;
 
 mod admin;
+mod burn;
 mod crowd;
 mod probe;
 mod report;

@@ -1,5 +1,6 @@
 //! The results: a table for people, JSON for programs, HDR text for plots.
 
+mod chaos;
 mod ordeal;
 
 use std::collections::BTreeMap;
@@ -108,6 +109,7 @@ pub(crate) fn table(args: &Args, outcome: &Outcome) -> String {
         line(text, &rates(args, figures));
     }
     ordeal::lines(args, outcome).iter().for_each(|found| line(text, found));
+    chaos::lines(args, figures).iter().for_each(|found| line(text, found));
     latencies(text, args, figures);
     server(text, args, outcome);
     generator(text, figures);
@@ -196,7 +198,7 @@ fn rates(args: &Args, figures: &Figures) -> String {
 }
 
 /// Every histogram with what it measures.
-fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 13] {
+fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 14] {
     [
         ("login", "connecting to logged in", &figures.login),
         ("back", "the cut to logged in again", &figures.back),
@@ -207,6 +209,7 @@ fn histograms(figures: &Figures) -> [(&'static str, &'static str, &Latency); 13]
         ("witness_after", "others, after", &figures.witness_after),
         ("sent", "intended time to confirmation", &figures.sent),
         ("delivered", "intended time to arrival", &figures.delivered),
+        ("disturbed", "intended time to confirmation or arrival, if hit", &figures.disturbed),
         ("collected", "login to arrival of what waited", &figures.collected),
         ("sent_service", "handed over to confirmation", &figures.sent_service),
         ("delivered_service", "handed over to arrival", &figures.delivered_service),
@@ -402,6 +405,7 @@ pub(crate) fn json(args: &Args, outcome: &Outcome) -> Value {
             "bottleneck": bottleneck(figures),
         },
         "ordeal": ordeal::json(args, outcome),
+        "chaos": chaos::json(args, figures),
         "refusals": figures.refusals().into_iter().collect::<BTreeMap<_, _>>(),
         "gaps": figures.gaps,
         "held": figures.held,

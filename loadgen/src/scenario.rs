@@ -34,7 +34,6 @@ pub(crate) enum Scenario {
     /// Everything goes to absent users, at the highest rate.
     Crusher,
     /// `mixed` with every kind of `--chaos`.
-    #[value(skip)]
     Chaos,
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use wire::id::Class;
 
 use crate::acts::Act;
+use crate::chaos::Chaos;
 use crate::figures::{Figures, Progress};
 use crate::plan::Arrivals;
 use crate::scenario::Cast;
@@ -135,6 +136,8 @@ pub(crate) struct Spec {
     pub(crate) witness_rate: f64,
     /// The acts that are played instead.
     pub(crate) ordeal: Option<Ordeal>,
+    /// What is done beside.
+    pub(crate) chaos: Chaos,
     /// How long messages are sent, nanoseconds.
     pub(crate) duration_ns: u64,
     /// How much of it is not measured, nanoseconds.

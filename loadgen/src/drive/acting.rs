@@ -15,8 +15,10 @@ use crate::scenario::Scenario;
 use crate::spec::{Deafness, Ordeal, Word};
 use crate::user::Stage;
 
-/// Connections cut, or woken, in one turn.
-const SLICE: u32 = 64;
+/// Connections cut in one turn.
+const CUT_SLICE: u32 = 64;
+/// Users woken in one turn: each may have megabytes to read.
+const WAKE_SLICE: u32 = 4;
 
 /// Where a worker stands in an ordeal.
 #[derive(Default)]
@@ -104,17 +106,7 @@ impl Worker<'_> {
         self.acting.act = Some((act, false));
         self.acting.began_ns = at_ns;
         self.acting.advanced_ns = at_ns;
-        self.witnesses.get_or_insert_with(|| {
-            let rhythm = Rhythm {
-                rate: self.spec.witness_rate,
-                arrivals: Arrivals::Poisson,
-                senders: self.spec.cast.witnesses,
-                absent_share: 0.0,
-                seed: !self.spec.seed ^ (u64::from(self.spec.base) << 20),
-                offset: 0.0,
-            };
-            Plan::new(rhythm, at_ns, u64::MAX)
-        });
+        self.begin_witnesses(at_ns);
         match act {
             Act::Fill => self.acting.feed = Some(Feed { left: self.ordeal().fill, next_line: 0 }),
             Act::Calm => self.stages.calm_ns = at_ns,
@@ -124,6 +116,27 @@ impl Worker<'_> {
                 self.fetch_everyone();
             }
         }
+    }
+
+    /// Has the witnesses talk from now on to the end, if they do not yet.
+    pub(super) fn begin_witnesses(&mut self, at_ns: u64) {
+        let spec = self.spec;
+        self.witnesses.get_or_insert_with(|| {
+            let rhythm = Rhythm {
+                rate: spec.witness_rate,
+                arrivals: Arrivals::Poisson,
+                senders: spec.cast.witnesses,
+                absent_share: 0.0,
+                seed: !spec.seed ^ (u64::from(spec.base) << 20),
+                offset: 0.0,
+            };
+            Plan::new(rhythm, at_ns, u64::MAX)
+        });
+    }
+
+    /// Whether the ordeal itself is played now.
+    pub(super) fn is_in_ordeal(&self) -> bool {
+        self.acting.act == Some((Act::Ordeal, false))
     }
 
     fn begin_ordeal(&mut self, at_ns: u64) {
@@ -287,7 +300,11 @@ impl Worker<'_> {
     fn cut_or_wake(&mut self, now_ns: u64) {
         let Some(first) = self.acting.next_user else { return };
         let users = self.spec.cast.users();
-        let end = users.min(first + SLICE);
+        let slice = match self.spec.cast.scenario {
+            Scenario::Storm => CUT_SLICE,
+            _ => WAKE_SLICE,
+        };
+        let end = users.min(first + slice);
         for user in first..end {
             match self.spec.cast.scenario {
                 Scenario::Storm => self.cut(user),
@@ -313,8 +330,10 @@ impl Worker<'_> {
         }
     }
 
-    fn wake(&mut self, index: u32, now_ns: u64) {
-        let by_credit = self.ordeal().deafness == Deafness::Credit;
+    pub(super) fn wake(&mut self, index: u32, now_ns: u64) {
+        let is_slow = self.spec.cast.scenario == Scenario::Slow;
+        let by_credit =
+            is_slow && self.spec.ordeal.is_some_and(|it| it.deafness == Deafness::Credit);
         let user = &mut self.users[index as usize];
         user.deaf = false;
         user.awake_ns = now_ns;
@@ -323,6 +342,7 @@ impl Worker<'_> {
         }
         self.mark_dirty(index);
         if self.users[index as usize].stage == Stage::Online {
+            self.recovered(index, now_ns);
             // What came meanwhile is not reported again.
             self.read(index, false);
         }
@@ -334,7 +354,7 @@ impl Worker<'_> {
             self.go_on_visiting(index, logged_in, now_ns);
         }
         let in_storm = self.spec.cast.scenario == Scenario::Storm
-            && self.acting.act == Some((Act::Ordeal, false))
+            && self.is_in_ordeal()
             && self.acting.next_user.is_none();
         if !in_storm || self.spec.cast.is_witness(index) {
             return;

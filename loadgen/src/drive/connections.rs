@@ -122,6 +122,7 @@ impl Worker<'_> {
             book: &mut self.book,
             figures: &mut self.figures,
             window: self.window,
+            disturbed: &self.disturbed,
             stages: self.stages,
             user: index,
             generation: user.generation,
@@ -204,7 +205,8 @@ impl Worker<'_> {
         self.figures.logins += 1;
         self.figures.login.record(now_ns.saturating_sub(user.began_ns));
         self.last_activity_ns = now_ns;
-        if std::mem::take(&mut user.missed) {
+        self.recovered(index, now_ns);
+        if std::mem::take(&mut self.users[index as usize].missed) {
             self.missed -= 1;
             let all_back = self.missed == 0;
             let now_ms = clock::unix_ms();
@@ -323,6 +325,7 @@ impl Worker<'_> {
                         self.mark_dirty(index);
                     }
                 }
+                AlarmKind::Wake => self.wake(index, now_ns),
                 AlarmKind::Login(generation) => {
                     let waits = matches!(user.stage, Stage::Connecting | Stage::Greeting);
                     if waits && user.generation == generation {

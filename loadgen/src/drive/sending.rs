@@ -55,7 +55,8 @@ impl Worker<'_> {
             self.acting.feed.is_none() && self.spec.cast.scenario != Scenario::Churn;
         let is_timed = follows_times || self.spec.cast.is_witnessed(flow);
         let from_ns = self.window.from_ns.min(self.stages.calm_ns);
-        if intended_ns >= from_ns && self.missed == 0 && is_timed {
+        let is_after = intended_ns >= self.stages.collect_ns;
+        if intended_ns >= from_ns && !is_after && self.missed == 0 && is_timed {
             self.figures.lag.record(lag_ns);
         }
         let sender = self.spec.cast.sender(flow);

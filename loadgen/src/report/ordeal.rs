@@ -143,7 +143,7 @@ fn per_second(count: u64, ms: f64) -> f64 {
 
 /// The results for programs; null where there was no ordeal.
 pub(super) fn json(args: &Args, outcome: &Outcome) -> Value {
-    if !args.scenario.is_ordeal() {
+    if !args.scenario.is_ordeal() && args.scenario != Scenario::Chaos {
         return Value::Null;
     }
     let figures = &outcome.figures;
