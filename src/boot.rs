@@ -87,7 +87,7 @@ pub(crate) fn run(
     forward(signals, reports.clone(), Arc::clone(&is_heard))?;
     let mut data = open_data(config, plan)?;
     let log = log_options(plan, data.manifest().segment_bytes)?;
-    let mode = wal::disk::probe(&config.data_dir);
+    let mode = wal::disk::probe(&config.data_dir).at_best(best_mode(machine));
     tracing::debug!(?mode, "how commits become durable on this disk");
     if let Some(shards) = config.shards.filter(|asked| *asked != data.manifest().shards) {
         let options = |shard, shards| shard_options(config, plan, shard, shards);
@@ -143,6 +143,17 @@ fn open_data(config: &Config, plan: &Plan) -> Result<DataDir, Exit> {
         segment_bytes: plan.segment_bytes,
     };
     DataDir::open(&config.data_dir, options).map_err(|error| Exit::data(error.to_string()))
+}
+
+/// How commits may become durable at best.
+fn best_mode(machine: &Machine) -> DirectMode {
+    if machine.without.has(tuning::disk::O_DIRECT) {
+        DirectMode::BufferedFdatasync
+    } else if machine.without.has(tuning::disk::RWF_DSYNC) {
+        DirectMode::DirectFdatasync
+    } else {
+        DirectMode::DirectDsync
+    }
 }
 
 /// Every shard's own listener on every address; ports chosen by the kernel are

@@ -12,7 +12,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tuning::Wishes;
+use tuning::{Wishes, Without};
 
 use crate::exit::Exit;
 use settings::{SETTINGS, Setting};
@@ -55,8 +55,8 @@ pub(crate) struct Config {
     pub(crate) tail_bytes: Option<u64>,
     /// Size of a log segment; `None` leaves it to the plan.
     pub(crate) segment_bytes: Option<u64>,
-    /// Ring features to do without, so that older kernels' ways run.
-    pub(crate) without: Vec<String>,
+    /// What to take as missing, so that the older ways run.
+    pub(crate) without: Without,
 }
 
 /// Severity of a log line.
@@ -103,7 +103,7 @@ impl Default for Config {
             retention_days: 30,
             tail_bytes: None,
             segment_bytes: None,
-            without: Vec::new(),
+            without: Without::default(),
         }
     }
 }
@@ -251,7 +251,7 @@ impl Loading {
                 // Not refused: an orchestrator that runs a service called
                 // "iris" puts variables of its own with this prefix here.
                 None => {
-                    let names = SETTINGS.iter().filter(|s| !s.hidden).map(Setting::variable);
+                    let names = SETTINGS.iter().map(Setting::variable);
                     let hint = nearest(&name, names)
                         .map_or(String::new(), |n| format!("; did you mean {n}?"));
                     self.loaded.warnings.push(format!("{name} is set but is no setting{hint}"));
@@ -274,7 +274,7 @@ impl Loading {
 
     fn set(&mut self, key: &str, values: &[String], origin: Origin) {
         let Some(index) = SETTINGS.iter().position(|setting| setting.key == key) else {
-            let keys = SETTINGS.iter().filter(|s| !s.hidden).map(|s| s.key.to_owned());
+            let keys = SETTINGS.iter().map(|s| s.key.to_owned());
             let hint =
                 nearest(key, keys).map_or(String::new(), |near| format!("; did you mean {near}?"));
             let from = origin.name();
@@ -360,9 +360,6 @@ impl Loaded {
         let mut out = String::new();
         let mut section = "";
         for (setting, origin) in SETTINGS.iter().zip(&self.origins) {
-            if setting.hidden && *origin == Origin::Default {
-                continue;
-            }
             let (table, name) = setting.key.rsplit_once('.').unwrap_or(("", setting.key));
             if table != section {
                 out.push_str(&format!("\n[{table}]\n"));

@@ -67,9 +67,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
 /// What this machine is and what would run on it.
 fn tune(config: &Config) -> (Machine, Plan) {
     let mut machine = Machine::probe();
-    for name in &config.without {
-        machine.ring.without(name).expect("the configuration knows the same names");
-    }
+    machine.do_without(&config.without);
     // A directory that cannot be written to is the business of the data
     // directory, which says so in its own words.
     let _ = machine.probe_disk(&config.data_dir);

@@ -89,6 +89,29 @@ fn the_doctor_speaks_to_people_and_programs() {
     assert!(!report["machine"]["cores"].as_array().expect("a list").is_empty());
 }
 
+/// Each older way can be asked for from every source, and the doctor shows it.
+#[test]
+fn older_ways_are_asked_for_by_name() {
+    let shown = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let output = iris_shard(&[&["doctor", "--json"], arguments].concat(), variables);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        report["machine"].clone()
+    };
+    let machine = shown(&[], &[("IRIS_DEBUG_WITHOUT", "o_direct,multishot_poll")]);
+    assert_eq!(machine["without"], serde_json::json!(["multishot_poll", "o_direct"]));
+    assert_eq!(machine["ring"]["multishot_poll"], false);
+    assert_eq!(machine["disk"]["direct_mode"], "buffered + fdatasync");
+    let machine = shown(&["--set", "debug.without=all"], &[("IRIS_DEBUG_WITHOUT", "ext_arg")]);
+    assert_eq!(machine["without"].as_array().map(Vec::len), Some(11));
+    assert_eq!(machine["ring"]["ext_arg"], false);
+
+    let output = iris_shard(&["doctor"], &[("IRIS_DEBUG_WITHOUT", "defer_taskrun")]);
+    let told = text(&output.stdout);
+    for words in ["done without             defer_taskrun\n", "leave debug.without"] {
+        assert!(told.contains(words), "{told}");
+    }
+}
+
 #[test]
 fn a_data_directory_is_opened_again_without_its_flags() {
     let dir = tempfile::tempdir().expect("a temporary directory");

@@ -1,11 +1,13 @@
-//! The same server with the kernel features of older kernels, and with
+//! The same server with the ways of older kernels and other disks, and with
 //! connections in the rings' own tables: everything works as with the newest.
+//!
+//! `scripts/test --ways` runs all the other tests under each of them, too.
 
 mod server;
 
 use server::peer::{Peer, hello, send};
 use server::{PATIENCE, Server, Setup};
-use tuning::ring::FEATURES;
+use tuning::without::{ALL, NAMES};
 use wire::id::Class;
 use wire::v1::Packet;
 use wire::v2::{self, Reply, Request};
@@ -123,31 +125,34 @@ fn large_bodies(server: &Server, what: &str) {
     sender.wait_sent(b"large-b", 40, PATIENCE).unwrap();
 }
 
+fn direct(setup: Setup, when: &str) -> Setup {
+    setup.argument("--direct-descriptors").argument(when)
+}
+
 fn without(names: &[&str]) -> Setup {
-    Setup::new().shards(3).set("debug.without", &names.join(","))
+    direct(Setup::new().shards(3), "auto").set("debug.without", &names.join(","))
 }
 
 #[test]
 fn with_everything() {
-    check_all(Setup::new().shards(3), "all features");
+    check_all(without(&[]), "everything");
 }
 
 #[test]
 fn without_each_one() {
-    for feature in FEATURES {
-        check_all(without(&[feature]), &format!("without {feature}"));
+    for (name, _) in NAMES {
+        check_all(without(&[name]), &format!("without {name}"));
     }
 }
 
 #[test]
 fn without_any() {
-    check_all(without(&FEATURES), "without any");
+    check_all(without(&[ALL]), "without any");
 }
 
 #[test]
 fn with_direct_descriptors() {
-    let direct = |setup: Setup| setup.argument("--direct-descriptors").argument("on");
-    let setup = direct(Setup::new().shards(3));
+    let setup = direct(Setup::new().shards(3).set("debug.without", ""), "on");
     match setup.try_start() {
         Ok(server) => drop(server),
         Err(ended) if ended.code == Some(5) => {
@@ -157,7 +162,8 @@ fn with_direct_descriptors() {
     }
     check_all(setup, "direct");
     for feature in ["ext_arg", "multishot_poll", "coop_taskrun", "single_issuer", "defer_taskrun"] {
-        check_all(direct(without(&[feature])), &format!("direct, without {feature}"));
+        let setup = Setup::new().shards(3).set("debug.without", feature);
+        check_all(direct(setup, "on"), &format!("direct, without {feature}"));
     }
 }
 
@@ -165,7 +171,17 @@ fn with_direct_descriptors() {
 #[test]
 fn direct_descriptors_need_their_features() {
     for feature in ["sparse_files", "msg_ring_fd"] {
-        let setup = without(&[feature]).argument("--direct-descriptors").argument("on");
+        let setup = direct(Setup::new().shards(3).set("debug.without", feature), "on");
         setup.check_refused(5, &["direct_descriptors = \"on\"", "auto"]);
     }
+}
+
+/// What was given up by hand is said in the boot's log, so that nobody looks
+/// for a slow server's reason elsewhere.
+#[test]
+fn what_is_done_without_is_said() {
+    let server = without(&["multishot_poll", "o_direct"]).start();
+    server.wait_said("debug.without: multishot_poll, o_direct not used");
+    server.stop();
+    without(&["warp_drive"]).check_refused(2, &["'warp_drive'", "multishot_poll", "o_direct"]);
 }

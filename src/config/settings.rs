@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use tuning::quantity::{bytes, parse_bytes};
-use tuning::{plan, ring};
+use tuning::{Without, plan, without};
 
 use super::{Config, LogFormat, LogLevel};
 
@@ -24,8 +24,6 @@ pub(crate) struct Setting {
     pub(crate) about: &'static str,
     /// Several values are allowed.
     pub(crate) list: bool,
-    /// For tests of this server, not for operators.
-    pub(crate) hidden: bool,
     /// Reads the values into the configuration or says what is wrong.
     pub(crate) set: fn(&mut Config, &[String]) -> Result<(), String>,
     /// The value as TOML; `None` when it is left to the plan.
@@ -46,7 +44,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
         list: false,
-        hidden: false,
         set: |config, values| {
             let path = one(values)?;
             if path.is_empty() {
@@ -61,7 +58,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "listen",
         about: "Addresses for clients, both protocols; loopback only until TLS is there",
         list: true,
-        hidden: false,
         set: |config, values| {
             let addresses: Result<Vec<SocketAddr>, String> =
                 values.iter().map(|value| address(value)).collect();
@@ -83,7 +79,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "admin",
         about: "Address of the admin HTTP: health, metrics, latency; loopback only",
         list: false,
-        hidden: false,
         set: |config, values| address(one(values)?).map(|value| config.admin = value),
         show: |config| Some(quoted(&config.admin)),
     },
@@ -91,7 +86,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "shards",
         about: "Number of shards, 1 to 256; may exceed the cores",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 1..=plan::SHARDS_MAX).map(|value| config.shards = Some(value))
         },
@@ -101,7 +95,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "memory_bytes",
         about: "Memory for the process and its sockets, from 64MiB",
         list: false,
-        hidden: false,
         set: |config, values| {
             size(one(values)?, plan::MEMORY_BYTES_MIN..=1 << 50)
                 .map(|value| config.memory_bytes = Some(value))
@@ -112,7 +105,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "direct_descriptors",
         about: "Connections in the rings' own tables: auto, on or off",
         list: false,
-        hidden: false,
         set: |config, values| {
             let known = [("auto", None), ("on", Some(true)), ("off", Some(false))];
             choice(one(values)?, &known).map(|value| config.direct_descriptors = value)
@@ -130,7 +122,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "log.level",
         about: "error, warn, info, debug or trace",
         list: false,
-        hidden: false,
         set: |config, values| choice(one(values)?, &LEVELS).map(|value| config.log_level = value),
         show: |config| name_of(config.log_level, &LEVELS),
     },
@@ -138,7 +129,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "log.format",
         about: "text, or json for one object a line; both on stderr",
         list: false,
-        hidden: false,
         set: |config, values| choice(one(values)?, &FORMATS).map(|value| config.log_format = value),
         show: |config| name_of(config.log_format, &FORMATS),
     },
@@ -146,7 +136,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.conns_max",
         about: "Connections that must fit, 1 to 16777216; default: what the machine allows",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 1..=16 << 20).map(|value| config.conns_max = Some(value))
         },
@@ -156,7 +145,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.handshake_ms",
         about: "Time to log in after connecting, 100 to 600000 ms",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 100..=600_000).map(|value| config.handshake_ms = value)
         },
@@ -166,7 +154,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.logins_per_second",
         about: "Logins a shard takes in a second, 1 to 10000000, fewer when it is busy; 0 for no bound",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 0..=10_000_000).map(|value| config.logins_per_second = value)
         },
@@ -176,7 +163,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.frame_ms",
         about: "Time to end a frame that was begun, 100 to 86400000 ms, and 1 s more per kB of it",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 100..=86_400_000).map(|value| config.frame_ms = value)
         },
@@ -186,7 +172,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.inbox_messages_max",
         about: "Messages waiting in one inbox, 1 to 100000000",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 1..=100_000_000).map(|value| config.inbox_messages_max = value)
         },
@@ -196,7 +181,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.inbox_bytes_max",
         about: "Bytes waiting in one inbox, 1MiB to 1TiB",
         list: false,
-        hidden: false,
         set: |config, values| {
             size(one(values)?, 1 << 20..=1 << 40).map(|value| config.inbox_bytes_max = value)
         },
@@ -206,7 +190,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "limits.retention_days",
         about: "Days an undelivered message is kept, 1 to 3650",
         list: false,
-        hidden: false,
         set: |config, values| {
             number(one(values)?, 1..=3650).map(|value| config.retention_days = value)
         },
@@ -216,7 +199,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "storage.tail_bytes",
         about: "The log's window in memory per shard, a power of two, 1MiB to 1GiB",
         list: false,
-        hidden: false,
         set: |config, values| {
             power_of_two(one(values)?, plan::TAIL_BYTES_MIN..=1 << 30)
                 .map(|value| config.tail_bytes = Some(value))
@@ -227,7 +209,6 @@ pub(crate) static SETTINGS: [Setting; 18] = [
         key: "storage.segment_bytes",
         about: "Size of a log segment of a new data directory, a power of two, 1MiB to 1GiB; at most 64MiB by default",
         list: false,
-        hidden: false,
         set: |config, values| {
             power_of_two(one(values)?, plan::SEGMENT_BYTES_MIN..=plan::SEGMENT_BYTES_MAX)
                 .map(|value| config.segment_bytes = Some(value))
@@ -236,19 +217,11 @@ pub(crate) static SETTINGS: [Setting; 18] = [
     },
     Setting {
         key: "debug.without",
-        about: "Ring features to do without, so that older kernels' ways run",
+        about: "Ways of newer kernels and disks to do without, for tests and around defects: all, or some of those below",
         list: true,
-        hidden: true,
-        set: |config, values| {
-            let known = |name: &&String| ring::FEATURES.contains(&name.as_str());
-            if let Some(unknown) = values.iter().find(|name| !known(name)) {
-                return Err(format!("'{unknown}' is none of {}", ring::FEATURES.join(", ")));
-            }
-            config.without = values.to_vec();
-            Ok(())
-        },
+        set: |config, values| Without::named(values).map(|value| config.without = value),
         show: |config| {
-            let names: Vec<String> = config.without.iter().map(quoted).collect();
+            let names: Vec<String> = config.without.names().iter().map(quoted).collect();
             Some(format!("[{}]", names.join(", ")))
         },
     },
@@ -268,7 +241,7 @@ const FORMATS: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", Log
 pub(crate) fn help() -> String {
     let default = Config::default();
     let mut out = String::from("Settings (file key, environment variable, default):\n");
-    for setting in SETTINGS.iter().filter(|setting| !setting.hidden) {
+    for setting in &SETTINGS {
         let value = (setting.show)(&default).unwrap_or_else(|| "chosen by the plan".to_owned());
         out.push_str(&format!(
             "  {}  {}  {value}\n      {}\n",
@@ -276,6 +249,10 @@ pub(crate) fn help() -> String {
             setting.variable(),
             setting.about
         ));
+    }
+    out.push_str("What debug.without knows:\n");
+    for (name, about) in without::NAMES {
+        out.push_str(&format!("  {name:<18}{about}\n"));
     }
     out
 }

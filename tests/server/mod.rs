@@ -49,6 +49,11 @@ impl Deadline {
     }
 }
 
+/// `IRIS_TEST_DEBUG_WITHOUT=all cargo test` gives every server the variable
+/// `IRIS_DEBUG_WITHOUT=all`, and so on for each setting: the whole suite under
+/// another one. What a test sets itself counts more, as flags do.
+const FOR_SERVERS: &str = "IRIS_TEST_";
+
 /// Shown of the server's stderr when something fails.
 const TAIL_LINES: usize = 60;
 
@@ -252,9 +257,13 @@ impl Setup {
         if self.limits.is_empty() {
             command = Command::new(binary);
         }
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("IRIS_") {
-                command.env_remove(name);
+        for (name, value) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("IRIS_") {
+                command.env_remove(&*name);
+            }
+            if let Some(setting) = name.strip_prefix(FOR_SERVERS) {
+                command.env(format!("IRIS_{setting}"), value);
             }
         }
         command

@@ -15,6 +15,13 @@ use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
 use serde::Serialize;
 
+use crate::without::Without;
+
+/// Names of the two things that a commit uses where they are there.
+pub const O_DIRECT: &str = "o_direct";
+/// See [`O_DIRECT`].
+pub const RWF_DSYNC: &str = "rwf_dsync";
+
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 64;
 const BUDGET: Duration = Duration::from_millis(100);
@@ -52,11 +59,12 @@ impl DiskProbe {
 }
 
 /// Measures the disk that holds `dir`, or would hold it: the nearest existing
-/// ancestor stands in for a directory that is not there yet.
+/// ancestor stands in for a directory that is not there yet. What is done
+/// without is not measured.
 ///
 /// # Errors
 /// What the file system says to creating, writing or syncing one small file.
-pub fn probe_disk(dir: &Path) -> io::Result<DiskProbe> {
+pub fn probe_disk(dir: &Path, without: &Without) -> io::Result<DiskProbe> {
     let dir = nearest_existing(dir)?;
     let stat = rustix::fs::statvfs(&dir)?;
     let kind = rustix::fs::statfs(&dir)?;
@@ -67,7 +75,7 @@ pub fn probe_disk(dir: &Path) -> io::Result<DiskProbe> {
     file.sync_all()?;
 
     let block = AlignedBlock::new();
-    let (mode, name) = choose_mode(&file, &block)?;
+    let (mode, name) = choose_mode(&file, &block, without)?;
     let mut took_us = measure(&file, &block, mode)?;
     let total_us: u64 = took_us.iter().sum();
     took_us.sort_unstable();
@@ -132,10 +140,14 @@ enum Mode {
 }
 
 /// Finds the best mode that really works here and leaves the file in it.
-fn choose_mode(file: &File, block: &AlignedBlock) -> io::Result<(Mode, &'static str)> {
+fn choose_mode(
+    file: &File,
+    block: &AlignedBlock,
+    without: &Without,
+) -> io::Result<(Mode, &'static str)> {
     let flags = rustix::fs::fcntl_getfl(file)?;
-    if rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_ok() {
-        if commit(file, block, 0, Mode::Dsync).is_ok() {
+    if !without.has(O_DIRECT) && rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_ok() {
+        if !without.has(RWF_DSYNC) && commit(file, block, 0, Mode::Dsync).is_ok() {
             return Ok((Mode::Dsync, "O_DIRECT + RWF_DSYNC"));
         }
         if commit(file, block, 0, Mode::ThenFdatasync).is_ok() {
@@ -206,7 +218,7 @@ mod tests {
     fn a_directory_that_is_not_there_yet_is_measured_and_not_made() {
         let dir = tempfile::tempdir().unwrap();
         let wanted = dir.path().join("not/yet");
-        let found = probe_disk(&wanted).unwrap();
+        let found = probe_disk(&wanted, &Without::default()).unwrap();
         assert!(found.fdatasync_per_s > 0);
         assert!(found.write_p50_us <= found.write_p99_us);
         assert!(found.free_bytes > 0);
@@ -214,6 +226,18 @@ mod tests {
             found.direct_mode.ends_with("fdatasync") || found.direct_mode.ends_with("RWF_DSYNC")
         );
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the probe leaves nothing");
+    }
+
+    #[test]
+    fn each_way_of_a_commit_can_be_done_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |names: &[&str]| {
+            let without = Without::named(names).unwrap();
+            probe_disk(dir.path(), &without).unwrap().direct_mode
+        };
+        assert_eq!(mode(&[O_DIRECT]), "buffered + fdatasync");
+        assert_eq!(mode(&[O_DIRECT, RWF_DSYNC]), "buffered + fdatasync");
+        assert!(mode(&[RWF_DSYNC]).ends_with("fdatasync"));
     }
 
     #[test]

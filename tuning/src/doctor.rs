@@ -93,6 +93,9 @@ impl<'a> Report<'a> {
         ));
         lines.push(("kernel", format!("Linux {major}.{minor}")));
         lines.push(("io_uring", ring(machine)));
+        if !machine.without.names().is_empty() {
+            lines.push(("done without", machine.without.names().join(", ")));
+        }
         lines.push(("accept queue", count(u64::from(machine.somaxconn))));
         match &machine.disk {
             Some(disk) => lines.push((

@@ -14,9 +14,11 @@ pub mod plan;
 pub mod probe;
 pub mod quantity;
 pub mod ring;
+pub mod without;
 
 pub use apply::Applied;
 pub use disk::DiskProbe;
 pub use plan::{Limit, Plan, Reason, Stop, Wishes, Written, plan};
 pub use probe::Machine;
 pub use ring::RingFeatures;
+pub use without::Without;

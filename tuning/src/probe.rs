@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::cgroup::Cgroup;
 use crate::disk::{DiskProbe, probe_disk};
 use crate::ring::RingFeatures;
+use crate::without::Without;
 
 /// Everything that a plan depends on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,8 +40,10 @@ pub struct Machine {
     pub memlock: u64,
     /// Kernel version, major and minor.
     pub kernel: (u32, u32),
-    /// What io_uring offers.
+    /// What io_uring offers, less what is done without.
     pub ring: RingFeatures,
+    /// What is taken as missing although it may be there.
+    pub without: Without,
     /// Longest accept queue (`net.core.somaxconn`).
     pub somaxconn: u32,
     /// First and last port the kernel picks for outgoing connections.
@@ -73,6 +76,7 @@ impl Machine {
             memlock: getrlimit(Resource::Memlock).maximum.unwrap_or(unlimited),
             kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
             ring: RingFeatures::probe(),
+            without: Without::default(),
             somaxconn: number("/proc/sys/net/core/somaxconn")
                 .and_then(|n| u32::try_from(n).ok())
                 .unwrap_or(128),
@@ -85,6 +89,15 @@ impl Machine {
         }
     }
 
+    /// Takes these ways as missing. Before the disk is measured: it is measured
+    /// the way it will be used.
+    pub fn do_without(&mut self, without: &Without) {
+        for name in without.of_ring() {
+            self.ring.without(name).expect("a name of the ring's");
+        }
+        self.without = without.clone();
+    }
+
     /// Measures the disk under `dir` for at most about 150 ms on a healthy
     /// disk and keeps the result in [`Machine::disk`].
     ///
@@ -92,7 +105,7 @@ impl Machine {
     /// See [`probe_disk`]; `disk` is `None` then.
     pub fn probe_disk(&mut self, dir: &Path) -> std::io::Result<()> {
         self.disk = None;
-        self.disk = Some(probe_disk(dir)?);
+        self.disk = Some(probe_disk(dir, &self.without)?);
         Ok(())
     }
 

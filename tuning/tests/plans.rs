@@ -7,7 +7,7 @@
 use std::path::Path;
 
 use tuning::doctor::Report;
-use tuning::{DiskProbe, Machine, Plan, RingFeatures, Wishes, Written, plan};
+use tuning::{DiskProbe, Machine, Plan, RingFeatures, Wishes, Without, Written, plan};
 
 const GIB: u64 = 1 << 30;
 const MIB: u64 = 1 << 20;
@@ -27,6 +27,7 @@ fn two_cores() -> Machine {
         memlock: 8 * MIB,
         kernel: (6, 18),
         ring: RingFeatures::all(),
+        without: Without::default(),
         somaxconn: 4096,
         port_range: (32768, 60999),
         conntrack_max: None,

@@ -150,13 +150,22 @@ impl Draft<'_> {
     }
 
     fn note_kernel_limits(&mut self) {
-        let missing = self.machine.ring.missing();
+        let mut missing = self.machine.ring.missing();
+        missing.retain(|name| !self.machine.without.has(name));
         if self.machine.ring.unavailable.is_none() && !missing.is_empty() {
             let (major, minor) = KERNEL_FULL;
             self.limit(
                 format!("speed by the kernel: {} of io_uring missing", missing.join(", ")),
                 "the older ways are used, which cost more CPU per message",
                 vec![format!("run a kernel from {major}.{minor} on")],
+            );
+        }
+        let given_up = self.machine.without.names();
+        if !given_up.is_empty() {
+            self.limit(
+                format!("speed by debug.without: {} not used", given_up.join(", ")),
+                "the older ways are used, which cost more CPU per message",
+                vec!["leave debug.without (IRIS_DEBUG_WITHOUT) out".to_owned()],
             );
         }
         let rings = u64::from(self.plan.shards) * u64::from(self.plan.ring_entries) * 96;

@@ -10,7 +10,7 @@ use super::sys;
 use crate::BLOCK;
 
 /// How a commit is written and made durable, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DirectMode {
     /// O_DIRECT, and RWF_DSYNC on the write itself.
     DirectDsync,
@@ -24,6 +24,12 @@ impl DirectMode {
     /// Whether files are opened with O_DIRECT.
     pub fn is_direct(self) -> bool {
         self != DirectMode::BufferedFdatasync
+    }
+
+    /// The same, or `best` if that is less.
+    pub fn at_best(self, best: DirectMode) -> DirectMode {
+        // The best stands first.
+        self.max(best)
     }
 
     /// The flags for opening a segment's file.
