@@ -57,6 +57,8 @@ pub enum Notice {
     Gap { to: Vec<u8>, expected: u64 },
     /// See [`Event::Lost`].
     Lost { to: Vec<u8>, first: u64, last: u64 },
+    /// See [`Event::Forgotten`].
+    Forgotten { to: Vec<u8>, first: u64, last: u64 },
     /// See [`Event::Held`].
     Held { to: Vec<u8>, seq: u64, code: u16, retry_after_ms: u32 },
     /// See [`Event::Refused`].
@@ -413,6 +415,9 @@ impl Inbound {
             }
             Event::Gap { to, expected } => Notice::Gap { to: to.to_vec(), expected },
             Event::Lost { to, first, last } => Notice::Lost { to: to.to_vec(), first, last },
+            Event::Forgotten { to, first, last } => {
+                Notice::Forgotten { to: to.to_vec(), first, last }
+            }
             Event::Held { to, seq, code, retry_after_ms } => {
                 Notice::Held { to: to.to_vec(), seq, code, retry_after_ms }
             }

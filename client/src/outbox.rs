@@ -20,6 +20,9 @@ const GAP_GUARD_MS: u64 = 200;
 const RETRY_MS_MIN: u64 = 10;
 const RETRY_MS_MAX: u64 = 60_000;
 
+/// How long a server remembers a device that sends nothing new, milliseconds.
+const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+
 /// One message that waits for its SENT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pending {
@@ -36,6 +39,11 @@ pub(crate) struct Outbox {
     given: u64,
     /// Highest number the server confirmed.
     sent: u64,
+    /// The highest of those that were guaranteed: whatever the server had
+    /// confirmed up to here was on its disk.
+    guaranteed: u64,
+    /// When it last confirmed anything.
+    sent_ms: u64,
     pending: VecDeque<Pending>,
     /// How many of `pending` are on this connection's wire.
     transmitted: usize,
@@ -53,6 +61,15 @@ struct Gap {
     guard_until_ms: u64,
     /// Another GAP for the same number came inside the guard time.
     repeated: bool,
+}
+
+/// Numbers that the server had confirmed and does not know any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// A crash took them: they were never on the disk.
+    Lost(RangeInclusive<u64>),
+    /// They were stored; the server does not remember who sent them.
+    Forgotten(RangeInclusive<u64>),
 }
 
 impl Outbox {
@@ -88,20 +105,24 @@ impl Outbox {
 
     /// The server has `seq` and everything below; each confirmed message goes
     /// to `confirmed`, in order.
-    pub(crate) fn sent(&mut self, seq: u64, mut confirmed: impl FnMut(Pending)) {
+    pub(crate) fn sent(&mut self, seq: u64, now_ms: u64, mut confirmed: impl FnMut(Pending)) {
         // A number that was never given out confirms nothing.
         let seq = seq.min(self.given);
         self.sent = self.sent.max(seq);
+        self.sent_ms = now_ms;
         while self.pending.front().is_some_and(|first| first.seq <= seq) {
             let pending = self.pending.pop_front().expect("a first one is there");
             self.transmitted = self.transmitted.saturating_sub(1);
+            if pending.class == Class::Guaranteed {
+                self.guaranteed = pending.seq;
+            }
             confirmed(pending);
         }
     }
 
     /// The server misses `expected`: repeat from there. Gives back the numbers
     /// it had confirmed before and has no more, as far as they are gone here.
-    pub(crate) fn gap(&mut self, expected: u64, now_ms: u64) -> Option<RangeInclusive<u64>> {
+    pub(crate) fn gap(&mut self, expected: u64, now_ms: u64) -> Option<Gone> {
         let at = self.place(expected);
         let first = self.pending.get_mut(at)?;
         if at >= self.transmitted {
@@ -120,8 +141,15 @@ impl Outbox {
             first.flags |= flag::SKIP;
         }
         self.rewind(at, expected, now_ms);
-        let lost = expected..=self.sent.min(first_kept - 1);
-        (!lost.is_empty()).then_some(lost)
+        let gone = expected..=self.sent.min(first_kept - 1);
+        if gone.is_empty() {
+            return None;
+        }
+        // A crash takes nothing that stands before a guaranteed message; and of
+        // best effort alone it is the time that tells.
+        let is_forgotten =
+            expected <= self.guaranteed || now_ms.saturating_sub(self.sent_ms) >= PAIRS_KEPT_MS;
+        Some(if is_forgotten { Gone::Forgotten(gone) } else { Gone::Lost(gone) })
     }
 
     /// The server did not take `seq` now; repeat from there after a while.
@@ -198,10 +226,14 @@ mod tests {
 
     fn outbox(n: u64) -> Outbox {
         let mut outbox = Outbox::default();
-        for _ in 0..n {
-            outbox.push(Class::Guaranteed, 0, 0, b"x");
-        }
+        push(&mut outbox, n, Class::Guaranteed);
         outbox
+    }
+
+    fn push(outbox: &mut Outbox, n: u64, class: Class) {
+        for _ in 0..n {
+            outbox.push(class, 0, 0, b"x");
+        }
     }
 
     /// Everything that goes on the wire now: (seq, has SKIP).
@@ -250,13 +282,43 @@ mod tests {
 
     #[test]
     fn lost_numbers_are_named_and_skipped() {
-        let mut outbox = outbox(6);
+        let mut outbox = outbox(2);
+        push(&mut outbox, 4, Class::BestEffort);
         wire(&mut outbox);
-        outbox.sent(4, |_| {});
+        outbox.sent(4, 0, |_| {});
         outbox.reconnect();
         assert_eq!(wire(&mut outbox), plain(5..=6));
-        assert_eq!(outbox.gap(3, 0), Some(3..=4));
+        assert_eq!(outbox.gap(3, 0), Some(Gone::Lost(3..=4)));
         assert_eq!(wire(&mut outbox), [(5, true), (6, false)]);
+    }
+
+    /// What a crash cannot have taken was stored, and who sent it is forgotten.
+    #[test]
+    fn forgotten_numbers_are_not_called_lost() {
+        let mut outbox = outbox(4);
+        push(&mut outbox, 2, Class::BestEffort);
+        wire(&mut outbox);
+        outbox.sent(5, 0, |_| {});
+        outbox.reconnect();
+        assert_eq!(wire(&mut outbox), plain(6..=6));
+        assert_eq!(outbox.gap(1, 1), Some(Gone::Forgotten(1..=5)));
+        assert_eq!(wire(&mut outbox), [(6, true)]);
+    }
+
+    #[test]
+    fn of_best_effort_alone_the_time_tells() {
+        for (ms, gone) in
+            [(PAIRS_KEPT_MS - 1, Gone::Lost(1..=3)), (PAIRS_KEPT_MS, Gone::Forgotten(1..=3))]
+        {
+            let mut outbox = Outbox::default();
+            push(&mut outbox, 3, Class::BestEffort);
+            wire(&mut outbox);
+            outbox.sent(3, 10, |_| {});
+            push(&mut outbox, 1, Class::BestEffort);
+            assert_eq!(wire(&mut outbox), plain(4..=4));
+            assert_eq!(outbox.gap(1, 10 + ms), Some(gone));
+            assert_eq!(wire(&mut outbox), [(4, true)]);
+        }
     }
 
     #[test]
@@ -278,14 +340,14 @@ mod tests {
         assert!(outbox.transmit(2).is_some());
         assert!(outbox.transmit(2).is_some());
         assert!(outbox.transmit(2).is_none());
-        outbox.sent(1, |_| {});
+        outbox.sent(1, 0, |_| {});
         assert_eq!(outbox.transmit(2).map(|pending| pending.seq), Some(3));
     }
 
     #[test]
     fn numbers_never_given_out_confirm_nothing() {
         let mut outbox = outbox(1);
-        outbox.sent(u64::MAX, |_| {});
+        outbox.sent(u64::MAX, 0, |_| {});
         assert_eq!(outbox.push(Class::Guaranteed, 0, 0, b""), 2);
         assert_eq!(outbox.len(), 1);
     }

@@ -12,7 +12,7 @@ use wire::limits::{BODY_BYTES_MAX, CREDIT_MAX};
 use wire::refuse::Code;
 use wire::v2::{self, Deliver, Hello, Reply, Request, Welcome, Wrong};
 
-use crate::outbox::Outbox;
+use crate::outbox::{Gone, Outbox};
 
 /// Messages all outboxes of a session hold together unless
 /// [`Session::set_outbox_max`] says otherwise.
@@ -43,6 +43,11 @@ pub enum Event<'a> {
     /// The server confirmed these numbers once and has lost them, and their
     /// bodies are gone here too. Allowed for best effort after a crash only.
     Lost { to: &'a [u8], first: u64, last: u64 },
+    /// The server confirmed these numbers once and does not remember it: a
+    /// device that has sent nothing new to a recipient for seven days begins
+    /// anew there. The messages were stored, and nothing is lost. Sooner than
+    /// that it would mean that the server came back with older data.
+    Forgotten { to: &'a [u8], first: u64, last: u64 },
     /// Not taken now; the session repeats it after that time.
     Held { to: &'a [u8], seq: u64, code: u16, retry_after_ms: u32 },
     /// Refused for good, never stored.
@@ -368,7 +373,7 @@ impl Session {
                 }
                 on(Event::Welcome(welcome));
             }
-            Reply::Sent { seq, id, class, to } => self.sent(seq, id, class, to, on),
+            Reply::Sent { seq, id, class, to } => self.sent(now_ms, (seq, id, class), to, on),
             Reply::Gap { expected, to } => self.gap(now_ms, expected, to, on),
             Reply::Refused { seq, code, retry_after_ms, to } => {
                 // A code of a later version tells by its time whether to repeat.
@@ -399,15 +404,14 @@ impl Session {
 
     fn sent(
         &mut self,
-        seq: u64,
-        id: MessageId,
-        class: Class,
+        now_ms: u64,
+        (seq, id, class): (u64, MessageId, Class),
         to: &[u8],
         on: &mut impl FnMut(Event<'_>),
     ) {
         let Some(outbox) = self.outboxes.get_mut(to) else { return };
         let queued = &mut self.queued;
-        outbox.sent(seq, |pending| {
+        outbox.sent(seq, now_ms, |pending| {
             *queued -= 1;
             let id = (pending.seq == seq && id != UNKNOWN_ID).then_some(id);
             on(Event::Sent { to, seq: pending.seq, id, class, body: &pending.body });
@@ -417,10 +421,14 @@ impl Session {
 
     fn gap(&mut self, now_ms: u64, expected: u64, to: &[u8], on: &mut impl FnMut(Event<'_>)) {
         let Some(outbox) = self.outboxes.get_mut(to) else { return };
-        let lost = outbox.gap(expected, now_ms);
+        let gone = outbox.gap(expected, now_ms);
         on(Event::Gap { to, expected });
-        if let Some(lost) = lost {
-            on(Event::Lost { to, first: *lost.start(), last: *lost.end() });
+        match gone {
+            None => {}
+            Some(Gone::Lost(it)) => on(Event::Lost { to, first: *it.start(), last: *it.end() }),
+            Some(Gone::Forgotten(it)) => {
+                on(Event::Forgotten { to, first: *it.start(), last: *it.end() });
+            }
         }
         put_sends(&mut self.out, to, outbox, self.window);
     }

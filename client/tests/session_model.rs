@@ -136,7 +136,10 @@ impl World {
                     assert!(!again, "everything is acknowledged when it is handed out");
                     got.push((deliver.inbox_seq, deliver.body.to_vec()));
                 }
-                Event::Lost { .. } | Event::Refused { .. } | Event::Error { .. } => {
+                Event::Lost { .. }
+                | Event::Forgotten { .. }
+                | Event::Refused { .. }
+                | Event::Error { .. } => {
                     panic!("the model does no such thing: {event:?}")
                 }
                 _ => {}

@@ -96,7 +96,8 @@ impl Intake<'_> {
                 self.figures.held += 1;
                 self.figures.refused(Refused::Message, code);
             }
-            Event::Lost { to, first, last } => {
+            // No run takes the seven days after which a server may forget.
+            Event::Lost { to, first, last } | Event::Forgotten { to, first, last } => {
                 if let Some(flow) = self.flow_to(to) {
                     let after_outage = self.figures.lost_connections > 0;
                     self.book.forgotten(flow, first, last, after_outage);
