@@ -354,6 +354,9 @@ fn cannot_execute(id: ShardId, error: &GlommioError<()>) -> Exit {
             wanted / 1024,
             there / 1024
         ),
+        GlommioError::IoError(error) if error.kind() == ErrorKind::WouldBlock => {
+            return cannot_thread(error);
+        }
         _ => format!("{error}; {DOCTOR}"),
     };
     Exit::machine(format!("cannot start the executor of shard {id}: {why}"))

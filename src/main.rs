@@ -13,13 +13,14 @@ mod reshard;
 mod signal;
 mod turn;
 
-use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::{env, io};
 
 use clap::Parser;
 use tuning::doctor::Report;
 use tuning::{Machine, Plan, Wishes, Written, plan};
+use wal::disk::{DataDir, DataDirError};
 use wal::manifest::Manifest;
 
 use cli::{Cli, Command};
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: &Cli) -> Result<ExitCode, Exit> {
+    signal::make_large_files_an_error().map_err(no_signals)?;
     let file = cli.flags.config.clone().or_else(|| env::var_os("IRIS_CONFIG").map(PathBuf::from));
     let environment = env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
@@ -64,16 +66,15 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
     }
 }
 
-/// What this machine is and what would run on it.
-fn tune(config: &Config) -> (Machine, Plan) {
+/// What this machine is and what would run on it; and what the disk said when
+/// it was measured.
+fn tune(config: &Config) -> (Machine, Plan, io::Result<()>) {
     let mut machine = Machine::probe();
     machine.do_without(&config.without);
-    // A directory that cannot be written to is the business of the data
-    // directory, which says so in its own words.
-    let _ = machine.probe_disk(&config.data_dir);
+    let disk = machine.probe_disk(&config.data_dir);
     let wishes = Wishes { written: written(&config.data_dir), ..config.wishes() };
     let plan = plan(&machine, &wishes);
-    (machine, plan)
+    (machine, plan, disk)
 }
 
 /// What the data directory was written with. A manifest that cannot be read or
@@ -88,20 +89,24 @@ fn written(data_dir: &Path) -> Option<Written> {
 }
 
 fn doctor(config: &Config, json: bool) -> ExitCode {
-    let (machine, plan) = tune(config);
-    let report = Report::new(&machine, &plan);
+    let (machine, plan, disk) = tune(config);
+    let path = &config.data_dir;
+    let data =
+        DataDir::check(path).and_then(|()| disk.map_err(|error| DataDirError::making(path, error)));
+    let report = Report::new(&machine, &plan, data.err().map(|error| error.to_string()));
     print!("{}", if json { report.json() } else { report.text() });
     ExitCode::from(report.exit_code())
 }
 
 fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
-    let (machine, plan) = tune(&loaded.config);
+    // A directory that cannot be written to is refused when it is opened, in the
+    // data directory's own words.
+    let (machine, plan, _) = tune(&loaded.config);
     if !plan.stops.is_empty() {
         return Err(stopped(&plan));
     }
     // Before the first thread: each inherits what is blocked.
-    let signals = Signals::block()
-        .map_err(|error| Exit::internal(format!("cannot set up signal handling: {error}")))?;
+    let signals = Signals::block().map_err(no_signals)?;
     let _log = log::start(&loaded.config).map_err(|error| boot::cannot_thread(&error))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -115,6 +120,10 @@ fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {
     tell(&plan);
     boot::run(&loaded.config, &machine, &plan, signals)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn no_signals(error: io::Error) -> Exit {
+    Exit::internal(format!("cannot set up signal handling: {error}"))
 }
 
 /// The sentence for a plan that cannot run.

@@ -4,33 +4,43 @@
 use std::io;
 use std::mem::MaybeUninit;
 
+/// Blocks SIGXFSZ in this thread and in all it starts from now on, so that a
+/// write beyond a file size limit is an error like any other.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn make_large_files_an_error() -> io::Result<()> {
+    block(&[libc::SIGXFSZ]).map(drop)
+}
+
+fn block(signals: &[i32]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initialises the set it is given, and the other
+    // calls get an initialised one.
+    let (set, code) = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        for &signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        let none = std::ptr::null_mut();
+        (set, libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, none))
+    };
+    if code == 0 { Ok(set) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
 /// The signals that end the process politely.
 pub(crate) struct Signals {
     set: libc::sigset_t,
 }
 
 impl Signals {
-    /// Blocks them in this thread and in all it starts from now on; and SIGXFSZ,
-    /// so that a write beyond a file size limit is an error like any other.
+    /// Blocks them in this thread and in all it starts from now on.
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn block() -> io::Result<Signals> {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: `sigemptyset` initialises the set it is given, and the other
-        // calls get an initialised one.
-        let (set, code) = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            let mut set = set.assume_init();
-            libc::sigaddset(&raw mut set, libc::SIGTERM);
-            libc::sigaddset(&raw mut set, libc::SIGINT);
-            let mut blocked = set;
-            libc::sigaddset(&raw mut blocked, libc::SIGXFSZ);
-            let none = std::ptr::null_mut();
-            let code = libc::pthread_sigmask(libc::SIG_BLOCK, &raw const blocked, none);
-            (set, code)
-        };
-        if code == 0 { Ok(Signals { set }) } else { Err(io::Error::from_raw_os_error(code)) }
+        Ok(Signals { set: block(&[libc::SIGTERM, libc::SIGINT])? })
     }
 
     /// Waits for one of them and says which.

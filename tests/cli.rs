@@ -4,6 +4,7 @@
 mod server;
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use rustix::process::Signal;
@@ -89,6 +90,44 @@ fn the_doctor_speaks_to_people_and_programs() {
     assert!(!report["machine"]["cores"].as_array().expect("a list").is_empty());
 }
 
+/// The doctor's verdict is that of a start, the data directory included.
+#[test]
+fn the_doctor_looks_at_the_data_directory() {
+    let check = |path: &Path, code: i32, told: &[&str]| {
+        let path = path.to_str().expect("UTF-8");
+        let output = iris_shard(&["doctor", "--data-dir", path], &[]);
+        let said = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        for words in told {
+            assert!(said.contains(words), "'{words}' is not in: {said}");
+        }
+        assert_eq!(said.contains("Ready:"), code == 0, "{said}");
+        let json = iris_shard(&["doctor", "--json", "--data-dir", path], &[]);
+        let report: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+        assert_eq!(json.status.code(), Some(code));
+        assert_eq!(report["ready"], code == 0);
+        assert_eq!(report["data_dir_refused"].is_string(), code == 3, "{report}");
+    };
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let new = home.path().join("new");
+    check(&new, 0, &[]);
+    assert!(!new.exists(), "looking makes nothing");
+    check(Path::new("/proc/foo"), 3, &["Cannot start: ", "/proc/foo", "another data directory"]);
+    check(Path::new("/dev/null"), 3, &["not a directory"]);
+    std::fs::write(home.path().join("thesis.txt"), "all there is").expect("a file");
+    check(home.path(), 3, &["thesis.txt"]);
+    let nowhere = home.path().join("link");
+    std::os::unix::fs::symlink(home.path().join("gone"), &nowhere).expect("a link");
+    check(&nowhere, 3, &["leads nowhere"]);
+
+    let server = Setup::in_dir(&new).start();
+    check(&new, 3, &["in use", &server.pid().to_string()]);
+    server.stop();
+    check(&new, 0, &[]);
+    std::fs::rename(new.join("shard-0000"), new.join("aside")).expect("a shard");
+    check(&new, 3, &["shard-0000", "missing"]);
+}
+
 /// Each older way can be asked for from every source, and the doctor shows it.
 #[test]
 fn older_ways_are_asked_for_by_name() {
@@ -172,6 +211,26 @@ fn a_signal_ends_a_start() {
     let setup = setup.listen(taken.local_addr().expect("it has one"));
     let ended = setup.end_in_boot(1, Signal::INT);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
+
+/// What would end in an abort, a signal or a bare error number later is told
+/// before anything is made.
+#[test]
+fn limits_of_files_and_address_space_are_refused_with_code_5() {
+    let setup = Setup::new();
+    for (which, allowed, told) in [
+        ('v', 200_000, ["RLIMIT_AS", "ulimit -v unlimited"]),
+        ('v', 60_000, ["RLIMIT_AS", "LimitAS=infinity"]),
+        ('f', 1000, ["RLIMIT_FSIZE", "ulimit -f unlimited"]),
+        ('f', 0, ["RLIMIT_FSIZE", "LimitFSIZE=infinity"]),
+    ] {
+        setup.clone().ulimit(which, allowed).check_refused(5, &told);
+        assert!(!setup.data_dir().exists(), "nothing was made");
+    }
+    // What is enough is enough, and the plan keeps within it.
+    let server = setup.ulimit('v', 2_000_000).ulimit('f', 3000).start();
+    drop(server.v2("alice", 1));
+    server.stop();
 }
 
 /// An executor that cannot be made is a sentence, not silence.

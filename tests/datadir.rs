@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 
 use client::blocking::{Client, Notice};
@@ -157,6 +158,13 @@ fn what_is_no_directory_is_refused() {
     fs::write(&file, "a file").unwrap();
     Setup::in_dir(&file).check_refused(2, &["is a file", "name a directory"]);
     Setup::in_dir(&file.join("below")).check_refused(3, &["not a directory"]);
+    // Neither is a place that keeps no directories, nor a link to nothing.
+    let words = ["cannot be made", "as /proc does", "choose another data directory"];
+    Setup::in_dir(Path::new("/proc/foo")).check_refused(3, &words);
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink(home.path().join("gone"), &link).unwrap();
+    Setup::in_dir(&link).check_refused(3, &["a link that leads nowhere"]);
+    Setup::in_dir(&home.path().join("x".repeat(300))).check_refused(3, &["a shorter path"]);
     // A device is neither.
     Setup::in_dir(Path::new("/dev/null")).check_refused(3, &["not a directory"]);
     assert_eq!(fs::read_to_string(&file).unwrap(), "a file");
@@ -344,6 +352,11 @@ fn a_read_only_file_system_is_told() {
         return;
     }
     check_untouched(&setup, &["read-only", "mount it writable"]);
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+    let doctor = doctor.arg("doctor").arg("--data-dir").arg(setup.data_dir()).output().unwrap();
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    assert_eq!(doctor.status.code(), Some(3), "{said}");
+    assert!(said.contains("Cannot start: ") && said.contains("read-only"), "{said}");
     // A new directory there cannot be made either.
     Setup::in_dir(&mounted.path().join("new")).check_refused(3, &["read-only"]);
 }
@@ -365,15 +378,27 @@ fn check_full_disk(mounted: &Mounted) {
     let body = |n: u64| [&n.to_be_bytes()[..], &[b'x'; 20_000]].concat();
     let mut sent = 0;
     let deadline = Deadline::new();
-    while !is_refused_for_space(&mut alice) {
-        sent += 1;
-        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
-        deadline.check(|| format!("{sent} messages fit a full disk"));
+    let refused = loop {
+        match refused_for_space(&mut alice) {
+            Some(refused) => break refused,
+            None => {
+                sent += 1;
+                alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
+                deadline.check(|| format!("{sent} messages fit a full disk"));
+            }
+        }
+    };
+    // A refusal overtakes the confirmations of what is still on its way to the disk.
+    let confirmed = refused - 1;
+    let mut unsent = alice.session().unsent() as u64;
+    while sent - unsent != confirmed {
+        deadline.check(|| format!("{confirmed} of {sent} were taken, and {unsent} wait"));
+        refused_for_space(&mut alice);
+        unsent = alice.session().unsent() as u64;
     }
     server.wait_metric("iris_storage_full", |full| full == 1.0);
     let (status, health) = server.get("/health");
     assert!(status == 200 && health.contains("refuses new messages"), "{status} {health}");
-    let confirmed = sent - alice.session().unsent() as u64;
     println!("{confirmed} of {sent} confirmed");
     assert!(confirmed > 0);
     // Crashes in this state lose nothing, and each next server knows at once:
@@ -385,9 +410,13 @@ fn check_full_disk(mounted: &Mounted) {
         assert_eq!(server.metric("iris_storage_full"), 1.0);
         alice.reconnect(Some(server.addr())).unwrap();
         let deadline = Deadline::new();
-        while !is_refused_for_space(&mut alice) {
+        let refused = loop {
             deadline.check(|| "nothing is refused after the crash".to_owned());
-        }
+            if let Some(refused) = refused_for_space(&mut alice) {
+                break refused;
+            }
+        };
+        assert_eq!(refused, confirmed + 1, "one was taken");
         assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
     }
     // Deliveries and acknowledgements go on, logins as well.
@@ -420,15 +449,16 @@ fn check_full_disk(mounted: &Mounted) {
     server.stop();
 }
 
-/// Looks for a moment whether a message was refused because the disk is full.
+/// Looks for a moment whether a message was refused because the disk is full,
+/// and which.
 #[track_caller]
-fn is_refused_for_space(client: &mut Client) -> bool {
+fn refused_for_space(client: &mut Client) -> Option<u64> {
     match client.next_notice(std::time::Duration::from_millis(2)).unwrap() {
-        Some(Notice::Held { code, .. }) => {
+        Some(Notice::Held { code, seq, .. }) => {
             assert_eq!(code, Code::StorageFull as u16);
-            true
+            Some(seq)
         }
-        Some(Notice::Gap { .. }) | None => false,
+        Some(Notice::Gap { .. }) | None => None,
         Some(other) => panic!("{other:?}"),
     }
 }
@@ -457,7 +487,7 @@ fn without_descriptors_messages_wait_as_on_a_full_disk() {
     let mut sent = 0;
     let all = server.limit(Resource::Nofile, Some(4));
     let deadline = Deadline::new();
-    while !is_refused_for_space(&mut alice) {
+    while refused_for_space(&mut alice).is_none() {
         sent += 1;
         alice.send(b"bob", &body, Class::Guaranteed).unwrap();
         deadline.check(|| format!("{sent} messages need no segment"));

@@ -18,18 +18,26 @@ pub struct Report<'a> {
     pub machine: &'a Machine,
     /// What was chosen.
     pub plan: &'a Plan,
+    /// Why the data directory would be refused, as a sentence.
+    pub data_dir_refused: Option<String>,
 }
 
 impl<'a> Report<'a> {
     /// Puts a report together.
-    pub fn new(machine: &'a Machine, plan: &'a Plan) -> Report<'a> {
-        Report { ready: plan.stops.is_empty(), machine, plan }
+    pub fn new(machine: &'a Machine, plan: &'a Plan, data_dir_refused: Option<String>) -> Self {
+        let ready = plan.stops.is_empty() && data_dir_refused.is_none();
+        Report { ready, machine, plan, data_dir_refused }
     }
 
-    /// The exit code of the process: 0 when the server can start, 5 when the
-    /// machine stands in the way.
+    /// The exit code of the process, that of a start: 0 when the server can
+    /// start, 5 when the machine stands in the way, 3 when the data directory
+    /// does.
     pub fn exit_code(&self) -> u8 {
-        if self.ready { 0 } else { 5 }
+        match &self.data_dir_refused {
+            _ if !self.plan.stops.is_empty() => 5,
+            Some(_) => 3,
+            None => 0,
+        }
     }
 
     /// The report for a terminal, ending with a line break.
@@ -56,6 +64,9 @@ impl<'a> Report<'a> {
             let _ = writeln!(out, "Cannot start: {}.", stop.sentence);
             commands(&mut out, &stop.lift);
         }
+        if let Some(refusal) = &self.data_dir_refused {
+            let _ = writeln!(out, "Cannot start: {refusal}.");
+        }
         if self.ready {
             out.push_str("Ready: `iris-shard` can start with this plan.\n");
         }
@@ -79,6 +90,12 @@ impl<'a> Report<'a> {
         ];
         if let Some(allowed) = machine.cgroup_memory_bytes {
             lines.push(("memory allowed", format!("{} by the control group", bytes(allowed))));
+        }
+        if machine.address_space < u64::MAX {
+            lines.push(("address space", bytes(machine.address_space)));
+        }
+        if machine.file_bytes_max < u64::MAX {
+            lines.push(("largest file", bytes(machine.file_bytes_max)));
         }
         if let Some(cpus) = machine.cgroup_cpus {
             lines.push(("CPU time allowed", format!("{cpus} cores by the control group")));

@@ -38,6 +38,10 @@ pub struct Machine {
     pub file_max: u64,
     /// Hard limit of lockable memory, bytes; it counts for rings before 5.12.
     pub memlock: u64,
+    /// Largest file this process may write, bytes.
+    pub file_bytes_max: u64,
+    /// Address space of this process, bytes.
+    pub address_space: u64,
     /// Kernel version, major and minor.
     pub kernel: (u32, u32),
     /// What io_uring offers, less what is done without.
@@ -74,6 +78,8 @@ impl Machine {
             nr_open: number("/proc/sys/fs/nr_open").unwrap_or(1 << 20),
             file_max: number("/proc/sys/fs/file-max").unwrap_or(unlimited),
             memlock: getrlimit(Resource::Memlock).maximum.unwrap_or(unlimited),
+            file_bytes_max: getrlimit(Resource::Fsize).current.unwrap_or(unlimited),
+            address_space: getrlimit(Resource::As).current.unwrap_or(unlimited),
             kernel: kernel_version(&rustix::system::uname().release().to_string_lossy()),
             ring: RingFeatures::probe(),
             without: Without::default(),
@@ -110,8 +116,11 @@ impl Machine {
     }
 
     /// Memory that exists for this process: installed or allowed, the smaller.
+    /// Of a bounded address space it is half: stacks and the allocator's arenas
+    /// take room there that is never touched.
     pub fn memory_bytes(&self) -> u64 {
-        self.cgroup_memory_bytes.map_or(self.ram_bytes, |allowed| allowed.min(self.ram_bytes))
+        let allowed = self.cgroup_memory_bytes.unwrap_or(u64::MAX).min(self.address_space / 2);
+        allowed.min(self.ram_bytes)
     }
 }
 

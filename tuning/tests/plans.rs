@@ -25,6 +25,8 @@ fn two_cores() -> Machine {
         nr_open: 1 << 20,
         file_max: u64::MAX,
         memlock: 8 * MIB,
+        file_bytes_max: u64::MAX,
+        address_space: u64::MAX,
         kernel: (6, 18),
         ring: RingFeatures::all(),
         without: Without::default(),
@@ -90,7 +92,7 @@ fn without_ring() -> Machine {
 fn check(name: &str, machine: &Machine, wishes: &Wishes) -> Plan {
     let plan = plan(machine, wishes);
     let sizes = serde_json::to_string_pretty(&Sizes(&plan).value()).unwrap();
-    let shown = format!("{}\n{sizes}\n", Report::new(machine, &plan).text());
+    let shown = format!("{}\n{sizes}\n", Report::new(machine, &plan, None).text());
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plans").join(format!("{name}.txt"));
     if std::env::var_os("IRIS_BLESS").is_some() {
@@ -179,7 +181,7 @@ fn old_kernels_run_with_less_and_none_without_a_ring() {
     assert_eq!(plan.stops, []);
     let machine = without_ring();
     let plan = check("no-ring", &machine, &Wishes::default());
-    assert_eq!(Report::new(&machine, &plan).exit_code(), 5);
+    assert_eq!(Report::new(&machine, &plan, None).exit_code(), 5);
     let direct = Wishes { direct_descriptors: Some(true), ..Wishes::default() };
     assert!(first_stop(&old_kernel(), &direct).contains("direct_descriptors"));
 }
@@ -202,10 +204,54 @@ fn what_cannot_be_had_is_refused_with_a_sentence() {
     assert!(first_stop(&two_cores(), &crowded).contains("at boot"));
 }
 
+#[test]
+fn bounded_address_space_and_files_are_kept_within() {
+    let small = Machine { address_space: 512 * MIB, ..two_cores() };
+    assert!(first_stop(&small, &Wishes::default()).contains("RLIMIT_AS allows 512 MiB"));
+    let large = Machine { address_space: 4 * GIB, ..two_cores() };
+    let fits = plan(&large, &Wishes::default());
+    assert_eq!((fits.stops, fits.memory_bytes), (vec![], 2 * GIB / 5 * 4));
+    let files = Machine { file_bytes_max: 64 * MIB, ..two_cores() };
+    assert!(first_stop(&files, &Wishes::default()).contains("RLIMIT_FSIZE allows 67,108,864"));
+    let files = Machine { file_bytes_max: 64 * MIB + 4096, ..two_cores() };
+    assert_eq!(plan(&files, &Wishes::default()).stops, []);
+}
+
+/// A refused data directory is the second reason that counts.
+#[test]
+fn a_refused_data_directory_is_told() {
+    let refused = || Some("/data is on fire".to_owned());
+    let machine = two_cores();
+    let fine = plan(&machine, &Wishes::default());
+    let report = Report::new(&machine, &fine, refused());
+    assert!(report.text().ends_with("Cannot start: /data is on fire.\n"), "{}", report.text());
+    assert_eq!(report.exit_code(), 3);
+    let without = without_ring();
+    let none = plan(&without, &Wishes::default());
+    assert_eq!(Report::new(&without, &none, refused()).exit_code(), 5);
+}
+
+/// What was given up by hand is no fault of the kernel's.
+#[test]
+fn ways_done_without_are_told_apart_from_missing_ones() {
+    let mut machine = Machine { kernel: (5, 19), ..two_cores() };
+    machine.ring.without("single_issuer").unwrap();
+    machine.do_without(&Without::named(&["multishot_poll", "rwf_dsync"]).unwrap());
+    let text = Report::new(&machine, &plan(&machine, &Wishes::default()), None).text();
+    for words in [
+        "io_uring                 works, without multishot_poll, single_issuer\n",
+        "done without             multishot_poll, rwf_dsync\n",
+        "speed by the kernel: single_issuer of io_uring missing",
+        "speed by debug.without: multishot_poll, rwf_dsync not used",
+    ] {
+        assert!(text.contains(words), "'{words}' is not in: {text}");
+    }
+}
+
 fn first_stop(machine: &Machine, wishes: &Wishes) -> String {
     let plan = plan(machine, wishes);
     assert!(!plan.stops.is_empty());
-    assert!(!Report::new(machine, &plan).ready);
+    assert!(!Report::new(machine, &plan, None).ready);
     plan.stops[0].sentence.clone()
 }
 

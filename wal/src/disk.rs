@@ -8,6 +8,7 @@
 //! ([`Prepare::run`], [`Removal::run`], [`SnapshotFile`]), never in a turn.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)] // the disk half
 
+mod check;
 mod data_dir;
 mod error;
 mod generation;

@@ -1,7 +1,10 @@
 //! What holds the server back, and the commands that lift it.
 
 use super::capacity::{Capacity, nofile_for};
-use super::{Draft, MEMORY_BYTES_MIN, SHARDS_MAX, Wishes};
+use super::{
+    ADDRESS_SPACE_BASE, ADDRESS_SPACE_PER_SHARD, Draft, MEMORY_BYTES_MIN, SEGMENT_HEADER_BYTES,
+    SHARDS_MAX, Wishes,
+};
 use crate::quantity::{bytes, count};
 
 /// The oldest kernel that is supported.
@@ -224,6 +227,8 @@ impl Draft<'_> {
         self.stop_without_ring();
         self.stop_without_lockable_memory();
         self.stop_without_memory();
+        self.stop_without_address_space();
+        self.stop_without_large_files();
         self.stop_without_connections();
     }
 
@@ -300,6 +305,46 @@ impl Draft<'_> {
                     bytes(memory)
                 ),
                 vec!["fewer shards, a smaller storage.tail_bytes or more memory".to_owned()],
+            );
+        }
+    }
+
+    /// An allocation that fails ends the process without a word, so that it is
+    /// told before the first one.
+    fn stop_without_address_space(&mut self) {
+        let there = self.machine.address_space;
+        let shards = u64::from(self.plan.shards);
+        let per_shard = ADDRESS_SPACE_PER_SHARD + self.plan.segment_bytes;
+        let wanted = ADDRESS_SPACE_BASE + shards * per_shard + self.plan.fixed_bytes;
+        if there < wanted {
+            self.stop(
+                format!(
+                    "{shards} shards take {} of address space at boot and RLIMIT_AS allows {}",
+                    bytes(wanted),
+                    bytes(there)
+                ),
+                vec![
+                    "prlimit --pid $$ --as=unlimited   # or `ulimit -v unlimited`, in the shell that starts the server".to_owned(),
+                    "LimitAS=infinity   # in the systemd unit".to_owned(),
+                ],
+            );
+        }
+    }
+
+    fn stop_without_large_files(&mut self) {
+        let there = self.machine.file_bytes_max;
+        let wanted = self.plan.segment_bytes + SEGMENT_HEADER_BYTES;
+        if there < wanted {
+            self.stop(
+                format!(
+                    "a segment of the log is a file of {} bytes and RLIMIT_FSIZE allows {}",
+                    count(wanted),
+                    count(there)
+                ),
+                vec![
+                    "prlimit --pid $$ --fsize=unlimited   # or `ulimit -f unlimited`, in the shell that starts the server".to_owned(),
+                    "LimitFSIZE=infinity   # in the systemd unit".to_owned(),
+                ],
             );
         }
     }

@@ -33,7 +33,7 @@ use crate::{BLOCK_LSN, FORMAT};
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// The largest one, bytes.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
-const LOCK_NAME: &str = "lock";
+pub(super) const LOCK_NAME: &str = "lock";
 
 /// How to open a data directory.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +77,7 @@ impl DataDir {
         };
         remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
         let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
-        dir.look_for_shards()?;
+        shard_paths(path, &dir.manifest)?;
         let dir = dir.upgrade()?;
         manifest_copy::refresh(path, &dir.manifest);
         Ok(dir)
@@ -111,21 +111,22 @@ impl DataDir {
         }
         Ok(self)
     }
+}
 
-    fn look_for_shards(&self) -> Result<(), DataDirError> {
-        for shard in 0..self.manifest.shards {
-            let path = shard_path(&self.path, self.manifest.generation, shard);
-            match fs::metadata(&path) {
-                Ok(found) if found.is_dir() => {}
-                Ok(_) => return Err(DataDirError::NotADirectory { path }),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(DataDirError::ShardMissing { path });
-                }
-                Err(error) => return Err(DataDirError::from_io(&path, error)),
+/// The shards' directories, all of which are there.
+pub(super) fn shard_paths(dir: &Path, manifest: &Manifest) -> Result<Vec<PathBuf>, DataDirError> {
+    let there = |shard| {
+        let path = shard_path(dir, manifest.generation, shard);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Ok(path),
+            Ok(_) => Err(DataDirError::NotADirectory { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(DataDirError::ShardMissing { path })
             }
+            Err(error) => Err(DataDirError::from_io(&path, error)),
         }
-        Ok(())
-    }
+    };
+    (0..manifest.shards).map(there).collect()
 }
 
 impl OpenOptions {
@@ -166,7 +167,8 @@ fn make_dir(path: &Path) -> Result<(), DataDirError> {
         Err(error) => return Err(failed(error)),
     }
     // Messages of strangers: nobody but the owner looks in.
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|error| DataDirError::making(path, error))?;
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_dir(parent).map_err(failed),
         _ => Ok(()),

@@ -34,6 +34,11 @@ pub enum DataDirError {
         /// The path.
         path: PathBuf,
     },
+    /// Nothing is there, and nothing can be made.
+    NotMakeable {
+        /// The path.
+        path: PathBuf,
+    },
     /// Nothing of ours is there.
     NotADataDir {
         /// The path.
@@ -85,6 +90,15 @@ pub enum DataDirError {
 }
 
 impl DataDirError {
+    /// Gives what the system said to making a directory, or a file in a place
+    /// where there is none yet, its name.
+    pub fn making(path: &Path, error: io::Error) -> DataDirError {
+        match error.kind() {
+            io::ErrorKind::NotFound => DataDirError::NotMakeable { path: path.to_path_buf() },
+            _ => DataDirError::from_io(path, error),
+        }
+    }
+
     /// Gives what the system said its name.
     pub fn from_io(path: &Path, error: io::Error) -> DataDirError {
         let path = path.to_path_buf();
@@ -127,6 +141,12 @@ impl fmt::Display for DataDirError {
                  directory",
                 path.display()
             ),
+            DataDirError::NotMakeable { path } => write!(
+                f,
+                "{} is not there and cannot be made: what is above it keeps no directories of \
+                 others, as /proc does; choose another data directory",
+                path.display()
+            ),
             DataDirError::NotADataDir { path } => write!(
                 f,
                 "{} is no data directory of iris-shard: it has no {}; name one with --data-dir",
@@ -166,13 +186,39 @@ impl fmt::Display for DataDirError {
                 path.display()
             ),
             DataDirError::Io { path, error } => {
-                write!(f, "{} could not be used: {error}", path.display())
+                write!(f, "{} could not be used: {error}{}", path.display(), advice(error))
             }
         }
     }
 }
 
 impl std::error::Error for DataDirError {}
+
+/// What to do about an error of the system, where it says too little.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EEXIST) => {
+            "; a link that leads nowhere, or something else, has this name; choose another data \
+             directory"
+        }
+        Some(libc::ELOOP) => {
+            "; the symbolic links of its path lead in a circle; choose another data directory"
+        }
+        Some(libc::ENAMETOOLONG) => "; choose a data directory with a shorter path",
+        Some(libc::EFBIG) => {
+            "; files must be allowed to be as large as the log needs them: start with `ulimit -f \
+             unlimited`, or LimitFSIZE=infinity in the systemd unit"
+        }
+        Some(libc::EMFILE) => {
+            "; this process may not open more files: raise `ulimit -n`, or LimitNOFILE= in the \
+             systemd unit"
+        }
+        Some(libc::ENFILE) => "; the whole machine has too many files open: raise fs.file-max",
+        Some(libc::ENOMEM) => "; there is too little memory, or `ulimit -v` allows too little",
+        Some(libc::EIO) => "; the disk, or what connects it, fails: the kernel's log says more",
+        _ => "",
+    }
+}
 
 /// Why a shard's log cannot be read back. Booting on would lose messages.
 #[derive(Debug)]
@@ -284,7 +330,8 @@ impl fmt::Display for RecoverError {
                 path.display()
             )?,
             RecoverError::Io { path, error } => {
-                return write!(f, "{} could not be read back: {error}", path.display());
+                let advice = advice(error);
+                return write!(f, "{} could not be read back: {error}{advice}", path.display());
             }
         }
         f.write_str(

@@ -49,6 +49,15 @@ pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// An error unless this process may write to what is there.
+pub(super) fn check_writable(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path ends with a zero.
+    let code =
+        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the file's cached pages back. Only advice, so the answer is ignored.
 pub(super) fn drop_cached(file: &File) {
     // SAFETY: a plain call on a descriptor that lives as long as `file`.
