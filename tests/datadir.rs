@@ -314,14 +314,14 @@ fn a_port_is_free_again_after_a_stop() {
 
 #[test]
 fn limits_that_are_too_low_are_told_before_anything_starts() {
-    let setup = Setup::new().shards(2);
+    let setup = Setup::new().shards(2).argument("--direct-descriptors").argument("off");
     let stderr = setup.clone().nofile(64).check_refused(5, &["RLIMIT_NOFILE 64", "prlimit"]);
     assert!(stderr.contains("iris-shard doctor"), "{stderr}");
     assert!(!setup.data_dir().exists(), "nothing was made");
     // More wanted than there can be.
     let greedy = setup.clone().set("limits.conns_max", "100000").set("memory_bytes", "8GiB");
     let greedy = greedy.nofile(1024);
-    greedy.argument("--direct-descriptors").argument("off").check_refused(5, &["RLIMIT_NOFILE"]);
+    greedy.check_refused(5, &["RLIMIT_NOFILE"]);
 }
 
 /// Few descriptors are enough for few connections; more are turned away and

@@ -377,7 +377,9 @@ fn who_never_ends_a_frame_is_closed() {
 
 #[test]
 fn thousands_come_and_go() {
-    let server = Setup::new().shards(2).start();
+    // Where the process's descriptors can be counted.
+    let setup = Setup::new().shards(2).argument("--direct-descriptors").argument("off");
+    let server = setup.start();
     let mut witness = Witness::new(&server);
     witness.check();
     check_only_left(&server, 2.0);

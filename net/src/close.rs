@@ -110,11 +110,22 @@ impl Hands {
         let held = Flags::PAUSED.or(Flags::CHOKED).or(Flags::REVISIT);
         entry.flags.clear(Flags::FLUSHING.or(held));
         entry.flags.set(Flags::LINGERING);
-        self.ring.shut_sending(entry.target());
+        if self.ring.shut_sending(entry.target(), slot) {
+            entry.flags.set(Flags::HUSH);
+        }
         if entry.flags.any(Flags::READABLE) {
             self.queue_receive(slot);
         } else {
             self.arm_poll(slot);
+        }
+    }
+
+    /// The peer has been told. Whoever wanted to close meanwhile does so now.
+    pub(crate) fn on_hush(&mut self, slot: u32) {
+        let entry = &mut self.table[slot];
+        entry.flags.clear(Flags::HUSH);
+        if !entry.flags.any(Flags::LINGERING) {
+            self.finish(slot);
         }
     }
 

@@ -75,12 +75,16 @@ impl Flags {
     /// It began to wait in an odd generation, see `Hands::age_late`.
     pub(crate) const LATE_ODD: Flags = Flags(1 << 20);
 
+    /// Saying that no more is sent is in flight.
+    pub(crate) const HUSH: Flags = Flags(1 << 25);
+
     /// It counts where it went.
     pub(crate) const MOVED: Flags = Flags(1 << 24);
 
     /// Something the kernel still works on.
-    pub(crate) const BUSY: Flags =
-        Flags(Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0);
+    pub(crate) const BUSY: Flags = Flags(
+        Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0 | Self::HUSH.0,
+    );
 
     pub(crate) const fn or(self, other: Flags) -> Flags {
         Flags(self.0 | other.0)

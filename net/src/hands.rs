@@ -244,6 +244,7 @@ impl Hands {
             Op::Receive => self.on_receive(slot, result),
             Op::Send => self.on_send(slot, result),
             Op::Accept => self.on_accept(slot, result, more),
+            Op::Hush => self.on_hush(slot),
             Op::Close => self.on_close(slot),
             Op::Move => self.on_move(slot, result),
             Op::Wake => self.on_wake(result),

@@ -149,6 +149,11 @@ impl Hands {
                 listener.resume_ms = Some(self.now_ms + listener.rest_ms);
                 listener.rest_ms = (listener.rest_ms * 2).min(REST_MS_MAX);
                 self.stats.emfile += 1;
+                // The kernel looks for a place in the table when it has taken
+                // the caller already, and hangs up on it.
+                if self.ring.table() > 0 && -result == libc::ENFILE {
+                    self.stats.refused += 1;
+                }
                 return;
             }
         }

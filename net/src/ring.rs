@@ -52,6 +52,7 @@ pub(crate) enum Op {
     Poll,
     Receive,
     Send,
+    Hush,
     Close,
     Move,
     Accept,
@@ -62,11 +63,12 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 11] = [
+    const ALL: [Op; 12] = [
         Op::Forget,
         Op::Poll,
         Op::Receive,
         Op::Send,
+        Op::Hush,
         Op::Close,
         Op::Move,
         Op::Accept,
@@ -208,17 +210,23 @@ impl Ring {
         self.push(entry, Token { op: Op::Send, slot });
     }
 
-    /// Says "no more from here" to the peer; input still arrives.
-    pub(crate) fn shut_sending(&mut self, target: Target) {
+    /// Says "no more from here" to the peer; input still arrives. Whether it is
+    /// under way: of a direct descriptor it is done by another thread of the
+    /// kernel's, which looks only then what stands at that index. Until it has
+    /// completed the index must not become another connection's.
+    #[must_use]
+    pub(crate) fn shut_sending(&mut self, target: Target, slot: u32) -> bool {
         match target {
             // SAFETY: takes no pointers; the descriptor belongs to the table of connections.
             Target::Plain(fd) => unsafe {
                 // It fails only when the peer is gone already.
                 libc::shutdown(fd, libc::SHUT_WR);
+                false
             },
             Target::Direct(index) => {
                 let entry = opcode::Shutdown::new(Fixed(index), libc::SHUT_WR).build();
-                self.push(entry, FORGET);
+                self.push(entry, Token { op: Op::Hush, slot });
+                true
             }
         }
     }

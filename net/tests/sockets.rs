@@ -520,6 +520,28 @@ fn close_after_flush_delivers_everything_and_then_the_end() {
     }
 }
 
+/// The place in the ring's table goes to the next connection only when nothing
+/// of the last one is under way.
+#[test]
+fn an_end_is_not_said_to_who_comes_next() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, mut conn) = world.connect();
+        for _ in 0..500 {
+            drop(client);
+            world.hands.close(conn, After::Flush);
+            (client, conn) = world.connect();
+            world.hands.send(conn, b"x");
+            world.until_state("the answer to go", |hands| hands.stats().unsent_bytes == 0);
+            let mut got = [0];
+            client.read_exact(&mut got).unwrap();
+        }
+        drop(client);
+        world.hands.close(conn, After::Now);
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn close_now_drops_what_is_unsent() {
     for options in ways() {
