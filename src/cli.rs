@@ -60,12 +60,21 @@ pub(crate) enum Command {
         /// Print JSON for a program
         #[arg(long)]
         json: bool,
+        /// Say on stderr how far it is, as on a terminal
+        #[arg(long)]
+        progress: bool,
     },
     /// Say what is damaged in a data directory and what that costs; repair it with --yes
     Repair {
         /// Do it. Nothing is deleted: what is cut out is moved aside
         #[arg(long)]
         yes: bool,
+        /// Print JSON for a program
+        #[arg(long)]
+        json: bool,
+        /// Say on stderr how far it is, as on a terminal
+        #[arg(long)]
+        progress: bool,
     },
 }
 

@@ -17,6 +17,7 @@ use serde::Serialize;
 use wire::id::ShardId;
 
 use crate::exit::Exit;
+use crate::progress::Teller;
 use shard::ShardReport;
 pub(crate) use text::{bytes, count, name, table, time};
 
@@ -41,16 +42,21 @@ pub(crate) enum Subject {
 ///
 /// # Errors
 /// Why there is nothing to see.
-pub(crate) fn run(data_dir: &Path, subject: &Subject, json: bool) -> Result<ExitCode, Exit> {
+pub(crate) fn run(
+    data_dir: &Path,
+    subject: &Subject,
+    json: bool,
+    teller: &mut Teller,
+) -> Result<ExitCode, Exit> {
     let look = Look::open(data_dir)?;
     let (printed, is_sound) = match subject {
         Subject::Directory => {
-            let report = look.directory();
+            let report = look.directory(teller);
             let is_sound = report.starts;
             (if json { to_json(&report) } else { report.text() }, is_sound)
         }
         Subject::Inbox { name, limit } => {
-            let report = inbox::report(&look, name, *limit)?;
+            let report = inbox::report(&look, name, *limit, teller)?;
             (if json { to_json(&report) } else { report.text() }, report.is_whole())
         }
         Subject::Record(shard, lsn) => {
@@ -110,10 +116,10 @@ impl Look {
         replay(shard, manifest.shards, KeyHasher::new(manifest.seed), manifest.segment_bytes)
     }
 
-    fn directory(&self) -> DirectoryReport {
+    fn directory(&self, teller: &mut Teller) -> DirectoryReport {
         let manifest = self.inspection.manifest();
         let shards: Vec<ShardReport> =
-            (0..manifest.shards).map(|id| ShardReport::look(self, id)).collect();
+            (0..manifest.shards).map(|id| ShardReport::look(self, id, teller)).collect();
         DirectoryReport {
             starts: shards.iter().all(ShardReport::starts),
             running: self.running,

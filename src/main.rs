@@ -7,6 +7,7 @@ mod config;
 mod exit;
 mod inspect;
 mod log;
+mod progress;
 mod read_back;
 mod repair;
 mod reshard;
@@ -27,6 +28,7 @@ use cli::{Cli, Command};
 use config::{Config, Loaded};
 use exit::Exit;
 use inspect::Subject;
+use progress::Teller;
 use signal::Signals;
 
 fn main() -> ExitCode {
@@ -53,15 +55,17 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
     }
     match cli.command {
         Some(Command::Doctor { json }) => Ok(doctor(&loaded.config, json)),
-        Some(Command::Inspect { ref inbox, limit, record, json }) => {
+        Some(Command::Inspect { ref inbox, limit, record, json, progress }) => {
             let subject = match (inbox, record) {
                 (Some(name), _) => Subject::Inbox { name: name.clone(), limit },
                 (None, Some((shard, lsn))) => Subject::Record(shard, lsn),
                 (None, None) => Subject::Directory,
             };
-            inspect::run(&loaded.config.data_dir, &subject, json)
+            inspect::run(&loaded.config.data_dir, &subject, json, &mut Teller::to_stderr(progress))
         }
-        Some(Command::Repair { yes }) => repair::run(&loaded.config.data_dir, yes),
+        Some(Command::Repair { yes, json, progress }) => {
+            repair::run(&loaded.config.data_dir, repair::Wish { yes, json, progress })
+        }
         Some(Command::Run) | None => run(&loaded),
     }
 }

@@ -1,13 +1,12 @@
 //! One shard's state read back from its directory, and what is said of it.
 
-use std::time::{Duration, Instant};
-
 use shard::{KeyHasher, Options, Replay};
 use wal::LogOptions;
-use wal::disk::{Phase, Progress, Recovered, ShardDir};
+use wal::disk::{Recovered, ShardDir};
 use wire::id::ShardId;
 
 use crate::exit::Exit;
+use crate::progress::Teller;
 
 /// Reads a shard's snapshot and log back; says how far it is and what it found.
 ///
@@ -20,9 +19,10 @@ pub(crate) fn read_back(
     log: &LogOptions,
 ) -> Result<(Replay, Recovered), Exit> {
     let shard = options.shard;
+    let mut teller = Teller::to_log();
     let mut replay = Replay::new(options, hasher, log.segment_bytes);
     let recovered = dir
-        .recover(&mut replay, &mut tell_progress(shard))
+        .recover(&mut replay, &mut |at| teller.reading(shard, at))
         .map_err(|error| Exit::data(error.to_string()))?;
     tell_recovery(shard, &recovered);
     if replay.contradictions() > 0 {
@@ -33,23 +33,6 @@ pub(crate) fn read_back(
         )));
     }
     Ok((replay, recovered))
-}
-
-/// Says how far reading back is, once a second while it takes.
-fn tell_progress(shard: ShardId) -> impl FnMut(Progress) {
-    let mut last = Instant::now();
-    move |progress| {
-        if last.elapsed() < Duration::from_secs(1) {
-            return;
-        }
-        last = Instant::now();
-        let what = match progress.phase {
-            Phase::Snapshot => "snapshot",
-            Phase::Log => "log",
-        };
-        let (done, total) = (bytes(progress.done), bytes(progress.total));
-        tracing::info!("shard {shard}: read {done} of {total} of the {what}");
-    }
 }
 
 fn tell_recovery(shard: ShardId, recovered: &Recovered) {

@@ -8,6 +8,7 @@
 
 mod finding;
 mod mend;
+mod report;
 
 use std::fs;
 use std::io::Write;
@@ -18,51 +19,80 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use wal::disk::{DataDir, DataDirError, manifest_copy};
 
 use crate::exit::Exit;
-use crate::inspect::time;
+use crate::inspect::{time, to_json};
+use crate::progress::Teller;
 use finding::Finding;
+use report::{DirectoryReport, ShardReport};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
+    /// Do it.
+    pub(crate) yes: bool,
+    /// Print JSON for a program.
+    pub(crate) json: bool,
+    /// Say how far it is, terminal or not.
+    pub(crate) progress: bool,
+}
 
 /// Looks, tells, and with `yes` does it. The code says whether the directory
 /// needs a repair.
 ///
 /// # Errors
 /// Why it cannot be looked at, or what went wrong while it was repaired.
-pub(crate) fn run(data_dir: &Path, yes: bool) -> Result<ExitCode, Exit> {
+pub(crate) fn run(data_dir: &Path, wish: Wish) -> Result<ExitCode, Exit> {
     let now_ms = now_ms();
     let aside = aside_dir(data_dir, now_ms);
-    let data = match DataDir::open_as_it_is(data_dir) {
-        Ok(data) => data,
+    let mut told = Told::new(data_dir, wish.json);
+    match DataDir::open_as_it_is(data_dir) {
+        Ok(data) => {
+            refuse_links(&data)?;
+            look_and_mend(data, (&aside, now_ms), wish, &mut told)?;
+            told.conclude(data_dir, &aside, wish.yes);
+        }
         Err(error @ (DataDirError::Manifest { .. } | DataDirError::Foreign { .. }))
             if manifest_copy::has_copy(data_dir) =>
         {
-            return restore_manifest(data_dir, &aside, yes, &error);
+            restore_manifest(data_dir, &aside, wish.yes, &error, &mut told)?;
         }
         Err(error) => return Err(Exit::data(error.to_string())),
-    };
-    refuse_links(&data)?;
-    let mut damaged = 0;
-    let mut report = String::new();
+    }
+    if wish.json {
+        print!("{}", to_json(&told.report));
+    }
+    Ok(ExitCode::from(if told.report.healthy { 0 } else { 3 }))
+}
+
+/// Shard by shard.
+fn look_and_mend(
+    data: DataDir,
+    (aside, now_ms): (&Path, u64),
+    wish: Wish,
+    told: &mut Told,
+) -> Result<(), Exit> {
+    let mut teller = Teller::to_stderr(wish.progress);
     // Only what is about to be written to must say that this version did.
     let mut data = Some(data);
     for id in 0..data.as_ref().expect("held until the end").manifest().shards {
         let held = data.as_ref().expect("held until the end");
-        let finding = Finding::look(held, id).map_err(|error| Exit::data(error.to_string()))?;
-        let text = finding.text();
-        print!("{text}");
-        report.push_str(&text);
-        if finding.is_healthy() {
-            continue;
+        let finding = Finding::look(held, id, &mut teller);
+        let finding = finding.map_err(|error| Exit::data(error.to_string()))?;
+        told.say(&finding.text());
+        let mut report = ShardReport::new(&finding);
+        if !finding.is_healthy() {
+            told.damaged += 1;
+            if wish.yes {
+                let writable = data.take().expect("held until the end").begin_to_write();
+                data = Some(writable.map_err(|error| Exit::data(error.to_string()))?);
+                let to = aside.join(format!("shard-{id:04}"));
+                let mended = finding.mend(&to, now_ms, &mut teller)?;
+                told.say(&mended.text(&to));
+                report.mended(&mended);
+            }
         }
-        damaged += 1;
-        if yes {
-            let writable = data.take().expect("held until the end").begin_to_write();
-            data = Some(writable.map_err(|error| Exit::data(error.to_string()))?);
-            let to = aside.join(format!("shard-{id:04}"));
-            let done = finding.mend(&to, now_ms)?;
-            print!("{done}");
-            report.push_str(&done);
-        }
+        told.report.shards.push(report);
     }
-    Ok(conclude(data_dir, &aside, damaged, yes, &report))
+    Ok(())
 }
 
 /// The manifest comes first: without it nothing else can be looked at.
@@ -71,41 +101,79 @@ fn restore_manifest(
     aside: &Path,
     yes: bool,
     error: &DataDirError,
-) -> Result<ExitCode, Exit> {
-    println!("{error}");
+    told: &mut Told,
+) -> Result<(), Exit> {
+    told.report.manifest_refused = Some(error.to_string());
+    told.say(&format!("{error}\n"));
     if !yes {
-        println!(
+        told.say(
             "\nThe copy is whole, and nothing is lost by using it. Nothing was changed; \
-             `iris-shard repair --yes` puts it in the manifest's place."
+             `iris-shard repair --yes` puts it in the manifest's place.\n",
         );
-        return Ok(ExitCode::from(3));
+        return Ok(());
     }
     manifest_copy::restore(data_dir, aside).map_err(|error| Exit::data(error.to_string()))?;
-    println!(
+    told.repaired(aside);
+    told.say(
         "\nThe copy is the manifest now. Whether anything else is damaged `iris-shard repair` \
-         tells when it is run again."
+         tells when it is run again.\n",
     );
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
-fn conclude(data_dir: &Path, aside: &Path, damaged: usize, yes: bool, report: &str) -> ExitCode {
-    let path = data_dir.display();
-    if damaged == 0 {
-        println!("{path} is healthy: nothing to repair, nothing was changed");
-        return ExitCode::SUCCESS;
+/// What has been said, to people and for programs.
+struct Told {
+    json: bool,
+    damaged: usize,
+    /// For whoever asks later.
+    text: String,
+    report: DirectoryReport,
+}
+
+impl Told {
+    fn new(data_dir: &Path, json: bool) -> Told {
+        let report = DirectoryReport {
+            directory: data_dir.display().to_string(),
+            healthy: false,
+            repaired: false,
+            manifest_refused: None,
+            aside: None,
+            shards: Vec::new(),
+        };
+        Told { json, damaged: 0, text: String::new(), report }
     }
-    if !yes {
-        println!(
-            "\nNothing was changed. Copy {path} somewhere safe first and look at the disk; if the \
-             damaged files cannot be brought back from a backup, `iris-shard repair --yes` does \
-             what is said above and deletes nothing."
-        );
-        return ExitCode::from(3);
+
+    fn say(&mut self, text: &str) {
+        self.text.push_str(text);
+        if !self.json {
+            print!("{text}");
+        }
     }
-    // For whoever asks later; the repair is done without it.
-    let _ = keep_report(aside, report);
-    println!("\nRepaired: a server starts on {path} now.");
-    ExitCode::SUCCESS
+
+    fn repaired(&mut self, aside: &Path) {
+        self.report.healthy = true;
+        self.report.repaired = true;
+        self.report.aside = Some(aside.display().to_string());
+    }
+
+    fn conclude(&mut self, data_dir: &Path, aside: &Path, yes: bool) {
+        let path = data_dir.display();
+        if self.damaged == 0 {
+            self.report.healthy = true;
+            self.say(&format!("{path} is healthy: nothing to repair, nothing was changed\n"));
+        } else if !yes {
+            self.say(&format!(
+                "\nNothing was changed. Copy {path} somewhere safe first and look at the disk; if the \
+                 damaged files cannot be brought back from a backup, `iris-shard repair --yes` does \
+                 what is said above and deletes nothing.\n"
+            ));
+        } else {
+            // The repair is done without it.
+            let _ = keep_report(aside, &self.text);
+            self.repaired(aside);
+            self.say(&format!("\nRepaired: a server starts on {path} now.\n"));
+        }
+    }
 }
 
 fn keep_report(aside: &Path, report: &str) -> std::io::Result<()> {

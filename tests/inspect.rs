@@ -280,6 +280,43 @@ fn a_healthy_directory_is_left_alone() {
 }
 
 #[test]
+fn a_repair_speaks_to_programs() {
+    let setup = written(60);
+    let dir = setup.data_dir();
+    let looked = json(&iris_shard("repair", dir, &["--json", "--progress"]), 0);
+    assert_eq!((&looked["healthy"], &looked["repaired"]), (&true.into(), &false.into()));
+    assert_eq!(looked["shards"][0]["kept_messages"], 60);
+
+    let path = segment(&setup, 0);
+    let at = find(&path, &body(30));
+    flip(&path, at);
+    let looked = json(&iris_shard("repair", dir, &["--json"]), 3);
+    assert_eq!((&looked["healthy"], &looked["repaired"]), (&false.into(), &false.into()));
+    let shard = &looked["shards"][0];
+    assert!(shard["refusal"].as_str().unwrap().contains("segment-0000000000.log"), "{shard}");
+    let place = &shard["damage"]["places"][0];
+    let offset = place["offset"].as_u64().unwrap() as usize;
+    assert!((offset..offset + place["bytes"].as_u64().unwrap() as usize).contains(&at), "{place}");
+    assert_eq!(shard["cost"]["inboxes"][0]["user"], "bob");
+    assert_eq!(shard["cost"]["inboxes"][0]["recognised"], 1);
+    assert_eq!(shard["kept_messages"], 59);
+    assert_eq!(shard["to_move_segments"], serde_json::json!([0]));
+    assert_eq!(shard["done"], Value::Null);
+
+    let done = json(&iris_shard("repair", dir, &["--json", "--yes"]), 0);
+    assert_eq!((&done["healthy"], &done["repaired"]), (&true.into(), &true.into()));
+    assert_eq!(done["shards"][0]["done"]["copied_messages"], 59);
+    assert!(Path::new(done["aside"].as_str().unwrap()).join("report.txt").is_file());
+    assert_eq!(taken(&setup.start(), "bob").len(), 59);
+
+    fs::remove_file(dir.join("manifest.toml")).unwrap();
+    let looked = json(&iris_shard("repair", dir, &["--json"]), 3);
+    assert!(looked["manifest_refused"].as_str().unwrap().contains("no manifest.toml"), "{looked}");
+    let done = json(&iris_shard("repair", dir, &["--json", "--yes"]), 0);
+    assert_eq!(done["repaired"], true);
+}
+
+#[test]
 fn one_rotten_byte_costs_one_message() {
     let setup = written(60);
     let path = segment(&setup, 0);

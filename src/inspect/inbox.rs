@@ -11,6 +11,7 @@ use wire::id::ShardId;
 use super::record::{class, expiry};
 use super::{Look, count, name, table, time};
 use crate::exit::Exit;
+use crate::progress::Teller;
 
 /// What is in it.
 #[derive(Debug, Serialize)]
@@ -59,12 +60,18 @@ struct MessageReport {
 }
 
 /// Reads the shard back, and the first `limit` messages of the inbox.
-pub(super) fn report(look: &Look, user: &str, limit: usize) -> Result<InboxReport, Exit> {
+pub(super) fn report(
+    look: &Look,
+    user: &str,
+    limit: usize,
+    teller: &mut Teller,
+) -> Result<InboxReport, Exit> {
     let manifest = look.inspection.manifest();
     let shard = KeyHasher::new(manifest.seed).key(user.as_bytes()).owner(manifest.shards);
     let dir = look.inspection.shard(shard);
     let mut replay = look.replay(shard);
-    dir.look_back(&mut replay, &mut |_| {}).map_err(|error| Exit::data(error.to_string()))?;
+    let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(shard, at));
+    read_back.map_err(|error| Exit::data(error.to_string()))?;
     let inbox = replay.inbox(user.as_bytes()).ok_or_else(|| {
         Exit::data(format!(
             "nobody named {} is known here; shard {shard} would be the one to know",

@@ -8,6 +8,7 @@ use wal::disk::{Files, Recovered, SegmentFile, SnapshotSeen};
 use wire::id::ShardId;
 
 use super::{Look, bytes, count, table};
+use crate::progress::Teller;
 
 /// What is there of one shard.
 #[derive(Debug, Serialize)]
@@ -77,7 +78,7 @@ struct SnapshotReport {
 }
 
 impl ShardReport {
-    pub(super) fn look(look: &Look, id: ShardId) -> ShardReport {
+    pub(super) fn look(look: &Look, id: ShardId, teller: &mut Teller) -> ShardReport {
         let dir = look.inspection.shard(id);
         let mut report = ShardReport {
             shard: id,
@@ -101,7 +102,7 @@ impl ShardReport {
         let mut replay = look.replay(id);
         let mut live = None;
         let mut used = None;
-        match dir.look_back(&mut replay, &mut |_| {}) {
+        match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
             Ok(recovered) => {
                 used = recovered.snapshot.as_ref().map(|loaded| loaded.start.lsn);
                 live = Some(replay.needed());

@@ -8,6 +8,7 @@ use wal::record::Record;
 use wire::id::ShardId;
 
 use crate::inspect::{bytes, count, name, options, replay};
+use crate::progress::Teller;
 
 /// Lines of one kind that a person is shown.
 const LINES_MAX: usize = 20;
@@ -17,35 +18,45 @@ pub(super) struct Finding {
     pub(super) id: ShardId,
     pub(super) dir: ShardDir,
     /// Why a start would be refused.
-    refusal: Option<String>,
+    pub(super) refusal: Option<String>,
     pub(super) salvaged: Salvaged,
     pub(super) salvage: Salvage,
     /// Messages that waited and cannot be read.
-    given_up: u64,
+    pub(super) given_up: u64,
     pub(super) segment_bytes: u64,
 }
 
 impl Finding {
     /// Reads the shard back as a start would, and then whatever is left of it.
     /// Changes nothing.
-    pub(super) fn look(data: &DataDir, id: ShardId) -> Result<Finding, RecoverError> {
+    pub(super) fn look(
+        data: &DataDir,
+        id: ShardId,
+        teller: &mut Teller,
+    ) -> Result<Finding, RecoverError> {
         let manifest = data.manifest();
         let (shards, segment_bytes) = (manifest.shards, manifest.segment_bytes);
         let hasher = KeyHasher::new(manifest.seed);
         let dir = data.shard(id);
-        let refusal = refusal(&dir, replay(id, shards, hasher, segment_bytes));
+        let refusal = refusal(&dir, id, replay(id, shards, hasher, segment_bytes), teller);
         let mut salvage = Salvage::new(options(id, shards), hasher, segment_bytes);
-        let salvaged = dir.salvage(&mut salvage, &mut |_| {})?;
+        let salvaged = dir.salvage(&mut salvage, &mut |at| teller.reading(id, at))?;
         let mut finding =
             Finding { id, dir, refusal, salvaged, salvage, given_up: 0, segment_bytes };
-        finding.give_up_unreadable();
+        finding.give_up_unreadable(teller);
         Ok(finding)
     }
 
     /// Whatever waits must be there.
-    fn give_up_unreadable(&mut self) {
+    fn give_up_unreadable(&mut self, teller: &mut Teller) {
         let mut records = Records::new(&self.dir);
-        for placed in self.salvage.waiting() {
+        let (id, waiting) = (self.id, self.salvage.waiting());
+        let total = waiting.len() as u64;
+        for (done, placed) in waiting.into_iter().enumerate() {
+            teller.tell(|| {
+                let (done, total) = (count(done as u64), count(total));
+                format!("shard {id}: looked at {done} of {total} messages that wait")
+            });
             let is_there = match records.get(placed.lsn, placed.len) {
                 Some(Record::Message(message) | Record::Moved(message)) => {
                     self.salvage.is_it(&placed, &message)
@@ -76,6 +87,11 @@ impl Finding {
             |it: &Placed| self.salvaged.aside.binary_search(&(it.lsn / self.segment_bytes)).is_ok();
         waiting.retain(is_aside);
         waiting
+    }
+
+    /// Whether the log alone is left, and does not lead to the whole state.
+    pub(super) fn has_lost_its_state(&self) -> bool {
+        self.dir.needs_snapshot() && self.salvaged.snapshot.is_none()
     }
 
     /// All of it in words.
@@ -153,7 +169,7 @@ impl Finding {
             "    {} messages that wait and whose bytes are damaged or gone",
             count(self.given_up)
         );
-        if found_no_state(&self.dir, &self.salvaged) {
+        if self.has_lost_its_state() {
             out.push_str(
                 "    what only a snapshot said: devices and acknowledgements from before the number of \
                  shards was changed, and which numbers each sender had used\n",
@@ -206,17 +222,17 @@ impl Finding {
     }
 }
 
-/// Whether the log alone is left, and does not lead to the whole state.
-fn found_no_state(dir: &ShardDir, salvaged: &Salvaged) -> bool {
-    dir.needs_snapshot() && salvaged.snapshot.is_none()
-}
-
 /// Why a start would be refused, if it would.
-fn refusal(dir: &ShardDir, mut replay: shard::Replay) -> Option<String> {
+fn refusal(
+    dir: &ShardDir,
+    id: ShardId,
+    mut replay: shard::Replay,
+    teller: &mut Teller,
+) -> Option<String> {
     if !dir.path().is_dir() {
         return Some(format!("{} is missing", dir.path().display()));
     }
-    match dir.look_back(&mut replay, &mut |_| {}) {
+    match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
         Err(error) => Some(error.to_string()),
         Ok(_) => {
             let contradictions = replay.contradictions();

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use shard::io::Now;
 use shard::{SLICE_BYTES, Shard, Slice};
@@ -17,16 +17,22 @@ use wal::{Log, LogOptions, LogStart};
 use super::finding::Finding;
 use crate::exit::Exit;
 use crate::inspect::count;
+use crate::progress::Teller;
 
 impl Finding {
     /// Does it. What is given up goes to `aside`.
-    pub(super) fn mend(mut self, aside: &Path, now_ms: u64) -> Result<String, Exit> {
+    pub(super) fn mend(
+        mut self,
+        aside: &Path,
+        now_ms: u64,
+        teller: &mut Teller,
+    ) -> Result<Mended, Exit> {
         let dir = self.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
         dir.make_ready().map_err(failed)?;
         dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
-        let (start, last) = self.copy().map_err(failed)?;
+        let (start, last) = self.copy(teller).map_err(failed)?;
         let files = dir.files().map_err(failed)?;
         let segments: Vec<u64> = files
             .segments
@@ -47,27 +53,13 @@ impl Finding {
         take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
         let moved =
             dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]).map_err(failed)?;
-        let mut out = format!(
-            "  Done: {} messages copied, snapshots are at positions {} and {}",
-            count(copied),
-            start.lsn,
-            last.lsn,
-        );
-        let _ = match moved.len() {
-            0 => writeln!(out),
-            files => writeln!(out, ", {files} files moved to {}", aside.display()),
-        };
-        for path in moved {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let _ = writeln!(out, "    {name}");
-        }
-        Ok(out)
+        Ok(Mended { copied, snapshots: [start.lsn, last.lsn], moved })
     }
 
     /// Copies what waits in segments that are given up to the end of the log.
     /// Where that ends then, and where it ends after one more commit that says
     /// nothing: for two snapshots, as always, so that the rot of one costs nothing.
-    fn copy(&mut self) -> io::Result<(LogStart, LogStart)> {
+    fn copy(&mut self, teller: &mut Teller) -> io::Result<(LogStart, LogStart)> {
         let mut log = Log::new(log_options(self.segment_bytes), self.salvaged.fresh);
         let mut file = Continuation::new(&self.dir, DirectMode::BufferedFdatasync);
         file.prepare(self.salvaged.fresh.lsn)?;
@@ -76,7 +68,13 @@ impl Finding {
         for record in dropped {
             append(&mut log, &mut file, &record)?;
         }
-        for placed in self.to_copy() {
+        let (id, to_copy) = (self.id, self.to_copy());
+        let total = to_copy.len() as u64;
+        for (done, placed) in to_copy.into_iter().enumerate() {
+            teller.tell(|| {
+                let (done, total) = (count(done as u64), count(total));
+                format!("shard {id}: copied {done} of {total} messages")
+            });
             let found = records.get(placed.lsn, placed.len);
             let Some(Record::Message(message) | Record::Moved(message)) = found else {
                 return Err(io::Error::other("a message has become unreadable meanwhile"));
@@ -91,6 +89,36 @@ impl Finding {
             write_all(&mut log, &mut file)?;
         }
         Ok((start, log.checkpoint()))
+    }
+}
+
+/// What was done to a shard.
+#[derive(Debug)]
+pub(super) struct Mended {
+    /// Messages copied out of segments that were given up.
+    pub(super) copied: u64,
+    /// Positions of the new snapshots.
+    pub(super) snapshots: [u64; 2],
+    /// Files that were moved aside, where they were.
+    pub(super) moved: Vec<PathBuf>,
+}
+
+impl Mended {
+    pub(super) fn text(&self, aside: &Path) -> String {
+        let [first, last] = self.snapshots;
+        let mut out = format!(
+            "  Done: {} messages copied, snapshots are at positions {first} and {last}",
+            count(self.copied),
+        );
+        let _ = match self.moved.len() {
+            0 => writeln!(out),
+            files => writeln!(out, ", {files} files moved to {}", aside.display()),
+        };
+        for path in &self.moved {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let _ = writeln!(out, "    {name}");
+        }
+        out
     }
 }
 
