@@ -14,6 +14,7 @@ mod deliver;
 mod inbound;
 mod log_io;
 mod mesh_io;
+mod pace;
 mod partial;
 mod rest;
 mod snapshot;
@@ -35,6 +36,7 @@ use census::Census;
 use inbound::Inbound;
 use log_io::LogIo;
 use mesh_io::{Cargo, MeshIo};
+use pace::Pacer;
 use partial::Partials;
 use rest::Rest;
 use snapshot::SnapshotIo;
@@ -71,6 +73,7 @@ pub(crate) struct Core {
     shard: Shard,
     inbound: Inbound,
     partials: Partials,
+    pacer: Pacer,
     mesh: MeshIo,
     log: LogIo,
     snapshots: SnapshotIo,
@@ -84,6 +87,8 @@ pub(crate) struct Core {
     turns: u64,
     turn_ns: hdrhistogram::Histogram<u64>,
     ticked_ns: u64,
+    /// Nanoseconds in turns since the last tick, and how many turns.
+    since_tick: (u64, u64),
     published_ns: u64,
     /// When the stop was seen.
     draining_since: Option<u64>,
@@ -109,6 +114,7 @@ impl Core {
             id,
             inbound: Inbound::default(),
             partials: Partials::new(shared.frame_ms),
+            pacer: Pacer::default(),
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
             snapshots: SnapshotIo::new(dir),
@@ -121,6 +127,7 @@ impl Core {
             turns: 0,
             turn_ns: admin::histogram(),
             ticked_ns: 0,
+            since_tick: (0, 0),
             published_ns: 0,
             draining_since: None,
             fault: None,
@@ -153,7 +160,10 @@ impl Core {
             self.tick();
             self.census();
             self.turns += 1;
-            self.turn_ns.saturating_record(clock().mono_ns - began_ns);
+            let turn_ns = clock().mono_ns - began_ns;
+            self.turn_ns.saturating_record(turn_ns);
+            self.since_tick.0 += turn_ns;
+            self.since_tick.1 += 1;
             self.sleep().await;
         }
         self.publish();
@@ -196,8 +206,10 @@ impl Core {
         if self.now.mono_ns - self.ticked_ns >= TICK_NS {
             self.ticked_ns = self.now.mono_ns;
             self.hands.tick(self.now.mono_ns / 1_000_000);
+            self.measure();
             self.tell(Input::Tick);
             self.close_late_frames();
+            self.resume_paced();
             self.begin_census();
             self.drain_if_asked();
             self.apply();
@@ -206,6 +218,14 @@ impl Core {
             self.published_ns = self.now.mono_ns;
             self.publish();
         }
+    }
+
+    /// How much there is to bear.
+    fn measure(&mut self) {
+        let (sum_ns, turns) = std::mem::take(&mut self.since_tick);
+        let turn_ns = sum_ns.checked_div(turns).unwrap_or(0);
+        let memory_permille = self.hands.fullness_permille();
+        self.tell(Input::Measured { turn_ns, memory_permille });
     }
 
     fn drain_if_asked(&mut self) {
@@ -233,7 +253,7 @@ impl Core {
     fn publish(&mut self) {
         let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
-        let frame_timeouts = self.partials.closed;
+        let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
@@ -242,6 +262,7 @@ impl Core {
             snapshot.hands = hands.stats();
             snapshot.turns = turns;
             snapshot.frame_timeouts = frame_timeouts;
+            snapshot.paced = paced;
             (snapshot.log_segments, snapshot.log_disk_bytes) = (log_segments, log_disk_bytes);
             snapshot.copy(shard.metrics(), turn_ns);
         });

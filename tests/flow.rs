@@ -13,7 +13,7 @@ use server::peer::{Peer, hello};
 use server::{Deadline, PATIENCE, Server, Setup};
 use wire::id::Class;
 use wire::refuse::Code;
-use wire::v2::{Hello, Request};
+use wire::v2::{Hello, Reply, Request};
 
 /// Everybody at once: some are served, the others are told when to come back,
 /// all are in at the end, and who was there before notices nothing.
@@ -163,4 +163,60 @@ fn wait_top(server: &Server, by: &str, is_fine: impl Fn(&[Value]) -> bool) -> Ve
         }
         deadline.pause(|| format!("by {by}: {text}"));
     }
+}
+
+/// The highest level, by incomplete frames that fill their memory: who sends
+/// much is read more slowly, receipts are shed, nothing else is lost, and all of
+/// it ends by itself.
+#[test]
+fn at_the_highest_level_senders_are_paced_and_nothing_is_lost() {
+    const MESSAGES: u64 = 60;
+    // The least memory: 4 MiB of it for incomplete frames.
+    let server = Setup::new().shards(1).set("memory_bytes", "64MiB").start();
+    let mut alice = server.v2("alice", 1);
+    let mut asks = Peer::v2(server.addr(), &hello("asks", 1)).0;
+    let mut bob = server.v2("bob", 1);
+    // The beginnings of packets of v1. Those that find no memory are cut.
+    let begin = [b"\x10\x00\x01x\x00\x04\x00\x00".to_vec(), vec![0; 60_000]].concat();
+    let mut holders = Vec::new();
+    for n in 0..90 {
+        let mut holder = Peer::v1(server.addr(), &format!("holder-{n}"));
+        if holder.try_write(&begin) {
+            holders.push(holder);
+        }
+    }
+    server.wait_metric("iris_flow_level", |level| level == 3.0);
+
+    // All of them at once, in pieces that hold much.
+    let body = vec![b'x'; 2_000];
+    for _ in 0..MESSAGES {
+        alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+    }
+    alice.wait_sent(b"bob", MESSAGES, PATIENCE).unwrap();
+    let send = wire::v2::Send {
+        seq: 1,
+        class: Class::Guaranteed,
+        flags: wire::v2::flag::WANTS_DELIVERED,
+        expiry_s: 0,
+        to: b"bob",
+        body: b"last",
+    };
+    asks.request(&Request::Send(send));
+    assert!(matches!(asks.reply().get(), Reply::Sent { seq: 1, .. }));
+    for n in 0..=MESSAGES {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("nothing is lost");
+        assert_eq!(delivery.body.len(), if n < MESSAGES { 2_000 } else { 4 });
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    server.wait_metric("iris_flow_shed_total", |shed| shed == 1.0);
+    assert!(server.metric("iris_flow_paced_total") > 0.0);
+
+    drop(holders);
+    server.wait_metric("iris_flow_level", |level| level == 0.0);
+    assert!(server.metric("iris_flow_transitions_total") >= 4.0, "up at once and down in steps");
+    asks.request(&Request::Send(wire::v2::Send { seq: 2, ..send }));
+    assert!(matches!(asks.reply().get(), Reply::Sent { seq: 2, .. }));
+    let delivery = bob.next_delivery(PATIENCE).unwrap().expect("one more");
+    bob.ack(delivery.inbox_seq).unwrap();
+    assert!(matches!(asks.reply().get(), Reply::Delivered { seq: 2, .. }));
 }

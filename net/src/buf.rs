@@ -404,6 +404,11 @@ impl PartialPool {
         self.free.push(index);
     }
 
+    /// What large frames may hold.
+    pub(crate) fn bytes_max(&self) -> usize {
+        bound(self.bytes_max, SMALL_BYTES_MAX + 1)
+    }
+
     /// Memory of the buffers in use.
     pub(crate) fn held(&self) -> usize {
         self.bytes

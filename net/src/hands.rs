@@ -141,6 +141,16 @@ impl Hands {
         }
     }
 
+    /// What the fullest of the bounded memories for all connections holds: bytes
+    /// unsent, or incomplete frames; per mille of what is there for large ones, so
+    /// that it may exceed a thousand.
+    pub fn fullness_permille(&self) -> u64 {
+        let of = |held: usize, most: usize| held as u64 * 1000 / most.max(1) as u64;
+        let partials = &self.buffers.partials;
+        of(partials.held(), partials.bytes_max())
+            .max(of(self.unsent_bytes, self.options.unsent_bytes_max_total))
+    }
+
     /// Appends everything that has happened to `events`, and receives from whoever has something
     /// to read and is not paused.
     ///

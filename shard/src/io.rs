@@ -67,6 +67,10 @@ pub enum Input<'a> {
     SnapshotFailed,
     /// The log has room ahead on disk again, or has not.
     Storage { full: bool },
+    /// What the caller has measured since the last time, sent with each tick: the
+    /// mean length of its turns, and how full the fullest of its memories for
+    /// connections is.
+    Measured { turn_ns: u64, memory_permille: u64 },
     /// Time passed; sent a few times a second.
     Tick,
     /// The server stops: every connection is asked to leave.

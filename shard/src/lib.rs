@@ -60,7 +60,7 @@ use admission::Admission;
 use ages::Ages;
 use clean::Cleaner;
 use commit::{Durables, Gate};
-use flow::Level;
+use flow::{Flow, Level, Standstill};
 use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
@@ -110,7 +110,8 @@ pub struct Shard {
     hasher: KeyHasher,
     salt: u64,
     sessions: Sessions,
-    level: Level,
+    flow: Flow,
+    standstill: Standstill,
     admission: Admission,
     users: Users,
     log: Log,
@@ -142,7 +143,8 @@ impl Shard {
         assert!(options.shard < options.shards, "a shard is one of its node's shards");
         Shard {
             sessions: Sessions::default(),
-            level: Level::default(),
+            flow: Flow::default(),
+            standstill: Standstill::default(),
             admission: Admission::new(options.logins_per_second),
             users: Users::new(options.users_max),
             cleaner: Cleaner::new(log.options().segment_bytes),
@@ -202,6 +204,9 @@ impl Shard {
                 self.clean(now, out);
             }
             Input::SnapshotFailed => self.snapshot_failed(now),
+            Input::Measured { turn_ns, memory_permille } => {
+                self.measured(now, turn_ns, memory_permille);
+            }
             Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(now, out),
             Input::V1 { .. } | Input::V2 { .. } | Input::Hop { .. } => {
@@ -217,6 +222,24 @@ impl Shard {
         self.clean(now, out);
         self.give_back();
         self.schedule_snapshot(now);
+    }
+
+    /// Takes the caller's measures and adds those of the log.
+    fn measured(&mut self, now: Now, turn_ns: u64, memory_permille: u64) {
+        let (durable, end) = (self.log.durable(), self.log.end());
+        let log_permille = (end - durable) * 1000 / self.log.options().tail_bytes as u64;
+        let disk_ns = self.standstill.measure(now, durable, end);
+        let before = self.flow.level();
+        let level = self.flow.feed(now.mono_ns, [turn_ns, log_permille, memory_permille, disk_ns]);
+        let counters = &mut self.metrics.counters;
+        counters.flow_level = level as u64;
+        counters.flow_measures = self.flow.by_measure().map(|level| level as u64);
+        counters.flow_entered[level as usize] += u64::from(level != before);
+    }
+
+    /// How much there is to bear, as of the last [`Input::Measured`].
+    pub fn level(&self) -> Level {
+        self.flow.level()
     }
 
     fn storage(&mut self, full: bool) {

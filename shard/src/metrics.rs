@@ -3,6 +3,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::flow::{Level, Measure};
+
 /// Longest latency a histogram can hold, nanoseconds; longer ones count as it.
 pub const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
@@ -79,6 +81,14 @@ pub struct Counters {
     pub reads: u64,
     /// Hops sent to other shards.
     pub hops: u64,
+    /// The [`Level`] now.
+    pub flow_level: u64,
+    /// The levels that the single measures call for now, by [`Measure`].
+    pub flow_measures: [u64; Measure::COUNT],
+    /// Times that each level was entered, from above or below.
+    pub flow_entered: [u64; Level::COUNT],
+    /// Receipts not told because there was too much to do.
+    pub receipts_shed: u64,
     /// Inputs that found no room and were kept waiting.
     pub blocked: u64,
     /// Messages copied forward to empty their segment.

@@ -6,6 +6,7 @@ use wire::id::MessageId;
 use wire::v2;
 
 use crate::Shard;
+use crate::flow::Optional;
 use crate::hop::Hop;
 use crate::inbox::Receipt;
 use crate::io::{Conn, Effects, Now, Outcome};
@@ -109,6 +110,10 @@ impl Shard {
         while let Some(inbox) = self.users[user].inbox.as_deref_mut()
             && let Some(receipt) = inbox.pop_receipt(seq)
         {
+            if !self.flow.level().allows(Optional::Receipt) {
+                self.metrics.counters.receipts_shed += 1;
+                continue;
+            }
             let name = std::mem::take(&mut self.users[user].name);
             self.send_receipt(&receipt, &name, out);
             self.users[user].name = name;

@@ -361,7 +361,7 @@ impl Shard {
 
     /// Refuses a login where there are more than the shard takes at a time.
     fn admit(&mut self, now: Now, conn: Conn) -> Result<(), Refusal> {
-        self.admission.admit(now, conn, self.level).map_err(|retry_ms| {
+        self.admission.admit(now, conn, self.flow.level()).map_err(|retry_ms| {
             self.metrics.counters.logins_put_off += 1;
             Refusal { code: Code::RateLimited, retry_ms }
         })

@@ -245,10 +245,22 @@ impl World {
     /// Time passes for the server.
     pub(crate) fn tick(&mut self) {
         for shard in 0..self.cores.len() {
+            self.measure(shard);
             self.notice(shard, Input::Tick);
         }
         self.begin_snapshots();
         self.after(TICK_NS, Event::Tick { life: self.life });
+    }
+
+    /// Turns are long and memories full now and then, or so it is said.
+    fn measure(&mut self, shard: usize) {
+        let is_pressed = !self.is_quiet() && self.chance.permille(self.knobs.pressure);
+        let (mut turn_ns, mut memory_permille) = (0, 0);
+        if is_pressed {
+            turn_ns = self.chance.below(400_000_000);
+            memory_permille = self.chance.below(1_100);
+        }
+        self.notice(shard, Input::Measured { turn_ns, memory_permille });
     }
 
     /// Faults that come from outside, a few times a second.

@@ -71,6 +71,8 @@ pub struct Knobs {
     pub(crate) hours: u32,
     /// Logins that a shard takes in a second; 0 for no bound.
     pub(crate) logins_per_second: u32,
+    /// What a turn measures calls for some level.
+    pub(crate) pressure: u32,
 
     /// A start asks for another number of shards; see [`RESIZE_FROM`].
     pub(crate) resize: u32,
@@ -145,6 +147,7 @@ impl Knobs {
             rot: some(store, 500),
             hours: rarely(store, 30),
             logins_per_second: if seed < STORE_FROM { 0 } else { store.pick(&[0, 0, 20, 200]) },
+            pressure: if seed < STORE_FROM { 0 } else { rarely(store, 300) },
 
             resize: if resizes { resize.pick(&[0, 300, 700, 1000]) } else { 0 },
             restart: if resizes { some(resize, 150) } else { 0 },

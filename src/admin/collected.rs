@@ -56,6 +56,8 @@ pub(super) struct Latest {
     pub(super) log_durable: u64,
     /// Connections closed because they did not end a frame in time.
     pub(super) frame_timeouts: u64,
+    /// Times that a sender was not read for a moment at the highest level.
+    pub(super) paced: u64,
     /// Segment files of the log, and the bytes they take on the disk.
     pub(super) log_segments: u64,
     pub(super) log_disk_bytes: u64,
@@ -78,6 +80,7 @@ impl Latest {
             log_end: 0,
             log_durable: 0,
             frame_timeouts: 0,
+            paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
             turns: 0,
@@ -94,6 +97,7 @@ impl Latest {
         self.log_end = snapshot.log_end;
         self.log_durable = snapshot.log_durable;
         self.frame_timeouts = snapshot.frame_timeouts;
+        self.paced = snapshot.paced;
         self.log_segments = snapshot.log_segments;
         self.log_disk_bytes = snapshot.log_disk_bytes;
         self.turns = snapshot.turns;

@@ -9,6 +9,7 @@ use std::fmt::{Display, Write};
 use std::time::{Duration, SystemTime};
 
 use net::CloseReason;
+use shard::flow::{Level, Measure};
 use shard::metrics::STAGES;
 
 use super::collected::{Collected, Latest, TURN, Window};
@@ -64,7 +65,7 @@ const fn gauge(name: &'static str, help: &'static str, of: fn(&Latest) -> u64) -
 }
 
 /// One sample for each shard.
-const BY_SHARD: [Family; 7] = [
+const BY_SHARD: [Family; 8] = [
     gauge("iris_sessions", "Devices logged in.", |l| l.counters.sessions),
     gauge("iris_connections", "Connections, those still closing included.", |l| {
         l.hands.conns as u64
@@ -74,6 +75,9 @@ const BY_SHARD: [Family; 7] = [
     }),
     gauge("iris_storage_full", "1 while the disk has no room for new messages.", |l| {
         l.counters.storage_full
+    }),
+    gauge("iris_flow_level", "How much there is to bear: 0 calm to 3 critical.", |l| {
+        l.counters.flow_level
     }),
     gauge("iris_log_undurable_bytes", "Appended and not yet confirmed by the disk.", |l| {
         l.log_end.saturating_sub(l.log_durable)
@@ -85,7 +89,7 @@ const BY_SHARD: [Family; 7] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 48] = [
+const SUMMED: [Family; 49] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -121,6 +125,9 @@ const SUMMED: [Family; 48] = [
     }),
     counter("iris_frame_timeouts_total", "Connections that did not end a frame in time.", |l| {
         l.frame_timeouts
+    }),
+    counter("iris_flow_paced_total", "Times that a sender of much was not read a while.", |l| {
+        l.paced
     }),
     counter("iris_log_bytes_total", "End of the logs.", |l| l.log_end),
     gauge("iris_log_segments", "Segment files of the logs.", |l| l.log_segments),
@@ -197,6 +204,7 @@ pub(super) fn metrics(
     server(&mut text, board, now_ns);
     of_process(&mut text, process);
     shards(&mut text, collected.shards(), now_ns);
+    flow(&mut text, collected.shards());
     closed(&mut text, collected.shards());
     connection_bytes(&mut text, collected.shards());
     latencies(&mut text, collected);
@@ -251,6 +259,27 @@ fn shards(text: &mut Text, shards: &[Latest], now_ns: u64) {
         text.family(family.name, family.kind, family.help);
         text.sample(family.name, &[], shards.iter().map(family.of).sum::<u64>());
     }
+}
+
+fn flow(text: &mut Text, shards: &[Latest]) {
+    let name = "iris_flow_measure_level";
+    text.family(name, Kind::Gauge, "The level that each measure calls for.");
+    for latest in shards {
+        for (measure, word) in Measure::ALL {
+            let level = latest.counters.flow_measures[measure as usize];
+            text.sample(name, &[("shard", &latest.shard), ("measure", &word)], level);
+        }
+    }
+    let name = "iris_flow_transitions_total";
+    text.family(name, Kind::Counter, "Changes of the level, by the one that was entered.");
+    for (level, word) in Level::ALL {
+        let entered = |latest: &Latest| latest.counters.flow_entered[level as usize];
+        text.sample(name, &[("to", &word)], shards.iter().map(entered).sum::<u64>());
+    }
+    let name = "iris_flow_shed_total";
+    text.family(name, Kind::Counter, "What was optional and not done.");
+    let shed: u64 = shards.iter().map(|latest| latest.counters.receipts_shed).sum();
+    text.sample(name, &[("kind", &"receipt")], shed);
 }
 
 fn closed(text: &mut Text, shards: &[Latest]) {

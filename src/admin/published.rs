@@ -36,6 +36,8 @@ pub(crate) struct Snapshot {
     pub(crate) log_durable: u64,
     /// Connections closed because they did not end a frame in time.
     pub(crate) frame_timeouts: u64,
+    /// Times that a sender was not read for a moment at the highest level.
+    pub(crate) paced: u64,
     /// Segment files of the log, and the bytes they take on the disk.
     pub(crate) log_segments: u64,
     pub(crate) log_disk_bytes: u64,
@@ -55,6 +57,7 @@ impl Snapshot {
             log_end: 0,
             log_durable: 0,
             frame_timeouts: 0,
+            paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
             turns: 0,

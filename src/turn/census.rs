@@ -80,7 +80,7 @@ impl Core {
         for slot in (looking.next_session..).take(sessions as usize) {
             if let Some(glance) = self.shard.session_glance(self.now, slot) {
                 for ((order, _), greatest) in Order::ALL.iter().zip(&mut looking.sessions) {
-                    greatest.offer(self.measure(*order, &glance), || glance);
+                    greatest.offer(self.measure_of(*order, &glance), || glance);
                 }
             }
         }
@@ -96,7 +96,7 @@ impl Core {
         sessions + users > 0
     }
 
-    fn measure(&self, order: Order, glance: &SessionGlance) -> u64 {
+    fn measure_of(&self, order: Order, glance: &SessionGlance) -> u64 {
         match order {
             Order::Unsent => self.hands.unsent(id(glance.conn)) as u64,
             Order::Unacknowledged => glance.unacknowledged,

@@ -119,7 +119,7 @@ impl Core {
         self.left(conn, is_partial, used > 0);
         self.hands.consume(conn, used);
         match stop {
-            Stop::Dry => {}
+            Stop::Dry => self.pace(conn, used),
             Stop::Blocked => {
                 self.hands.pause(conn);
                 self.block(conn);

@@ -147,6 +147,6 @@ impl Core {
 
     /// Something will be due soon.
     fn is_expectant(&self) -> bool {
-        self.draining_since.is_some() || self.log.is_held()
+        self.draining_since.is_some() || self.log.is_held() || self.pacer.is_pacing()
     }
 }

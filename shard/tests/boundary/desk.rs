@@ -11,7 +11,7 @@
 //! 0 bad                                   0 batch bob a,b,c    storage full | ok
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail               reads hold | go
-//! logins N (first of all: so many a second)
+//! logins N (first of all: so many a second)                   memory PERMILLE
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -204,6 +204,11 @@ impl Desk {
                 assert!(self.disk.is_empty() && self.links.is_empty(), "first of all");
                 self.logins_per_second = number(per_second) as u32;
                 self.shard = recover(&[], None, self.logins_per_second);
+            }
+            ["memory", permille] => {
+                let memory_permille = number(permille);
+                self.feed(Input::Measured { turn_ns: 0, memory_permille });
+                self.seen.push_back(format!("{:?}", self.shard.level()).to_lowercase());
             }
             ["jump", ms] => self.jumped_ms += number(ms),
             ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),

@@ -75,3 +75,66 @@ fn who_is_refused_for_good_is_told_so() {
          > 1 close",
     );
 }
+
+#[test]
+fn receipts_are_shed_when_there_is_much_to_bear_and_messages_never() {
+    check(
+        "0 hello a 1
+         > 0 welcome 1..0
+         1 hello b 1
+         > 1 welcome 1..0
+         memory 760
+         > high
+         0 send b 1 x delivered
+         commit
+         > 1 deliver 1 a x
+         > 0 sent b 1
+         1 ack 1
+         # until everything has been quiet for a second, twice
+         tick 900
+         memory 0
+         > high
+         tick 1000
+         memory 0
+         > busy
+         0 send b 2 y delivered
+         commit
+         > 1 deliver 2 a y
+         > 0 sent b 2
+         1 ack 2
+         > 0 delivered b 2
+         # what waits for the disk without an end counts, too
+         commit
+         tick 100
+         memory 0
+         > busy
+         tick 1000
+         memory 0
+         > calm",
+    );
+}
+
+/// The busier a shard is, the fewer come in.
+#[test]
+fn the_level_lowers_the_rate_of_logins() {
+    check(
+        "logins 8
+         memory 900
+         > critical
+         0 hello a 1
+         > 0 welcome 1..0
+         tick 1000
+         1 hello b 1
+         > 1 goaway RateLimited come back
+         > 1 close
+         1 close
+         tick 1000
+         memory 900
+         > critical
+         1 hello b 1
+         > 1 welcome 1..0
+         2 hello c 1
+         > 2 goaway RateLimited come back
+         > 2 close",
+    );
+}
