@@ -176,6 +176,62 @@ mod tests {
         }
     }
 
+    /// Every flag, those of the commands included.
+    fn flags() -> Vec<String> {
+        let cli = Cli::command();
+        let commands = [&cli].into_iter().chain(cli.get_subcommands());
+        let arguments = commands.flat_map(clap::Command::get_arguments);
+        let mut flags: Vec<String> =
+            arguments.filter_map(|it| it.get_long().map(str::to_owned)).collect();
+        flags.extend(["help", "version"].map(str::to_owned));
+        flags
+    }
+
+    fn document(name: &str) -> String {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        std::fs::read_to_string(path).expect(name)
+    }
+
+    /// `IRIS_BLESS=1` writes the table anew.
+    #[test]
+    fn the_reference_holds_every_setting() {
+        const MARKS: [&str; 2] = ["<!-- settings -->", "<!-- /settings -->"];
+        let named = flags();
+        let flag = |setting: &settings::Setting| {
+            let flag = setting.key.replace(['.', '_'], "-");
+            named.contains(&flag).then_some(flag)
+        };
+        let text = document("docs/CONFIG.md");
+        let (before, rest) = text.split_once(MARKS[0]).expect("a mark");
+        let (_, after) = rest.split_once(MARKS[1]).expect("a mark");
+        let [begin, end] = MARKS;
+        let wanted = format!("{before}{begin}\n\n{}\n{end}{after}", settings::reference(flag));
+        if std::env::var_os("IRIS_BLESS").is_some() {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CONFIG.md");
+            std::fs::write(path, wanted).expect("the reference");
+        } else {
+            assert!(text == wanted, "docs/CONFIG.md is old; IRIS_BLESS=1 writes it anew");
+        }
+    }
+
+    /// Whatever a document tells to type is there.
+    #[test]
+    fn the_documents_name_flags_that_exist() {
+        let known = flags();
+        let names = ["README.md", "docs/CONFIG.md", "docs/DURABILITY.md", "docs/ARCHITECTURE.md"];
+        for name in names {
+            let text = document(name);
+            let commands = text.split(['`', '\n']).filter(|it| it.starts_with("iris-shard"));
+            for command in commands {
+                let typed = command.split('#').next().unwrap_or_default().split_whitespace();
+                for flag in typed.filter_map(|word| word.strip_prefix("--")) {
+                    let flag = flag.split('=').next().unwrap_or_default();
+                    assert!(known.iter().any(|it| it == flag), "{name}: --{flag} in '{command}'");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_named_flag_counts_more_than_set() {
         let cli =

@@ -154,11 +154,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5)]
     pub(crate) visit_messages: u32,
 
-    /// Trouble beside the load, from the end of --warmup (or --calm) on: kill[:MS]
-    /// cuts a connection every MS ms (100), stall[:MS] stops a reader every MS ms
-    /// (200) for up to 2 s, drip[:N] has N connections (8) speak byte by byte,
-    /// half-open[:N] keeps N connections (64) that say nothing or half a word,
-    /// burn[:N] spins N threads (one per core); all is everything.
+    /// Trouble beside the load, from the end of --warmup (or --calm) on: kill(:MS)
+    /// cuts a connection every MS ms (100), stall(:MS) stops a reader every MS ms
+    /// (200) for up to 2 s, drip(:N) has N connections (8) speak byte by byte,
+    /// half-open(:N) keeps N connections (64) that say nothing or half a word,
+    /// burn(:N) spins N threads (one per core); all is everything.
     #[arg(long, value_name = "KIND[:N]", value_delimiter = ',', value_parser = trouble)]
     pub(crate) chaos: Vec<Trouble>,
 

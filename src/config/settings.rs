@@ -217,7 +217,7 @@ pub(crate) static SETTINGS: [Setting; 18] = [
     },
     Setting {
         key: "debug.without",
-        about: "Ways of newer kernels and disks to do without, for tests and around defects: all, or some of those below",
+        about: "Ways of newer kernels and disks to do without, for tests and around defects: all, or some of the names below",
         list: true,
         set: |config, values| Without::named(values).map(|value| config.without = value),
         show: |config| {
@@ -253,6 +253,31 @@ pub(crate) fn help() -> String {
     out.push_str("What debug.without knows:\n");
     for (name, about) in without::NAMES {
         out.push_str(&format!("  {name:<18}{about}\n"));
+    }
+    out
+}
+
+/// The table as docs/CONFIG.md shows it.
+#[cfg(test)]
+pub(crate) fn reference(flag: impl Fn(&Setting) -> Option<String>) -> String {
+    let default = Config::default();
+    let mut out = String::from(
+        "| key | variable | flag | default | meaning and bounds |\n|---|---|---|---|---|\n",
+    );
+    for setting in &SETTINGS {
+        let value = (setting.show)(&default);
+        out.push_str(&format!(
+            "| `{}` | `{}` | {} | {} | {} |\n",
+            setting.key,
+            setting.variable(),
+            flag(setting).map_or(String::new(), |flag| format!("`--{flag}`")),
+            value.map_or("chosen by the plan".to_owned(), |value| format!("`{value}`")),
+            setting.about
+        ));
+    }
+    out.push_str("\n`debug.without` knows `all` and:\n\n| name | what is done the older way without it |\n|---|---|\n");
+    for (name, about) in without::NAMES {
+        out.push_str(&format!("| `{name}` | {about} |\n"));
     }
     out
 }
