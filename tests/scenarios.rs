@@ -7,9 +7,12 @@
 
 mod server;
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use server::{Server, Setup};
 
@@ -166,5 +169,41 @@ fn old_clients_survive_trouble_as_well_as_their_protocol_lets_them() {
         let Some(found) = try_run_on(&server, line) else { return };
         assert_eq!(found["ok"], true);
         assert!(found["chaos"]["done"]["stalled"].as_u64() > Some(0));
+    }
+}
+
+/// A signal ends the sending, and everything that was confirmed is still
+/// collected and verified, whatever act it came in.
+#[test]
+fn an_interrupted_ordeal_is_verified() {
+    let Some(program) = load_generator() else { return };
+    let server = Setup::new().start();
+    let dir = tempfile::tempdir().expect("a directory");
+    for (line, act) in [
+        ("storm -c 20 --waiting 5 --calm 600", "calm"),
+        ("slow -c 10 --waiting 5 -d 600 --calm 0.1", "ordeal"),
+        ("churn -c 20 -d 600 --calm 0.1", "ordeal"),
+    ] {
+        let control = dir.path().join(format!("control-{}", line.len()));
+        let made = Command::new("mkfifo").arg(&control).status().expect("it runs");
+        assert!(made.success());
+        let child = Command::new(&program)
+            .args(line.split_ascii_whitespace())
+            .args(["--target", &server.addr().to_string(), "--quiet", "--linger", "0.1"])
+            .arg("--control")
+            .arg(&control)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let phases = BufReader::new(File::open(&control).expect("a pipe"));
+        let pid = Pid::from_child(&child);
+        for phase in phases.lines() {
+            if phase.expect("text") == act {
+                kill_process(pid, Signal::INT).expect("it runs");
+            }
+        }
+        let output = child.wait_with_output().expect("it ends");
+        let table = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{line}: {table}");
     }
 }

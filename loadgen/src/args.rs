@@ -219,8 +219,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PREFIX")]
     pub(crate) hgrm: Option<PathBuf>,
 
-    /// Append a line for each phase: connected, steady, quiet, done. May be a
-    /// named pipe.
+    /// Append a line for each phase: connected, steady (in an ordeal its acts:
+    /// fill, calm, ordeal, collect), quiet, done. May be a named pipe.
     #[arg(long)]
     pub(crate) control: Option<PathBuf>,
 

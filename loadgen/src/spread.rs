@@ -71,7 +71,10 @@ pub(crate) fn specs(args: &Args) -> Vec<Spec> {
     let crowd = Crowd::of(args);
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(1 << 20);
     let per_worker = limit.saturating_sub(DESCRIPTORS_SPARE).max(2);
-    let needed = u64::from(crowd.users()).div_ceil(per_worker) as u32;
+    let chaos = args.chaos();
+    let descriptors =
+        u64::from(crowd.users()) + u64::from(chaos.drips) + u64::from(chaos.half_open);
+    let needed = descriptors.div_ceil(per_worker) as u32;
     // A little room, because shares are rounded to pairs.
     let wanted = args.workers.max(if needed > 1 { needed + 1 } else { 1 });
     let workers = wanted.min(crowd.workers_max());

@@ -188,6 +188,8 @@ impl Worker<'_> {
     /// Has everyone who is away log in, and everyone who is deaf read.
     fn fetch_everyone(&mut self) {
         for user in self.spec.cast.present()..self.spec.cast.users() {
+            // Who is on a visit stays.
+            self.users[user as usize].visit = None;
             if self.users[user as usize].stage == Stage::Away {
                 self.want(user);
             }
@@ -254,7 +256,7 @@ impl Worker<'_> {
         }
     }
 
-    /// No more acts: what is on its way arrives.
+    /// No more acts, perhaps before the last one: what is on its way arrives.
     pub(super) fn end_acting(&mut self, now_ns: u64) {
         self.acting.feed = None;
         self.acting.cue = None;
@@ -265,6 +267,11 @@ impl Worker<'_> {
         self.last_activity_ns = now_ns;
         self.stages.collect_ns = self.stages.collect_ns.min(now_ns);
         self.fetch_everyone();
+        let was_never_cut = self.stages.ordeal_ns == u64::MAX;
+        if self.spec.cast.scenario == Scenario::Storm && was_never_cut {
+            (self.spec.cast.witnesses..self.spec.cast.users())
+                .for_each(|user| self.wake(user, now_ns));
+        }
         // Without a turn of its own this phase does the rest at once.
         while self.acting.next_user.is_some() {
             self.cut_or_wake(now_ns);
@@ -331,9 +338,11 @@ impl Worker<'_> {
     }
 
     pub(super) fn wake(&mut self, index: u32, now_ns: u64) {
-        let is_slow = self.spec.cast.scenario == Scenario::Slow;
-        let by_credit =
-            is_slow && self.spec.ordeal.is_some_and(|it| it.deafness == Deafness::Credit);
+        let by_credit = match (self.spec.cast.scenario, self.spec.ordeal) {
+            (Scenario::Storm, _) => true,
+            (Scenario::Slow, Some(ordeal)) => ordeal.deafness == Deafness::Credit,
+            _ => false,
+        };
         let user = &mut self.users[index as usize];
         user.deaf = false;
         user.awake_ns = now_ns;

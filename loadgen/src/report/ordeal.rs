@@ -84,6 +84,9 @@ pub(super) fn lines(args: &Args, outcome: &Outcome) -> Vec<String> {
 }
 
 fn storm_line(args: &Args, figures: &Figures) -> String {
+    if figures.back.count() == 0 {
+        return "storm        ended before anybody was back".to_owned();
+    }
     let served = |percent: f64| figures.served.percentile_ms(percent) / 1e3;
     format!(
         "storm        {} cut in {:.3} s, {} back: {} logins/s; served: 50 % after {:.3} s, \
