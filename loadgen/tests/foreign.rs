@@ -87,7 +87,9 @@ fn every_way_of_being_wrong_is_caught() {
     };
     // Most of it is waiting for what never comes.
     std::thread::scope(|scope| {
-        ALL.map(|way| scope.spawn(move || check(way)));
+        for way in ALL {
+            scope.spawn(move || check(way));
+        }
     });
     let addr = peer::start(Tongue::Mqtt, Fault::Swallow);
     let (code, json, _) = run(addr, &format!("{OPEN} --protocol mqtt --drain-timeout 1"));
