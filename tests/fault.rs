@@ -65,7 +65,9 @@ fn a_failed_write_ends_the_server_and_the_next_one_has_everything() {
     wait_until_told(&server);
     let of = |code: Code| codes.iter().filter(|told| **told == code as u16).count();
     let (failed, draining) = (of(Code::StorageFailed), of(Code::Draining));
-    assert!(failed > 0 && draining > 0 && failed + draining == CROWD, "{codes:?}");
+    // Mostly one shard fails and the other drains; but that may have had a write
+    // to do as well, of somebody who had just logged in.
+    assert!(failed > 0 && failed + draining == CROWD, "{codes:?}");
     assert_eq!(alice.session().unsent(), 1, "nothing says that the last one is stored");
     drop(crowd);
     let setup = server.setup().clone();

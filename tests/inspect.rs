@@ -78,6 +78,8 @@ fn written(messages: usize) -> Setup {
     for n in 0..messages {
         alice.send_and_wait(b"bob", body(n).as_bytes(), PATIENCE).unwrap();
     }
+    // A server that stops waits seconds for clients that stay.
+    drop(alice);
     server.stop()
 }
 
@@ -181,6 +183,7 @@ fn filled(messages: u64) -> Setup {
             }
         }
     }
+    drop(alice);
     server.stop()
 }
 
@@ -360,6 +363,7 @@ fn what_was_acknowledged_does_not_come_back() {
     bob.ping(1, PATIENCE).unwrap();
     let mut alice = server.v2("alice", 2);
     alice.send_and_wait(b"bob", b"the last one", PATIENCE).unwrap();
+    drop((alice, bob));
     server.stop();
     let path = segment(&setup, 0);
     for n in [5, 25] {
