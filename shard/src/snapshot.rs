@@ -9,7 +9,7 @@ mod slice;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use wal::{LogStart, Lsn};
+use wal::{LogStart, Lsn, Record};
 
 use crate::Shard;
 use crate::dedup::hours;
@@ -142,25 +142,48 @@ impl Shard {
     }
 
     /// Looks whether a snapshot has become due.
+    ///
+    /// Two of them let go of a segment that is dead, so they follow each other
+    /// as long as there is one. They should not cost more than they free.
     pub(crate) fn schedule_snapshot(&mut self, now: Now) {
         self.snapshots.first_tick.get_or_insert(now);
         let segment_bytes = self.log.options().segment_bytes;
+        self.snapshots.is_due = false;
         let it = &self.snapshots;
         if it.begun.is_some() || now.mono_ns < it.rests_until_ns {
-            self.snapshots.is_due = false;
             return;
         }
         let begin = self.log.checkpoint().lsn;
         let appended = begin - it.kept.0.unwrap_or(0);
-        let dead = self.cleaner.space.dead(begin, self.log.durable()).count() as u64;
-        let dead_bytes = dead * segment_bytes;
-        // A snapshot should not cost more than it saves: reading the log again
-        // that it replaces, or keeping the segments that wait for it.
+        let dead_bytes = self.dead_but_needed(begin) * segment_bytes;
         let is_long = appended >= segment_bytes.max(2 * it.bytes);
-        let is_waited_for = dead_bytes > 0
-            && dead_bytes >= it.bytes
-            && (appended >= segment_bytes / 2 || self.storage_full);
-        let is_late = dead_bytes > 0 && now.mono_ns >= it.begun_ns + PATIENCE_NS;
-        self.snapshots.is_due = appended > 0 && (is_long || is_waited_for || is_late);
+        let frees_more = dead_bytes >= 2 * it.bytes || self.storage_full && dead_bytes >= it.bytes;
+        let is_late = now.mono_ns >= it.begun_ns + PATIENCE_NS;
+        let is_waited_for = dead_bytes > 0 && (frees_more || is_late);
+        if appended > 0 {
+            self.snapshots.is_due = is_long || is_waited_for;
+        } else if is_waited_for {
+            self.mark(now);
+        }
+    }
+
+    /// Segments that would be deleted if the snapshots that are kept began at
+    /// `begin` or behind it.
+    fn dead_but_needed(&self, begin: Lsn) -> u64 {
+        let (space, durable) = (&self.cleaner.space, self.log.durable());
+        let deleted = space.dead(self.snapshots.needed_from(), durable).count();
+        (space.dead(begin, durable).count() - deleted) as u64
+    }
+
+    /// Appends a record that changes nothing. Where nothing is sent any more no
+    /// other one would come, and the next snapshot needs another start: on a
+    /// full disk everything might wait for what it frees.
+    fn mark(&mut self, now: Now) {
+        let is_at_rest = self.log.end() == self.log.durable() && !self.draining;
+        let Some(user) = self.users.iter().next().filter(|_| is_at_rest) else { return };
+        let at_s = user.last_seen_s.into();
+        let record = Record::Seen { key: user.key, name: &user.name, at_s };
+        // Without room another write is under way, and there will be some.
+        let _ = self.log.append(&record, self.hlc.ms().max(now.wall_ms));
     }
 }

@@ -10,6 +10,7 @@ use crate::layout::ReadBack;
 use crate::link::{Link, Party, Place};
 use crate::plant::Plant;
 use crate::reshard::End;
+use crate::space::Pace;
 use crate::world::{Core, Event, Ring, World};
 
 const MS: u64 = 1_000_000;
@@ -94,6 +95,7 @@ impl World {
             blocked: Vec::new(),
             turn_wanted: false,
             writing: None,
+            pace: Pace::default(),
         })
     }
 
@@ -249,6 +251,9 @@ impl World {
             self.notice(shard, Input::Tick);
         }
         self.begin_snapshots();
+        if self.knobs.is_steady && !self.is_quiet() {
+            self.watch_space();
+        }
         self.after(TICK_NS, Event::Tick { life: self.life });
     }
 
@@ -371,6 +376,8 @@ impl World {
             &mut knobs.drain,
             &mut knobs.rot,
             &mut knobs.hours,
+            &mut knobs.snapshot,
+            &mut knobs.snapshot_fails,
             &mut knobs.resize,
             &mut knobs.restart,
         ] {

@@ -80,6 +80,10 @@ pub struct Knobs {
     pub(crate) restart: u32,
     /// The server dies while it rewrites its directory.
     pub(crate) resize_dies: u32,
+
+    /// Nothing goes wrong, so that the size of the directory has its bound; see
+    /// [`STEADY_PER`].
+    pub(crate) is_steady: bool,
 }
 
 /// Seeds below this one have neither snapshots nor cleaning: the seeds that the
@@ -87,6 +91,8 @@ pub struct Knobs {
 pub(crate) const STORE_FROM: u64 = 1200;
 /// Below this one the number of shards stays what it is, for the same reason.
 pub(crate) const RESIZE_FROM: u64 = 3_000_000;
+/// One of so many seeds from there on is steady.
+const STEADY_PER: u64 = 32;
 
 impl Knobs {
     /// The knobs of a seed.
@@ -97,7 +103,7 @@ impl Knobs {
         let resizes = seed >= RESIZE_FROM;
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
-        Knobs {
+        let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
             devices_max: chance.pick(&[1, 1, 2, 3]),
@@ -152,6 +158,56 @@ impl Knobs {
             resize: if resizes { resize.pick(&[0, 300, 700, 1000]) } else { 0 },
             restart: if resizes { some(resize, 150) } else { 0 },
             resize_dies: some(resize, 700),
+
+            is_steady: false,
+        };
+        if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
+    }
+
+    /// Store and deliver for some seconds, at a pace at which a segment lasts
+    /// longer than the snapshots that let go of it. People come and go.
+    fn steady(self, chance: &mut Chance) -> Knobs {
+        let tail_bytes = 64 * BLOCK;
+        Knobs {
+            users: self.users.max(4),
+            log: LogOptions {
+                tail_bytes,
+                segment_bytes: tail_bytes as u64 * chance.pick(&[1, 2]),
+                commit_bytes_max: tail_bytes,
+                writes_in_flight_max: 2,
+                pipeline_bytes: 4 * BLOCK,
+            },
+            inbox_messages_max: 1_000_000,
+            run_ns: 8_000 * MS,
+            wake_ns: chance.pick(&[30 * MS, 100 * MS]),
+            net_ns: 200 * US,
+            mesh_ns: 30 * US,
+            disk_ns: chance.pick(&[80 * US, 500 * US]),
+            read_ns: 50 * US,
+            drain_ns: 10 * US,
+            sends: 6,
+            body_grain: 512,
+            body_grains: 5,
+            expires: 0,
+            window_max: 256,
+            crash: 0,
+            relapse: 0,
+            garbage_sectors: 0,
+            write_fails: 0,
+            never_acks: 0,
+            clock_jump: 0,
+            storage_full: 0,
+            drain: 0,
+            snapshot: 0,
+            slice_bytes: shard::snapshot::SLICE_BYTES,
+            slice_ns: 50 * US,
+            snapshot_fails: 0,
+            rot: 0,
+            hours: 0,
+            resize: 0,
+            restart: 0,
+            is_steady: true,
+            ..self
         }
     }
 }

@@ -39,6 +39,7 @@ mod ledger;
 mod mailbox;
 mod model;
 mod settle;
+mod space;
 mod watch;
 
 pub use image::Image;

@@ -39,7 +39,7 @@ impl World {
                 return Some(format!("the log of shard {shard}"));
             }
         }
-        self.waiting_letter()
+        self.waiting_letter().or_else(|| self.waiting_space())
     }
 
     fn waiting_letter(&self) -> Option<String> {

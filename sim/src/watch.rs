@@ -12,8 +12,9 @@ use crate::plant::Plant;
 use crate::world::World;
 
 /// Deliveries handed to a connection that has not drained: a burst, and the
-/// message that ends it.
-const BURST_BYTES_MAX: usize = 64 * 1024 + wire::limits::V2_FRAME_BYTES_MAX;
+/// message that ends it; twice, because what was sent before may have drained in
+/// the turn in which the first one was handed out.
+const BURST_BYTES_MAX: usize = 2 * (64 * 1024 + wire::limits::V2_FRAME_BYTES_MAX);
 
 impl World {
     /// Looks at what is sent on a link; returns how many bytes of it are

@@ -22,6 +22,7 @@ use crate::link::{Link, LinkId};
 use crate::model::Model;
 use crate::plant::Plant;
 use crate::snapshots::Writing;
+use crate::space::Pace;
 use crate::trace::Trace;
 
 /// Unix time at which every world begins, milliseconds.
@@ -151,6 +152,7 @@ pub(crate) struct Core {
     pub(crate) turn_wanted: bool,
     /// The snapshot that is being written.
     pub(crate) writing: Option<Writing>,
+    pub(crate) pace: Pace,
 }
 
 /// The ring from one core to another.

@@ -18,6 +18,10 @@ use crate::exit::Exit;
 /// A failed attempt to make a segment is repeated after this long.
 const RETRY_NS: u64 = 1_000_000_000;
 
+/// A segment that lasted so many times as long as making the next one took is
+/// no reason to hurry.
+const LASTS_LONG: u64 = 4;
+
 /// How long appends gather for one commit while there is other work.
 const GATHER_NS: u64 = 300_000;
 
@@ -54,6 +58,9 @@ pub(super) struct LogIo {
     preparing: Option<Rc<RefCell<Option<io::Result<Prepared>>>>>,
     /// Helper threads that delete segments.
     removing: Rc<Cell<u32>>,
+    /// When the one being made was begun, and when the last one was ready.
+    began_ns: u64,
+    adopted_ns: u64,
     retry_ns: u64,
     is_full: bool,
     /// Since when something waits to be committed.
@@ -75,6 +82,8 @@ impl LogIo {
             reading: Vec::new(),
             preparing: None,
             removing: Rc::default(),
+            began_ns: 0,
+            adopted_ns: 0,
             retry_ns: 0,
             is_full: false,
             gathering_ns: None,
@@ -257,6 +266,7 @@ impl Core {
             return;
         }
         let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
+        self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
         self.log.preparing = Some(Rc::clone(&slot));
         glommio::spawn_local(async move {
@@ -270,6 +280,7 @@ impl Core {
         match prepared {
             Ok(segment) => {
                 self.log.segments.adopt(segment);
+                self.log.pace(self.now.mono_ns);
                 if std::mem::take(&mut self.log.is_full) {
                     tracing::info!(shard = self.id, "the disk has space again");
                     self.tell(Input::Storage { full: false });
@@ -277,6 +288,7 @@ impl Core {
             }
             Err(error) => {
                 self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+                self.log.segments.hurry(true);
                 self.refuse_messages(&error);
             }
         }
@@ -309,6 +321,13 @@ impl LogIo {
         let ended = self.preparing.as_ref()?.borrow_mut().take()?;
         self.preparing = None;
         Some(ended)
+    }
+
+    /// A segment is ready: how early the next one must be.
+    fn pace(&mut self, now_ns: u64) {
+        let (lasted, took) = (now_ns - self.adopted_ns, now_ns - self.began_ns);
+        self.segments.hurry(lasted < LASTS_LONG * took || self.is_held());
+        self.adopted_ns = now_ns;
     }
 
     /// Whether something appended waits for more before it is committed.

@@ -128,3 +128,54 @@ fn the_expired_are_given_up() {
          > 2 welcome 2..1",
     );
 }
+
+/// On a full disk nothing new is taken. What waits for two snapshots must not
+/// wait for somebody to send something in between.
+#[test]
+fn a_full_disk_gets_its_space_back_by_itself() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send alice 1 a*20000
+         0 send alice 2 b*20000
+         0 send alice 3 c*20000
+         commit
+         > 0 deliver 1 alice a…20000
+         > 0 sent alice 1
+         > 0 deliver 2 alice b…20000
+         > 0 sent alice 2
+         > 0 deliver 3 alice c…20000
+         > 0 sent alice 3
+         storage full
+         0 ack 3
+         commit
+         tick 100
+         commit
+         snapshot due
+         tick 100
+         commit
+         tick 100
+         snapshot due
+         > discard 0",
+    );
+}
+
+/// The same where nobody sends any more, and after a start from one snapshot.
+#[test]
+fn a_shard_at_rest_gets_its_space_back() {
+    check_after_filling(
+        "2 hello bob 1
+         > 2 welcome 1..1
+         > 2 deliver 1 alice a…20000
+         2 ack 1
+         commit
+         tick 100
+         snapshot due
+         restart
+         tick 100
+         commit
+         tick 100
+         snapshot due
+         > discard 0",
+    );
+}

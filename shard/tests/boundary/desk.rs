@@ -10,7 +10,7 @@
 //! 0 ack 1    0 credit 5    0 ping 9       0 number bob 7 hi    tick MS | jump MS
 //! 0 bad                                   0 batch bob a,b,c    storage full | ok
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
-//! snapshot   snapshot begin | slice | end | fail               reads hold | go
+//! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
 //! ```
 //!
@@ -219,6 +219,10 @@ impl Desk {
                     self.of_snapshot("slice");
                 }
                 self.of_snapshot("end");
+            }
+            ["snapshot", "due"] => {
+                assert!(self.shard.wants_snapshot(), "no snapshot is due");
+                self.step("snapshot");
             }
             ["snapshot", step] => self.of_snapshot(step),
             ["reads", "hold"] => self.holds_reads = true,

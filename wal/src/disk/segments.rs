@@ -32,6 +32,7 @@ pub struct Segments {
     /// By segment number from `first` on; `None` for those that were deleted.
     /// Neither the first nor the last one is.
     files: VecDeque<Option<File>>,
+    hurries: bool,
 }
 
 /// A job: delete a segment. [`Removal::run`] it on a helper thread, after every
@@ -62,15 +63,16 @@ impl Segments {
         end: Lsn,
         mode: DirectMode,
     ) -> io::Result<Segments> {
-        let mut segments = Segments { dir: dir.clone(), mode, first: 0, files: VecDeque::new() };
+        let (dir, files) = (dir.clone(), VecDeque::new());
+        let mut segments = Segments { dir, mode, first: 0, files, hurries: true };
         for &index in indexes {
-            let file = open(&dir.segment_path(index), mode)?;
+            let file = open(&segments.dir.segment_path(index), mode)?;
             segments.put(index, file);
         }
         if segments.files.is_empty() {
-            segments.first = segment::index(end, dir.segment_bytes);
+            segments.first = segment::index(end, segments.dir.segment_bytes);
         }
-        while segments.first_missing() <= segment::index(end, dir.segment_bytes) {
+        while segments.first_missing() <= segment::index(end, segments.dir.segment_bytes) {
             let prepared = segments.prepare(segments.first_missing()).run()?;
             segments.adopt(prepared);
         }
@@ -125,14 +127,22 @@ impl Segments {
         Ok(())
     }
 
-    /// The segment to make next, once less than one and a half are left. The
-    /// whole one is a reserve: when no next one can be made because the disk is
-    /// full, what is under way and acknowledgements still have a place, also
-    /// after a restart. Answers the same until it is adopted: the caller runs
-    /// one job at a time, and may ask again after a failure.
+    /// Whether the next segment is made while one and a half are left, as at
+    /// first, or one only: enough where a segment lasts much longer than it
+    /// takes to make one, and half a segment less of disk.
+    pub fn hurry(&mut self, hurries: bool) {
+        self.hurries = hurries;
+    }
+
+    /// The segment to make next, once less than one, or one and a half, are
+    /// left. The whole one is a reserve: when no next one can be made because
+    /// the disk is full, what is under way and acknowledgements still have a
+    /// place, also after a restart. Answers the same until it is adopted: the
+    /// caller runs one job at a time, and may ask again after a failure.
     pub fn wants_next(&self, end: Lsn) -> Option<Prepare> {
         let missing = self.first_missing();
-        let ahead = self.dir.segment_bytes + self.dir.segment_bytes / 2;
+        let half = if self.hurries { self.dir.segment_bytes / 2 } else { 0 };
+        let ahead = self.dir.segment_bytes + half;
         let due = segment::base(missing, self.dir.segment_bytes).saturating_sub(ahead);
         (end >= due).then(|| self.prepare(missing))
     }

@@ -210,6 +210,9 @@ fn one_and_a_half_segments_are_kept_ahead() {
     assert_eq!(segments.locate(SEGMENT_BYTES + 5).unwrap().1, 4096 + 5);
     assert!(segments.wants_next(SEGMENT_BYTES / 2 - 1).is_none());
     assert!(segments.wants_next(SEGMENT_BYTES / 2).is_some());
+    segments.hurry(false);
+    assert!(segments.wants_next(SEGMENT_BYTES - 1).is_none());
+    assert!(segments.wants_next(SEGMENT_BYTES).is_some());
     // It is whole on the disk, and recovery finds nothing in it.
     assert_eq!(recover(&shard).unwrap().0.segments, [0, 1]);
     assert_eq!(recover(&shard).unwrap().0.torn, None);

@@ -1,0 +1,64 @@
+//! The oracle of the directory's size.
+//!
+//! At rest a shard's segments take no more than twice the bytes of what waits,
+//! and the one that is being written; nobody has to send anything for it. Under
+//! a steady load one more may be dead: it waits for two snapshots, each of which
+//! is taken at a tick, so that what died, or was appended, within the last ticks
+//! comes on top. Segments made ahead of need do not exist here.
+
+use std::collections::VecDeque;
+
+use wal::Lsn;
+
+use crate::world::World;
+
+/// So many ticks let go of what is dead: one in which it is noticed, one for
+/// each snapshot, one to spare.
+const TICKS: usize = 4;
+
+/// What is remembered of one shard.
+#[derive(Default)]
+pub(crate) struct Pace {
+    /// Where the log ended at the last ticks.
+    ends: VecDeque<Lsn>,
+    /// For so many ticks the segments have been too many.
+    over: usize,
+}
+
+impl World {
+    /// At rest: the first shard whose segments are too many, in words.
+    pub(crate) fn waiting_space(&mut self) -> Option<String> {
+        let shards = if self.knobs.stores { self.cores.len() } else { 0 };
+        let over = (0..shards).find(|at| self.surplus(*at) > self.knobs.log.segment_bytes)?;
+        Some(format!("shard {over} to free {} bytes", self.surplus(over)))
+    }
+
+    /// At a tick of a steady world.
+    pub(crate) fn watch_space(&mut self) {
+        for shard in 0..self.cores.len() {
+            let (surplus, end) = (self.surplus(shard), self.cores[shard].brain.log().end());
+            let pace = &mut self.cores[shard].pace;
+            pace.ends.push_back(end);
+            let before = pace.ends[pace.ends.len().saturating_sub(TICKS + 1)];
+            if pace.ends.len() > TICKS {
+                pace.ends.pop_front();
+            }
+            let allowed = 2 * self.knobs.log.segment_bytes + (end - before);
+            pace.over = if surplus > allowed { pace.over + 1 } else { 0 };
+            if pace.over > TICKS {
+                self.violate(format!(
+                    "the segments of shard {shard} take {surplus} bytes more than twice what \
+                     waits, {allowed} are allowed"
+                ));
+            }
+        }
+    }
+
+    /// Bytes of a shard's segments beyond twice those that wait.
+    fn surplus(&mut self, shard: usize) -> u64 {
+        let brain = &mut self.cores[shard].brain;
+        let (end, live) = (brain.log().end(), brain.metrics().counters.waiting_bytes);
+        let segments = self.layout.disks[shard].present(end).len() as u64;
+        (segments * self.knobs.log.segment_bytes).saturating_sub(2 * live)
+    }
+}
