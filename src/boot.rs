@@ -112,6 +112,7 @@ pub(crate) fn run(
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
         board,
         frame_ms: config.frame_ms,
+        stalled_ms: config.stalled_ms,
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
     });
     let seats = seats(config, machine, plan, &data, (log, mode), listeners, &shared);

@@ -49,6 +49,9 @@ pub(crate) struct Config {
     pub(crate) logins_per_second: u32,
     /// Time from the first byte of a frame to its last, milliseconds.
     pub(crate) frame_ms: u64,
+    /// Time after which a connection is cut on which nothing moves,
+    /// milliseconds; 0 for never.
+    pub(crate) stalled_ms: u64,
     /// Days after which an undelivered message is given up.
     pub(crate) retention_days: u32,
     /// The log's window in memory, per shard; `None` leaves it to the plan.
@@ -100,6 +103,7 @@ impl Default for Config {
             handshake_ms: 10_000,
             logins_per_second: 20_000,
             frame_ms: 60_000,
+            stalled_ms: 300_000,
             retention_days: 30,
             tail_bytes: None,
             segment_bytes: None,

@@ -18,6 +18,7 @@ mod pace;
 mod partial;
 mod rest;
 mod snapshot;
+mod stall;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +41,7 @@ use pace::Pacer;
 use partial::Partials;
 use rest::Rest;
 use snapshot::SnapshotIo;
+use stall::Stalls;
 
 pub(crate) use mesh_io::Cargo as MeshCargo;
 
@@ -59,6 +61,9 @@ pub(crate) struct Shared {
     pub(crate) board: Arc<Board>,
     /// Time for the rest of a frame, milliseconds.
     pub(crate) frame_ms: u64,
+    /// Time after which a connection is cut on which nothing moves,
+    /// milliseconds; 0 for never.
+    pub(crate) stalled_ms: u64,
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
 }
@@ -74,6 +79,7 @@ pub(crate) struct Core {
     inbound: Inbound,
     partials: Partials,
     pacer: Pacer,
+    stalls: Stalls,
     mesh: MeshIo,
     log: LogIo,
     snapshots: SnapshotIo,
@@ -115,6 +121,7 @@ impl Core {
             inbound: Inbound::default(),
             partials: Partials::new(shared.frame_ms),
             pacer: Pacer::default(),
+            stalls: Stalls::new(clock().mono_ns, shared.stalled_ms),
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
             snapshots: SnapshotIo::new(dir),
@@ -209,6 +216,7 @@ impl Core {
             self.measure();
             self.tell(Input::Tick);
             self.close_late_frames();
+            self.look_for_stalled();
             self.resume_paced();
             self.begin_census();
             self.drain_if_asked();

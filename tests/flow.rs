@@ -220,3 +220,58 @@ fn at_the_highest_level_senders_are_paced_and_nothing_is_lost() {
     bob.ack(delivery.inbox_seq).unwrap();
     assert!(matches!(asks.reply().get(), Reply::Delivered { seq: 2, .. }));
 }
+
+/// Who owes something and gives no sign is cut and loses nothing; everybody
+/// else stays, however slow.
+#[test]
+fn who_gives_no_sign_is_cut_and_who_is_slow_is_not() {
+    let server = Setup::new().shards(1).set("limits.stalled_ms", "3000").start();
+    let mut sender = server.v2("sender", 1);
+    let mut idle = server.v2("idle", 1);
+    // Reads and acknowledges nothing; says something all the time.
+    let mut lazy = server.v2("lazy", 1);
+    let mut silent = Peer::v2(server.addr(), &hello("silent", 1)).0;
+    let deaf = Peer::v2(server.addr(), &Hello { credit: 60_000, ..hello("deaf", 1) }).0;
+    let mut first = server.v1("first");
+    sender.send_and_wait(b"lazy", b"x", PATIENCE).unwrap();
+    sender.send_and_wait(b"silent", b"x", PATIENCE).unwrap();
+    sender.send_and_wait(b"first", b"x", PATIENCE).unwrap();
+    // More than the kernel's buffers on both ends take.
+    let body = vec![b'x'; 60_000];
+    for _ in 0..400 {
+        sender.send(b"deaf", &body, Class::Guaranteed).unwrap();
+    }
+    sender.wait_sent(b"deaf", 400, PATIENCE).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let talk = scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                lazy.ping(1, PATIENCE).unwrap();
+            }
+        });
+        assert!(matches!(silent.reply().get(), Reply::Deliver(_)));
+        let reply = silent.reply();
+        let Reply::Goaway { code, reconnect_after_ms, .. } = reply.get() else {
+            panic!("{reply:?}")
+        };
+        assert_eq!((code, reconnect_after_ms > 0), (Code::Timeout as u16, true));
+        server.wait_metric("iris_stalled_total", |cut| cut == 2.0);
+        // The time for another round passes before those who stay are asked.
+        server.wait_metric("iris_uptime_seconds", |seconds| seconds > 10.0);
+        assert_eq!(server.metric("iris_stalled_total"), 2.0);
+        is_over.store(true, Ordering::Relaxed);
+        talk.join().unwrap();
+    });
+    idle.ping(1, PATIENCE).unwrap();
+    first.status(b"idle", PATIENCE).unwrap();
+    drop(deaf);
+    // Whoever was cut finds everything when it comes back.
+    let mut silent = server.v2("silent", 1);
+    assert_eq!(silent.next_delivery(PATIENCE).unwrap().expect("it waits").body, b"x");
+    let mut deaf = server.v2("deaf", 1);
+    for _ in 0..400 {
+        let delivery = deaf.next_delivery(PATIENCE).unwrap().expect("they wait");
+        deaf.ack(delivery.inbox_seq).unwrap();
+    }
+    server.wait_metric("iris_inbox_messages", |waiting| waiting == 3.0);
+}

@@ -54,6 +54,11 @@ impl Hands {
         }
     }
 
+    /// Whether it was paused by the caller and not resumed since.
+    pub fn is_paused(&self, conn: ConnId) -> bool {
+        self.table.open(conn).is_some_and(|slot| self.table[slot].flags.any(Flags::PAUSED))
+    }
+
     /// Whether more is received from a connection: it is not paused, and reads
     /// what it is sent. `None` when it has ended.
     pub fn is_read(&self, conn: ConnId) -> Option<bool> {

@@ -56,6 +56,12 @@ impl Shard {
         self.users.len() as u32
     }
 
+    /// The connection at this place, if there is one, logged in or not.
+    pub fn conn_at(&self, slot: u32) -> Option<Conn> {
+        let session = self.sessions.look_at(slot)?;
+        Some(Conn { slot, generation: session.generation })
+    }
+
     /// Who is logged in at this place, if anybody is.
     pub fn session_glance(&self, now: Now, slot: u32) -> Option<SessionGlance> {
         let session = self.sessions.look_at(slot).filter(|session| session.is_logged_in())?;

@@ -67,6 +67,9 @@ pub enum Input<'a> {
     SnapshotFailed,
     /// The log has room ahead on disk again, or has not.
     Storage { full: bool },
+    /// One of [`crate::LOOKS`] looks at a connection within the time after which
+    /// one is cut on which nothing moves.
+    Looked { conn: Conn, unsent: Unsent },
     /// What the caller has measured since the last time, sent with each tick: the
     /// mean length of its turns, and how full the fullest of its memories for
     /// connections is.
@@ -75,6 +78,17 @@ pub enum Input<'a> {
     Tick,
     /// The server stops: every connection is asked to leave.
     Drain,
+}
+
+/// What a connection's kernel has not taken, since the last look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsent {
+    /// It has taken everything.
+    None,
+    /// Something has moved, or need not: the connection is not read either.
+    Moved,
+    /// The same as before.
+    Same,
 }
 
 /// What became of an input.

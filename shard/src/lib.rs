@@ -14,6 +14,7 @@ pub mod flow;
 
 mod admission;
 mod session;
+mod stall;
 
 mod packet;
 mod request;
@@ -48,12 +49,13 @@ mod salvage;
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
 pub use glance::{SessionGlance, UserGlance};
-pub use io::{Conn, Effect, Effects, Input, Now, Outcome};
+pub use io::{Conn, Effect, Effects, Input, Now, Outcome, Unsent};
 pub use regroup::{Load, SnapshotPart, weigh};
 pub use replay::Replay;
 pub use rewrite::{Rewrite, Step};
 pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};
+pub use stall::LOOKS;
 pub use user::KeyHasher;
 
 use admission::Admission;
@@ -204,6 +206,7 @@ impl Shard {
                 self.clean(now, out);
             }
             Input::SnapshotFailed => self.snapshot_failed(now),
+            Input::Looked { conn, unsent } => self.looked(now, conn, unsent, out),
             Input::Measured { turn_ns, memory_permille } => {
                 self.measured(now, turn_ns, memory_permille);
             }

@@ -77,6 +77,8 @@ pub struct Counters {
     pub bad_packets: u64,
     /// Connections closed because no login came in time.
     pub handshake_timeouts: u64,
+    /// Connections cut because nothing moved on them.
+    pub stalled: u64,
     /// Reads of the log for devices that catch up.
     pub reads: u64,
     /// Hops sent to other shards.

@@ -26,7 +26,7 @@ impl Shard {
             Kind::Fresh => session.kind = Kind::Anonymous,
             Kind::Anonymous | Kind::V1 | Kind::Replaced => {}
         }
-        session.bad = 0;
+        session.heard();
         let is_logged_in = session.kind == Kind::V1;
         match *packet {
             // What else a login carries is a token; loopback needs none.
@@ -185,8 +185,7 @@ impl Shard {
     pub(crate) fn bad_v1(&mut self, now: Now, conn: Conn, out: &mut Effects) {
         self.metrics.counters.bad_packets += 1;
         let Some(session) = self.sessions.get(conn) else { return };
-        session.bad = session.bad.saturating_add(1);
-        if session.bad == BAD_PACKETS_MAX {
+        if session.heard_bad() == BAD_PACKETS_MAX {
             self.dismiss(now, conn, out);
         }
     }

@@ -22,7 +22,7 @@ impl Shard {
         out: &mut Effects,
     ) -> Outcome {
         let Some(session) = self.sessions.get(conn) else { return Outcome::Taken };
-        session.bad = 0;
+        session.heard();
         match (session.kind, request) {
             (Kind::Fresh, Request::Hello(hello)) => self.login_v2(now, conn, hello, out),
             (Kind::Fresh | Kind::V2, Request::Ping { nonce }) => {
@@ -102,8 +102,7 @@ impl Shard {
         if session.kind == Kind::Leaving {
             return;
         }
-        session.bad = session.bad.saturating_add(1);
-        let is_last = session.bad >= BAD_FRAMES_MAX;
+        let is_last = session.heard_bad() >= BAD_FRAMES_MAX;
         match wrong {
             // Nothing after a wrong length can be understood.
             Wrong::Length => self.goaway(now, conn, Code::TooLarge, 0, out),

@@ -49,8 +49,9 @@ pub(crate) struct Session {
     pub(crate) kind: Kind,
     /// Index of the device among its user's.
     pub(crate) device: u8,
-    /// Bad packets since the last good one.
-    pub(crate) bad: u8,
+    /// Since it was last heard: bad packets in the lower bits, looks at which
+    /// nothing had moved in the upper.
+    unheard: u8,
     /// What it waits for, see [`READING`] and [`STARVED`].
     waits: u8,
     pub(crate) user: UserIndex,
@@ -78,6 +79,10 @@ pub(crate) struct OfV1 {
     pub(crate) batch_done: u16,
 }
 
+/// The bits of bad packets; those above them count looks.
+const BAD_BITS: u32 = 6;
+const BAD_MASK: u8 = (1 << BAD_BITS) - 1;
+
 /// A read of the log is under way for the session.
 const READING: u8 = 1;
 /// The log had no room to give up what expired on the way to it.
@@ -91,7 +96,7 @@ impl Session {
             generation,
             kind,
             device: 0,
-            bad: 0,
+            unheard: 0,
             waits: 0,
             user: 0,
             window: 0,
@@ -102,6 +107,31 @@ impl Session {
             sent: 0,
             v1: None,
         }
+    }
+
+    /// Something good came from it.
+    pub(crate) fn heard(&mut self) {
+        self.unheard = 0;
+    }
+
+    /// Something bad came from it; how often in a row.
+    pub(crate) fn heard_bad(&mut self) -> u8 {
+        self.unheard = (self.unheard & BAD_MASK).saturating_add(1).min(BAD_MASK);
+        self.unheard
+    }
+
+    /// Something moved, or need not.
+    pub(crate) fn progressed(&mut self) {
+        self.unheard &= BAD_MASK;
+    }
+
+    /// Nothing has moved at another look; how often in a row, at most 4.
+    pub(crate) fn look(&mut self) -> u8 {
+        let looks = self.unheard >> BAD_BITS;
+        if looks < u8::MAX >> BAD_BITS {
+            self.unheard += 1 << BAD_BITS;
+        }
+        looks + 1
     }
 
     pub(crate) fn is_reading(&self) -> bool {

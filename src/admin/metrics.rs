@@ -89,7 +89,7 @@ const BY_SHARD: [Family; 8] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 49] = [
+const SUMMED: [Family; 50] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -122,6 +122,9 @@ const SUMMED: [Family; 49] = [
     }),
     counter("iris_handshake_timeouts_total", "Connections that did not log in in time.", |l| {
         l.counters.handshake_timeouts
+    }),
+    counter("iris_stalled_total", "Connections cut because nothing moved on them.", |l| {
+        l.counters.stalled
     }),
     counter("iris_frame_timeouts_total", "Connections that did not end a frame in time.", |l| {
         l.frame_timeouts

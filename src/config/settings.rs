@@ -39,7 +39,7 @@ impl Setting {
 }
 
 /// All settings; those of one section stand together, the root's first.
-pub(crate) static SETTINGS: [Setting; 18] = [
+pub(crate) static SETTINGS: [Setting; 19] = [
     Setting {
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
@@ -167,6 +167,17 @@ pub(crate) static SETTINGS: [Setting; 18] = [
             number(one(values)?, 100..=86_400_000).map(|value| config.frame_ms = value)
         },
         show: |config| Some(config.frame_ms.to_string()),
+    },
+    Setting {
+        key: "limits.stalled_ms",
+        about: "Time after which a connection that owes something and gives no sign is cut, 1000 to 86400000 ms; 0 for never",
+        list: false,
+        set: |config, values| {
+            let value = one(values)?;
+            let bounds = if value.trim() == "0" { 0..=0 } else { 1_000..=86_400_000 };
+            number(value, bounds).map(|value| config.stalled_ms = value)
+        },
+        show: |config| Some(config.stalled_ms.to_string()),
     },
     Setting {
         key: "limits.inbox_messages_max",

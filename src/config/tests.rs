@@ -140,6 +140,7 @@ fn values_out_of_bounds_are_refused() {
         ("[log]\nlevel = \"loud\"", "error, warn, info, debug, trace"),
         ("[limits]\nhandshake_ms = 1", "from 100"),
         ("[limits]\nretention_days = 0", "from 1"),
+        ("[limits]\nstalled_ms = 999", "from 1000"),
         ("[limits]\ninbox_bytes_max = 5", "1 MiB"),
         ("[storage]\ntail_bytes = \"3MiB\"", "power of two"),
         ("[storage]\nsegment_bytes = 4096", "1 MiB"),

@@ -12,6 +12,7 @@
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
+//! 0 looked [same | moved]
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -20,7 +21,9 @@
 use std::collections::BTreeMap;
 
 use shard::snapshot::{SLICE_BYTES, Slice};
-use shard::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
+use shard::{
+    Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard, Unsent,
+};
 use wal::recover::Scanner;
 use wal::{Log, LogOptions, LogStart, Lsn, Restore, Write};
 use wire::id::{Class, MessageId};
@@ -328,6 +331,14 @@ impl Desk {
             ["close"] => {
                 self.links.remove(&slot);
                 self.feed(Input::Closed { conn });
+            }
+            ["looked", unsent @ ..] => {
+                let unsent = match unsent {
+                    ["same"] => Unsent::Same,
+                    ["moved"] => Unsent::Moved,
+                    _ => Unsent::None,
+                };
+                self.feed(Input::Looked { conn, unsent });
             }
             ["drained"] => self.feed(Input::Drained { conn }),
             ["login" | "say" | "number" | "batch" | "got" | "status" | "bad1", ..] => {

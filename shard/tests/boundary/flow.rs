@@ -138,3 +138,93 @@ fn the_level_lowers_the_rate_of_logins() {
          > 2 close",
     );
 }
+
+#[test]
+fn who_owes_something_and_gives_no_sign_is_cut() {
+    check(
+        "0 hello a 1
+         > 0 welcome 1..0
+         1 hello b 1
+         > 1 welcome 1..0
+         0 send b 1 x
+         0 send b 2 y
+         commit
+         > 1 deliver 1 a x
+         > 0 sent b 1
+         > 1 deliver 2 a y
+         > 0 sent b 2
+         1 looked
+         1 looked
+         1 looked
+         # any word will do
+         1 ping 1
+         > 1 pong 1
+         1 looked
+         1 looked
+         1 ack 1
+         1 looked
+         1 looked
+         1 looked
+         1 looked
+         > 1 goaway Timeout come back
+         > 1 close
+         # nothing is lost by it
+         2 hello b 1
+         > 2 welcome 2..2
+         > 2 deliver 2 a y
+         2 ack 2
+         # who owes nothing may be silent for ever
+         2 looked
+         2 looked
+         2 looked
+         2 looked
+         2 looked
+         0 looked
+         0 looked
+         0 looked
+         0 looked
+         0 looked",
+    );
+}
+
+#[test]
+fn bytes_that_move_are_a_sign() {
+    check(
+        "0 hello a 1
+         > 0 welcome 1..0
+         0 looked moved
+         0 looked same
+         0 looked same
+         0 looked same
+         0 looked moved
+         0 looked same
+         0 looked same
+         0 looked same
+         0 looked same
+         > 0 goaway Timeout come back
+         > 0 close",
+    );
+}
+
+/// Clients of v1 have no word for being alive, and some never acknowledge: only
+/// bytes that they do not take count.
+#[test]
+fn a_v1_client_that_never_acknowledges_is_left_alone() {
+    check(
+        "0 login a
+         > 0 login_ok
+         0 say a x
+         commit
+         > 0 message x
+         0 looked
+         0 looked
+         0 looked
+         0 looked
+         0 looked
+         0 looked same
+         0 looked same
+         0 looked same
+         0 looked same
+         > 0 close",
+    );
+}
