@@ -135,7 +135,8 @@ fn chaos_loses_nothing() {
         return;
     };
     let done = &found["chaos"]["done"];
-    for kind in ["killed", "stalled", "dripped_bytes", "dripped_messages", "half_opened"] {
+    // How many messages drip through depends on how fast the machine is.
+    for kind in ["killed", "stalled", "dripped_bytes", "half_opened"] {
         assert!(done[kind].as_u64() > Some(0), "{kind}: {done:#}");
     }
     assert!(found["latency_ms"]["disturbed"]["count"].as_u64() > Some(0));
