@@ -14,6 +14,7 @@ use wal::snapshot::{Kind, Writer};
 use wal::{LogStart, Lsn};
 use wire::id::ShardId;
 
+use crate::disk::Disk;
 use crate::history::records_of;
 use crate::layout::{Layout, ReadBack};
 use crate::plant::Plant;
@@ -68,6 +69,7 @@ impl World {
         let mut rewrite = Rewrite::new(old, self.knobs.log, &new)?;
         while let Some(step) = rewrite.next_step()? {
             if step == Step::Switch {
+                two_snapshots(&next, &loads)?;
                 return Ok(self.switch(next, &loads));
             }
             if self.dies_here() {
@@ -179,9 +181,19 @@ impl World {
         std::mem::swap(&mut self.layout, next);
         rewrite.compare(shard, &found?.replay)?;
         if self.plant == Plant::SweepEarly {
-            self.layout.disks.iter_mut().for_each(crate::disk::Disk::wipe);
+            self.layout.disks.iter_mut().for_each(Disk::wipe);
         }
         Ok(())
+    }
+}
+
+/// Damage to one snapshot must cost nothing: without any nobody knows who waits
+/// for what.
+fn two_snapshots(next: &Layout, loads: &[Load]) -> Result<(), String> {
+    let lacks = |(disk, load): (&Disk, &Load)| load.users > 0 && disk.snapshots.len() < 2;
+    match next.disks.iter().zip(loads).position(lacks) {
+        Some(shard) => Err(format!("new shard {shard} has too few snapshots")),
+        None => Ok(()),
     }
 }
 
