@@ -232,8 +232,9 @@ impl Core {
     fn measure(&mut self) {
         let (sum_ns, turns) = std::mem::take(&mut self.since_tick);
         let turn_ns = sum_ns.checked_div(turns).unwrap_or(0);
-        let memory_permille = self.hands.fullness_permille();
-        self.tell(Input::Measured { turn_ns, memory_permille });
+        let frames_permille = self.hands.frames_permille();
+        let unsent_permille = self.hands.unsent_permille();
+        self.tell(Input::Measured { turn_ns, frames_permille, unsent_permille });
     }
 
     fn drain_if_asked(&mut self) {

@@ -141,14 +141,16 @@ impl Hands {
         }
     }
 
-    /// What the fullest of the bounded memories for all connections holds: bytes
-    /// unsent, or incomplete frames; per mille of what is there for large ones, so
-    /// that it may exceed a thousand.
-    pub fn fullness_permille(&self) -> u64 {
-        let of = |held: usize, most: usize| held as u64 * 1000 / most.max(1) as u64;
+    /// What incomplete frames hold, per mille of what is there for large ones: with
+    /// small ones it may exceed a thousand.
+    pub fn frames_permille(&self) -> u64 {
         let partials = &self.buffers.partials;
-        of(partials.held(), partials.bytes_max())
-            .max(of(self.unsent_bytes, self.options.unsent_bytes_max_total))
+        permille(partials.held(), partials.bytes_max())
+    }
+
+    /// Bytes unsent, per mille of what all connections together may have.
+    pub fn unsent_permille(&self) -> u64 {
+        permille(self.unsent_bytes, self.options.unsent_bytes_max_total)
     }
 
     /// Appends everything that has happened to `events`, and receives from whoever has something
@@ -330,6 +332,10 @@ impl Hands {
             _ => {}
         }
     }
+}
+
+fn permille(held: usize, most: usize) -> u64 {
+    held as u64 * 1000 / most.max(1) as u64
 }
 
 impl Drop for Hands {

@@ -1,6 +1,6 @@
 //! How much a shard has to bear, as a level, and what each level still allows.
 //!
-//! Four measures are taken some ten times a second, each has a level, and the
+//! Five measures are taken some ten times a second, each has a level, and the
 //! highest counts. It rises at once and falls by one step when for a second
 //! every measure has been clearly below it: what hangs on it must not flap. It
 //! decides about what is optional, about logins and about how fast senders are
@@ -64,31 +64,36 @@ pub enum Measure {
     Turn = 0,
     /// Undurable bytes as a share of what the log's tail can hold, per mille.
     Log = 1,
-    /// What the fullest of the memories for connections holds, per mille.
-    Memory = 2,
+    /// What the memory for incomplete frames holds, per mille.
+    Frames = 2,
     /// For how long the disk has not ended a write, nanoseconds.
     Disk = 3,
+    /// Bytes that clients have not taken as a share of what there may be, per
+    /// mille.
+    Unsent = 4,
 }
 
 impl Measure {
     /// How many there are.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 5;
     /// All of them with their names in metrics.
     pub const ALL: [(Measure, &'static str); Measure::COUNT] = [
         (Measure::Turn, "turn"),
         (Measure::Log, "log"),
-        (Measure::Memory, "memory"),
+        (Measure::Frames, "frames"),
         (Measure::Disk, "disk"),
+        (Measure::Unsent, "unsent"),
     ];
 
-    /// From where on it calls for the levels above calm. A full tail holds
-    /// senders back by itself, so it never calls for the highest.
+    /// From where on it calls for the levels above calm. Two never call for the
+    /// highest: a full tail holds senders back by itself, and nobody is read
+    /// more slowly because others do not read.
     const fn thresholds(self) -> [u64; 3] {
         const MS: u64 = 1_000_000;
         match self {
             Measure::Turn => [10 * MS, 40 * MS, 150 * MS],
-            Measure::Log => [500, 900, u64::MAX],
-            Measure::Memory => [500, 750, 900],
+            Measure::Log | Measure::Unsent => [500, 900, u64::MAX],
+            Measure::Frames => [500, 750, 900],
             Measure::Disk => [250 * MS, 2_000 * MS, 10_000 * MS],
         }
     }
@@ -200,9 +205,9 @@ mod tests {
 
     const TICK_NS: u64 = 100_000_000;
 
-    fn memory(permille: u64) -> Measured {
+    fn frames(permille: u64) -> Measured {
         let mut measured = Measured::default();
-        measured[Measure::Memory as usize] = permille;
+        measured[Measure::Frames as usize] = permille;
         measured
     }
 
@@ -210,7 +215,7 @@ mod tests {
     fn levels_of(values: impl IntoIterator<Item = u64>) -> Vec<usize> {
         let mut flow = Flow::default();
         let values = values.into_iter().zip(1..);
-        values.map(|(value, n)| flow.feed(n * TICK_NS, memory(value)) as usize).collect()
+        values.map(|(value, n)| flow.feed(n * TICK_NS, frames(value)) as usize).collect()
     }
 
     #[test]
@@ -232,7 +237,7 @@ mod tests {
 
     #[test]
     fn one_long_turn_is_nothing_and_many_are() {
-        let turn = |ms: u64| [ms * 1_000_000, 0, 0, 0];
+        let turn = |ms: u64| [ms * 1_000_000, 0, 0, 0, 0];
         let mut flow = Flow::default();
         assert_eq!(flow.feed(1, turn(500)), Level::Calm);
         for _ in 0..SUSTAINED - 2 {
@@ -243,11 +248,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_tail_is_high_and_a_disk_that_stands_still_critical() {
+    fn a_full_tail_and_deaf_clients_are_high_and_a_disk_that_stands_still_critical() {
         let mut flow = Flow::default();
-        let levels: Vec<Level> = (0..SUSTAINED).map(|_| flow.feed(1, [0, 1000, 0, 0])).collect();
+        let levels: Vec<Level> =
+            (0..SUSTAINED).map(|_| flow.feed(1, [0, 1000, 0, 0, 1000])).collect();
         assert_eq!(levels.last(), Some(&Level::High));
-        assert_eq!(flow.feed(1, [0, 0, 0, 10_000_000_000]), Level::Critical);
+        assert_eq!(flow.feed(1, [0, 0, 0, 10_000_000_000, 0]), Level::Critical);
     }
 
     #[test]
@@ -276,8 +282,7 @@ mod tests {
         let turn = prop_oneof![Just(0), 0..300_000_000_u64];
         let share = || prop_oneof![Just(0), 0..1100_u64];
         let disk = prop_oneof![8 => Just(0), 1 => 0..20_000_000_000_u64];
-        (turn, share(), share(), disk)
-            .prop_map(|(turn, log, memory, disk)| [turn, log, memory, disk])
+        (turn, share(), share(), disk, share()).prop_map(<[u64; 5]>::from)
     }
 
     proptest! {

@@ -71,9 +71,9 @@ pub enum Input<'a> {
     /// one is cut on which nothing moves.
     Looked { conn: Conn, unsent: Unsent },
     /// What the caller has measured since the last time, sent with each tick: the
-    /// mean length of its turns, and how full the fullest of its memories for
-    /// connections is.
-    Measured { turn_ns: u64, memory_permille: u64 },
+    /// mean length of its turns, and how full its memories for incomplete frames
+    /// and for unsent bytes are.
+    Measured { turn_ns: u64, frames_permille: u64, unsent_permille: u64 },
     /// Time passed; sent a few times a second.
     Tick,
     /// The server stops: every connection is asked to leave.

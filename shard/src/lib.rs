@@ -207,8 +207,8 @@ impl Shard {
             }
             Input::SnapshotFailed => self.snapshot_failed(now),
             Input::Looked { conn, unsent } => self.looked(now, conn, unsent, out),
-            Input::Measured { turn_ns, memory_permille } => {
-                self.measured(now, turn_ns, memory_permille);
+            Input::Measured { turn_ns, frames_permille, unsent_permille } => {
+                self.measured(now, turn_ns, frames_permille, unsent_permille);
             }
             Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(now, out),
@@ -228,12 +228,13 @@ impl Shard {
     }
 
     /// Takes the caller's measures and adds those of the log.
-    fn measured(&mut self, now: Now, turn_ns: u64, memory_permille: u64) {
+    fn measured(&mut self, now: Now, turn_ns: u64, frames: u64, unsent: u64) {
         let (durable, end) = (self.log.durable(), self.log.end());
         let log_permille = (end - durable) * 1000 / self.log.options().tail_bytes as u64;
         let disk_ns = self.standstill.measure(now, durable, end);
         let before = self.flow.level();
-        let level = self.flow.feed(now.mono_ns, [turn_ns, log_permille, memory_permille, disk_ns]);
+        let measured = [turn_ns, log_permille, frames, disk_ns, unsent];
+        let level = self.flow.feed(now.mono_ns, measured);
         let counters = &mut self.metrics.counters;
         counters.flow_level = level as u64;
         counters.flow_measures = self.flow.by_measure().map(|level| level as u64);

@@ -260,12 +260,14 @@ impl World {
     /// Turns are long and memories full now and then, or so it is said.
     fn measure(&mut self, shard: usize) {
         let is_pressed = !self.is_quiet() && self.chance.permille(self.knobs.pressure);
-        let (mut turn_ns, mut memory_permille) = (0, 0);
+        let (mut turn_ns, mut frames_permille, mut unsent_permille) = (0, 0, 0);
         if is_pressed {
             turn_ns = self.chance.below(400_000_000);
-            memory_permille = self.chance.below(1_100);
+            frames_permille = self.chance.below(1_100);
+            unsent_permille = self.chance.below(1_100);
         }
-        self.notice(shard, Input::Measured { turn_ns, memory_permille });
+        let measured = Input::Measured { turn_ns, frames_permille, unsent_permille };
+        self.notice(shard, measured);
     }
 
     /// Faults that come from outside, a few times a second.

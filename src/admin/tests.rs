@@ -194,7 +194,7 @@ fn metrics_follow_the_grammar() {
     publish(&board, 2, |snapshot| {
         snapshot.metrics.counters.sends = 7;
         snapshot.metrics.counters.sessions = 1 + u64::from(snapshot.shard);
-        snapshot.metrics.counters.flow_measures = [0, 0, 3, 1];
+        snapshot.metrics.counters.flow_measures = [0, 0, 3, 1, 0];
         snapshot.metrics.counters.flow_entered = [0, 0, 0, 1];
         snapshot.metrics.counters.receipts_shed = 5;
         snapshot.hands.closed = std::array::from_fn(|reason| reason as u64);
@@ -216,7 +216,7 @@ fn metrics_follow_the_grammar() {
     check("iris_sessions{shard=\"1\"}", 2.0);
     check("iris_log_undurable_bytes{shard=\"0\"}", 4_096.0);
     check("iris_connection_bytes", 128.0);
-    check("iris_flow_measure_level{shard=\"0\",measure=\"memory\"}", 3.0);
+    check("iris_flow_measure_level{shard=\"0\",measure=\"frames\"}", 3.0);
     check("iris_flow_transitions_total{to=\"critical\"}", 2.0);
     check("iris_flow_shed_total{kind=\"receipt\"}", 10.0);
     check("iris_connections_closed_total{reason=\"slow_reader\"}", 6.0);

@@ -209,8 +209,9 @@ impl Desk {
                 self.shard = recover(&[], None, self.logins_per_second);
             }
             ["memory", permille] => {
-                let memory_permille = number(permille);
-                self.feed(Input::Measured { turn_ns: 0, memory_permille });
+                let frames_permille = number(permille);
+                let (turn_ns, unsent_permille) = (0, 0);
+                self.feed(Input::Measured { turn_ns, frames_permille, unsent_permille });
                 self.seen.push_back(format!("{:?}", self.shard.level()).to_lowercase());
             }
             ["jump", ms] => self.jumped_ms += number(ms),
