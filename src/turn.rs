@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam::queue::ArrayQueue;
 use net::{Clock, Event, Hands, Peer, Port};
 use shard::hop::Parcel;
-use shard::{Effects, Input, Now, Shard};
+use shard::{Ahead, Effects, Input, Now, Shard};
 use std::sync::OnceLock;
 use wal::disk::{Segments, ShardDir};
 use wire::id::ShardId;
@@ -47,6 +47,9 @@ pub(crate) use mesh_io::Cargo as MeshCargo;
 
 /// A tick of the shard's and the hands' deadlines, nanoseconds.
 const TICK_NS: u64 = 100_000_000;
+/// How many events ahead which step of looking ahead is taken.
+const AHEAD: [(usize, Ahead); 4] =
+    [(11, Ahead::Session), (8, Ahead::Users), (5, Ahead::Inboxes), (2, Ahead::Entries)];
 /// How often counters and histograms are copied out, nanoseconds.
 const PUBLISH_NS: u64 = 1_000_000_000;
 /// How long a stopping core waits for its connections and its log.
@@ -182,11 +185,23 @@ impl Core {
         let mut events = std::mem::take(&mut self.events);
         self.retry_blocked();
         self.hands.reap(&mut events);
-        for event in events.drain(..) {
+        let mut coming = events.drain(..);
+        while let Some(event) = coming.next() {
+            self.foresee(coming.as_slice());
             self.event(event);
         }
+        drop(coming);
         self.events = events;
         self.apply();
+    }
+
+    /// Asks for the memory that the events to come will touch.
+    fn foresee(&self, coming: &[Event]) {
+        for (ahead, step) in AHEAD {
+            if let Some(Event::Received { conn }) = coming.get(ahead) {
+                self.shard.foresee(inbound::name(*conn), step, net::prefetch);
+            }
+        }
     }
 
     fn event(&mut self, event: Event) {

@@ -28,7 +28,7 @@ const HOMES: [(&str, &[&str]); 4] = [
 ];
 
 /// The only files with unsafe code.
-const UNSAFE: [&str; 18] = [
+const UNSAFE: [&str; 19] = [
     "benches/allocations.rs",
     "benches/restart.rs",
     "loadgen/src/signals.rs",
@@ -39,6 +39,7 @@ const UNSAFE: [&str; 18] = [
     "net/src/disk.rs",
     "net/src/eventfd.rs",
     "net/src/mesh.rs",
+    "net/src/prefetch.rs",
     "net/src/ring.rs",
     "src/signal.rs",
     "src/turn/log_io.rs",

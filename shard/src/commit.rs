@@ -41,6 +41,11 @@ impl Gate {
         self.queue.push_back(waiting);
     }
 
+    /// What may happen once the log is durable up to there.
+    pub(crate) fn due(&self, durable: Lsn) -> impl Iterator<Item = &Waiting> {
+        self.queue.iter().take_while(move |waiting| waiting.until <= durable)
+    }
+
     fn pop(&mut self, durable: Lsn) -> Option<Waiting> {
         if self.queue.front()?.until > durable {
             return None;

@@ -7,11 +7,11 @@
 
 use std::collections::VecDeque;
 
-use hashbrown::HashTable;
 use wal::Lsn;
 use wire::id::{MessageId, UserKey};
 
 use crate::dedup::{Pair, PairKey};
+use crate::pairs::Pairs;
 
 /// Place of one waiting message in the log.
 #[derive(Clone, Copy, Debug)]
@@ -93,9 +93,7 @@ pub(crate) struct Inbox {
     safe: u64,
     /// What `safe` becomes, and how far the log must be durable for it.
     mark: (u64, Lsn),
-    pairs: HashTable<Pair>,
-    /// Counts the insertions that may have moved pairs to other buckets.
-    pairs_moved: u16,
+    pairs: Pairs,
     receipts: VecDeque<Receipt>,
 }
 
@@ -113,8 +111,7 @@ impl Default for Inbox {
             has_leapt: false,
             safe: 0,
             mark: (0, 0),
-            pairs: HashTable::new(),
-            pairs_moved: 0,
+            pairs: Pairs::default(),
             receipts: VecDeque::new(),
         }
     }
@@ -395,49 +392,30 @@ impl Inbox {
     }
 
     pub(crate) fn pair(&self, key: PairKey) -> Pair {
-        *self.pairs.find(key.hash(), |pair| pair.key == key).unwrap_or(&Pair::new(key))
+        self.pairs.find(key).copied().unwrap_or(Pair::new(key))
     }
 
     /// Remembers what a sending device is at; whether it is new here.
     pub(crate) fn put_pair(&mut self, pair: Pair) -> bool {
-        let hash = pair.key.hash();
-        match self.pairs.find_mut(hash, |known| known.key == pair.key) {
-            Some(known) => {
-                *known = pair;
-                false
-            }
-            None => {
-                if self.pairs.len() == self.pairs.capacity() {
-                    self.pairs_moved = self.pairs_moved.wrapping_add(1);
-                }
-                self.pairs.insert_unique(hash, pair, |pair| pair.key.hash());
-                true
-            }
-        }
+        self.pairs.put(pair)
     }
 
-    /// The table of sending devices, to walk it in a snapshot.
-    pub(crate) fn pairs(&self) -> &HashTable<Pair> {
+    /// The places that the next message and the next acknowledgement touch.
+    #[inline]
+    pub(crate) fn foresee(&self, fetch: &impl Fn(*const u8)) {
+        for entry in [self.entries.front(), self.entries.back()].into_iter().flatten() {
+            fetch(std::ptr::from_ref(entry).cast());
+        }
+        self.pairs.foresee(fetch);
+    }
+
+    /// The sending devices, to walk them in a snapshot.
+    pub(crate) fn pairs(&self) -> &Pairs {
         &self.pairs
     }
 
-    /// Moves when pairs may have moved to other buckets.
-    pub(crate) fn pairs_moved(&self) -> u16 {
-        self.pairs_moved
-    }
-
-    /// Forgets the pair in this bucket.
-    pub(crate) fn forget_pair(&mut self, bucket: usize) {
-        if let Ok(pair) = self.pairs.get_bucket_entry(bucket) {
-            pair.remove();
-        }
-    }
-
-    /// Gives back memory that forgotten pairs leave behind.
-    pub(crate) fn shrink_pairs(&mut self) {
-        if self.pairs.len() < self.pairs.capacity() / 4 {
-            self.pairs.shrink_to_fit(|pair| pair.key.hash());
-        }
+    pub(crate) fn pairs_mut(&mut self) -> &mut Pairs {
+        &mut self.pairs
     }
 
     pub(crate) fn expect_receipt(&mut self, receipt: Receipt) {

@@ -24,6 +24,7 @@ mod route;
 
 mod dedup;
 mod inbox;
+mod pairs;
 mod user;
 
 mod commit;
@@ -34,6 +35,7 @@ mod clean;
 pub mod snapshot;
 
 mod ages;
+mod foresee;
 mod hlc;
 mod timer;
 
@@ -48,6 +50,7 @@ mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
 pub use dedup::Numbering;
+pub use foresee::Ahead;
 pub use glance::{SessionGlance, UserGlance};
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome, Unsent};
 pub use regroup::{Load, SnapshotPart, weigh};
@@ -261,7 +264,10 @@ impl Shard {
         out: &mut Effects,
     ) -> Outcome {
         match *hop {
-            Hop::Post(ref post) => return self.accept(now, &route::with_bytes(post, bytes), out),
+            Hop::Post(ref post) => {
+                let user = self.users.find(post.to_key);
+                return self.accept(now, user, &route::with_bytes(post, bytes), out);
+            }
             Hop::Posted { reply, to, send_seq, posted } => {
                 self.tell(reply.conn, to.of(bytes), send_seq, posted, out);
             }

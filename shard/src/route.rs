@@ -12,7 +12,7 @@ use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict, hours}
 use crate::hop::{Hop, Post, Posted, ReplyTo, Span};
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::metrics::Stage;
-use crate::session::{Kind, RETRY_MS};
+use crate::session::{Kind, NOBODY, RETRY_MS};
 use crate::user::UserIndex;
 use crate::{Options, Shard};
 
@@ -39,7 +39,10 @@ impl Shard {
         self.metrics.counters.sends += 1;
         let owner = post.to_key.owner(self.options.shards);
         if owner == self.options.shard {
-            let outcome = self.accept(now, post, out);
+            let slot = post.reply.conn.slot;
+            let user = self.users.find_at(self.sessions.at(slot).partner, post.to_key);
+            self.sessions.at(slot).partner = user.unwrap_or(NOBODY);
+            let outcome = self.accept(now, user, post, out);
             assert!(outcome == Outcome::Taken, "room was checked before");
             return;
         }
@@ -52,7 +55,14 @@ impl Shard {
     }
 
     /// Takes a message into an inbox of this shard, or says why not.
-    pub(crate) fn accept(&mut self, now: Now, post: &Post<&[u8]>, out: &mut Effects) -> Outcome {
+    /// `user` is the recipient, if known.
+    pub(crate) fn accept(
+        &mut self,
+        now: Now,
+        user: Option<UserIndex>,
+        post: &Post<&[u8]>,
+        out: &mut Effects,
+    ) -> Outcome {
         if self.log.is_poisoned() {
             return self.refuse(post, Code::StorageFailed, out);
         }
@@ -62,7 +72,6 @@ impl Shard {
         }
         // Nobody is put into the table before there is something to keep.
         let key = PairKey::new(post.from_key, post.device);
-        let user = self.users.find(post.to_key);
         let inbox = user.and_then(|user| self.users[user].inbox.as_deref());
         let pair = inbox.map_or(Pair::new(key), |inbox| inbox.pair(key));
         match (pair.judge(post.numbering, post.send_seq), user) {
@@ -74,7 +83,7 @@ impl Shard {
             (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
             _ if self.is_overfull(user, &pair) => return self.refuse(post, Code::Busy, out),
             _ => {
-                let user = self.users.find_or_add(post.to_key, post.to);
+                let user = user.or_else(|| self.users.find_or_add(post.to_key, post.to));
                 let user = user.expect("an overfull table was refused");
                 self.accept_new(now, user, post, pair, out);
             }

@@ -24,6 +24,9 @@ const LOGIN_LOG_BYTES: usize = 4 * NAME_BYTES_MAX + wal::BLOCK;
 /// A client that was refused for load comes back after this long.
 pub(crate) const RETRY_MS: u32 = 1_000;
 
+/// No user.
+pub(crate) const NOBODY: UserIndex = UserIndex::MAX;
+
 /// What a connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -55,6 +58,9 @@ pub(crate) struct Session {
     /// What it waits for, see [`READING`] and [`STARVED`].
     waits: u8,
     pub(crate) user: UserIndex,
+    /// To whom of this shard it wrote last, or [`NOBODY`]: most likely the next
+    /// one, too.
+    pub(crate) partner: UserIndex,
     /// Deliveries that may be unacknowledged.
     pub(crate) window: u32,
     /// Bytes of deliveries handed out since the connection was last drained.
@@ -99,6 +105,7 @@ impl Session {
             unheard: 0,
             waits: 0,
             user: 0,
+            partner: NOBODY,
             window: 0,
             burst: 0,
             passed: 0,
@@ -201,6 +208,11 @@ impl Sessions {
     /// The session on a slot that a device says it is logged in on.
     pub(crate) fn at(&mut self, slot: u32) -> &mut Session {
         &mut self.list[slot as usize]
+    }
+
+    /// Whatever is on this slot now.
+    pub(crate) fn peek(&self, slot: u32) -> Option<&Session> {
+        self.list.get(slot as usize)
     }
 
     pub(crate) fn conns(&self) -> impl Iterator<Item = (Conn, Kind)> {

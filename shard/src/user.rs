@@ -201,6 +201,14 @@ impl Users {
         self.index.find(key.0 as u64, |at| list[*at as usize].key == key).copied()
     }
 
+    /// The same, when it is likely to be the one at `guess`.
+    pub(crate) fn find_at(&self, guess: UserIndex, key: UserKey) -> Option<UserIndex> {
+        match self.list.get(guess as usize) {
+            Some(user) if user.key == key => Some(guess),
+            _ => self.find(key),
+        }
+    }
+
     /// The user with this key, made if absent; `None` when the table is full.
     pub(crate) fn find_or_add(&mut self, key: UserKey, name: &[u8]) -> Option<UserIndex> {
         if let Some(at) = self.find(key) {

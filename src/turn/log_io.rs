@@ -154,6 +154,7 @@ impl Core {
         let at = self.log.writing.iter().position(|write| write.lsn == lsn);
         let write = self.log.writing.swap_remove(at.expect("a completion has its write"));
         let ok = matches!(result, Ok(len) if len == write.len);
+        self.shard.foresee_release(lsn + u64::from(write.len), net::prefetch);
         self.tell(Input::Written { lsn, ok });
         if !ok {
             self.fail(lsn, write.len, &result);

@@ -145,7 +145,7 @@ fn put_entries(user: &User, next: u64, last: u64, room: usize, out: &mut Vec<u8>
     let inbox = user.inbox.as_deref().expect("an inbox stays");
     let next = next.max(inbox.first_seq());
     if next > last {
-        return Part::Pairs(Walk { bucket: 0, moves: inbox.pairs_moved() });
+        return Part::Pairs(Walk { bucket: 0, moves: inbox.pairs().moves() });
     }
     let waits = |seq: &u64| inbox.entry(*seq).is_some_and(|entry| !entry.is_hole());
     let looked_at = last.min(next + HOLES_AT_ONCE);
@@ -185,10 +185,10 @@ pub(super) fn put_pairs(
     out: &mut Vec<u8>,
 ) -> (Part, u64) {
     let inbox = user.inbox.as_deref_mut().expect("an inbox stays");
-    if walk.moves != inbox.pairs_moved() {
-        walk = Walk { bucket: 0, moves: inbox.pairs_moved() };
+    if walk.moves != inbox.pairs().moves() {
+        walk = Walk { bucket: 0, moves: inbox.pairs().moves() };
     }
-    let buckets = inbox.pairs().num_buckets();
+    let buckets = inbox.pairs().places();
     let pairs_max = (room / PAIR_BYTES).max(1);
     // Empty buckets cost time as well.
     let bucket_max = buckets.min(walk.bucket.saturating_add(8 * pairs_max));
@@ -196,10 +196,12 @@ pub(super) fn put_pairs(
     let count_at = put_run(PAIRS, 0, out);
     let mut count = 0u32;
     while walk.bucket < bucket_max && (count as usize) < pairs_max {
-        match inbox.pairs().get_bucket(walk.bucket) {
+        match inbox.pairs().at(walk.bucket) {
             Some(pair) if pair.touched_h < from_h => {
-                inbox.forget_pair(walk.bucket);
                 forgotten += 1;
+                if inbox.pairs_mut().forget(walk.bucket) {
+                    continue;
+                }
             }
             Some(pair) => {
                 out.extend_from_slice(&pair.to_bytes());
@@ -216,6 +218,6 @@ pub(super) fn put_pairs(
     if walk.bucket < buckets {
         return (Part::Pairs(walk), forgotten);
     }
-    inbox.shrink_pairs();
+    inbox.pairs_mut().shrink();
     (Part::Head, forgotten)
 }

@@ -413,7 +413,10 @@ fn a_table_that_grows_is_walked_to_its_end() {
     (0..50).for_each(|device| {
         users[at].inbox_mut().put_pair(pair(device));
     });
-    let (mut part, mut found) = (Part::Pairs(Walk { bucket: 0, moves: 0 }), BTreeSet::new());
+    let (mut part, mut found) = (
+        Part::Pairs(Walk { bucket: 0, moves: users[at].inbox_mut().pairs().moves() }),
+        BTreeSet::new(),
+    );
     let mut device = 50;
     while let Part::Pairs(walk) = part {
         let mut out = Vec::new();
