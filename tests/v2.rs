@@ -99,7 +99,7 @@ fn a_conversation_has_the_bytes_of_the_specification() {
     assert!(time.abs_diff(now_ms()) < 60_000, "{time}");
     alice.expect(&1_u64.to_be_bytes());
     alice.expect(&0_u64.to_be_bytes());
-    alice.expect(b"\x00\x01\x04\x00\x00\x01\x00\x00\x00\x01\x00\x00");
+    alice.expect(b"\x00\x01\x04\x00\x00\x01\x00\x00\x00\x00\xff\xff");
     // Number 1 to bob, guaranteed, wants DELIVERED: "hi".
     alice.write(b"\x00\x00\x00\x16\x02\x01\0\0\0\0\0\0\0\x01\x01\0\0\0\0\x00\x03bobhi");
     alice.expect(b"\x00\x00\x00\x20\x82\x00\0\0\0\0\0\0\0\x01");

@@ -10,8 +10,11 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
 
-/// Size of one arena slice, and the alignment that direct disk I/O wants.
+/// The alignment that direct disk I/O wants, and room for the rest of a frame.
 pub(crate) const PAGE: usize = 4096;
+/// Size of one arena slice: sixteen messages of 1 KiB come with one receive. Only the pages that
+/// are written to become memory.
+const SLICE: usize = 16 << 10;
 
 /// Memory lent to the kernel for one operation.
 #[derive(Debug)]
@@ -113,7 +116,7 @@ impl Arena {
     fn new(slices: usize) -> Arena {
         assert!(slices > 0 && slices < u32::MAX as usize);
         Arena {
-            block: Block::new(slices * PAGE),
+            block: Block::new(slices * SLICE),
             free: (0..slices as u32).rev().collect(),
             lent: vec![false; slices].into(),
         }
@@ -123,7 +126,7 @@ impl Arena {
     pub(crate) fn lend(&mut self) -> Option<(u32, Area)> {
         let slice = self.free.pop()?;
         self.lent[slice as usize] = true;
-        Some((slice, self.block.lend(slice as usize * PAGE, PAGE)))
+        Some((slice, self.block.lend(slice as usize * SLICE, SLICE)))
     }
 
     /// The operation on it ended: its bytes may be looked at.
@@ -134,8 +137,8 @@ impl Arena {
 
     pub(crate) fn bytes(&self, slice: u32, start: u16, end: u16) -> &[u8] {
         assert!(!self.lent[slice as usize], "the kernel is writing here");
-        assert!(start <= end && end as usize <= PAGE);
-        let from = slice as usize * PAGE + start as usize;
+        assert!(start <= end && end as usize <= SLICE);
+        let from = slice as usize * SLICE + start as usize;
         self.block.bytes(from, (end - start) as usize)
     }
 

@@ -16,8 +16,6 @@ use crate::metrics::Stage;
 use crate::session::{Kind, Session};
 use crate::user::{NO_SLOT, UserIndex};
 
-/// Bytes handed to a connection before it must have drained.
-const BURST_BYTES_MAX: u32 = 64 * 1024;
 /// Most bytes of one read of the log for a device that catches up.
 const READ_BYTES_MAX: u32 = 256 * 1024;
 /// Log bytes of a record that gives entries up.
@@ -225,9 +223,7 @@ impl Shard {
 
     pub(crate) fn drained(&mut self, now: Now, conn: Conn, out: &mut Effects) {
         let Some(session) = self.sessions.get(conn) else { return };
-        let was_full = session.burst >= BURST_BYTES_MAX;
-        session.burst = 0;
-        if was_full {
+        if session.drain_burst() {
             self.pump(now, conn.slot, out);
         }
     }
@@ -276,7 +272,7 @@ fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64,
         (session.sent, session.passed) = (cursor, 0);
     }
     loop {
-        if session.sent >= inbox.visible() || session.burst >= BURST_BYTES_MAX {
+        if session.sent >= inbox.visible() || session.is_burst_full() {
             return None;
         }
         let seq = session.sent + 1;
@@ -383,7 +379,7 @@ fn hand_out(
     } else {
         out.send(conn, |bytes| put_deliver(bytes, seq, message))
     };
-    session.burst = session.burst.saturating_add(bytes as u32);
+    session.add_burst(bytes);
     if message.flags & v2::flag::WANTS_DELIVERED != 0 {
         inbox.expect_receipt(Receipt {
             inbox_seq: seq,

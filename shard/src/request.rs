@@ -1,6 +1,5 @@
 //! What each frame of protocol v2 does.
 
-use wire::limits::CREDIT_MAX;
 use wire::refuse::Code;
 use wire::v2::{self, Request, Wrong};
 
@@ -8,7 +7,7 @@ use crate::Shard;
 use crate::dedup::Numbering;
 use crate::hop::{Post, Posted, ReplyTo};
 use crate::io::{Conn, Effects, Now, Outcome};
-use crate::session::Kind;
+use crate::session::{self, Kind};
 
 /// Bad frames in a row after which a v2 connection is closed.
 const BAD_FRAMES_MAX: u8 = 32;
@@ -41,7 +40,7 @@ impl Shard {
             (Kind::V2, Request::Send(send)) => self.send_v2(now, conn, send, out),
             (Kind::V2, Request::Ack { seq }) => self.ack_v2(now, conn, *seq, out),
             (Kind::V2, Request::Credit { window }) => {
-                session.window = (*window).min(CREDIT_MAX);
+                session.window = session::window(*window);
                 self.pump(now, conn.slot, out);
                 Outcome::Taken
             }

@@ -24,6 +24,9 @@ const LOGIN_LOG_BYTES: usize = 4 * NAME_BYTES_MAX + wal::BLOCK;
 /// A client that was refused for load comes back after this long.
 pub(crate) const RETRY_MS: u32 = 1_000;
 
+/// Bytes handed to a connection before it must have drained.
+const BURST_BYTES_MAX: usize = 64 * 1024;
+
 /// No user.
 pub(crate) const NOBODY: UserIndex = UserIndex::MAX;
 
@@ -62,9 +65,10 @@ pub(crate) struct Session {
     /// one, too.
     pub(crate) partner: UserIndex,
     /// Deliveries that may be unacknowledged.
-    pub(crate) window: u32,
-    /// Bytes of deliveries handed out since the connection was last drained.
-    pub(crate) burst: u32,
+    pub(crate) window: u16,
+    /// Bytes of deliveries handed out since the connection was last drained, in
+    /// units of [`BURST_UNIT`].
+    burst: u16,
     /// v2: holes between the device's cursor and `sent`.
     pub(crate) passed: u32,
     /// Messages it has sent and been handed since its login, for who looks.
@@ -93,6 +97,16 @@ const BAD_MASK: u8 = (1 << BAD_BITS) - 1;
 const READING: u8 = 1;
 /// The log had no room to give up what expired on the way to it.
 const STARVED: u8 = 2;
+
+/// Bytes that count as one in [`Session::burst`].
+const BURST_UNIT: usize = 16;
+
+const _: () = assert!(CREDIT_MAX <= u16::MAX as u32, "a session keeps it in 16 bits");
+
+/// The window for what a client asks for.
+pub(crate) fn window(credit: u32) -> u16 {
+    credit.min(CREDIT_MAX) as u16
+}
 
 const _: () = assert!(size_of::<Session>() <= 48, "a million sessions must stay small");
 
@@ -163,6 +177,24 @@ impl Session {
             Kind::V1 => self.v1.as_ref().map_or(0, |v1| v1.outstanding.len() as u64),
             _ => self.sent.saturating_sub(cursor).saturating_sub(self.passed.into()),
         }
+    }
+
+    /// Bytes of deliveries were handed out.
+    pub(crate) fn add_burst(&mut self, bytes: usize) {
+        let units = u16::try_from(bytes.div_ceil(BURST_UNIT)).unwrap_or(u16::MAX);
+        self.burst = self.burst.saturating_add(units);
+    }
+
+    /// The connection has to drain before it is handed more.
+    pub(crate) fn is_burst_full(&self) -> bool {
+        usize::from(self.burst) * BURST_UNIT >= BURST_BYTES_MAX
+    }
+
+    /// The connection has drained; whether it had to.
+    pub(crate) fn drain_burst(&mut self) -> bool {
+        let was_full = self.is_burst_full();
+        self.burst = 0;
+        was_full
     }
 
     pub(crate) fn is_logged_in(&self) -> bool {
@@ -273,7 +305,7 @@ impl Shard {
         }
         let session = self.sessions.at(conn.slot);
         session.kind = Kind::V1;
-        session.window = V1_WINDOW;
+        session.window = window(V1_WINDOW);
         out.send(conn, |bytes| bytes.extend_from_slice(v1::LOGIN_OK));
         self.pump(now, conn.slot, out);
         Outcome::Taken
@@ -338,7 +370,7 @@ impl Shard {
     fn welcome(&mut self, now: Now, conn: Conn, hello: &v2::Hello<'_>, out: &mut Effects) {
         let session = self.sessions.at(conn.slot);
         session.kind = Kind::V2;
-        session.window = hello.credit.min(CREDIT_MAX);
+        session.window = window(hello.credit);
         let cursor = session.sent;
         let user = &self.users[session.user];
         let inbox_first = user.inbox.as_ref().map_or(1, |inbox| inbox.first_seq());

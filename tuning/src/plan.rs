@@ -48,7 +48,7 @@ pub const USER_BYTES: u64 = 128;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// One slice of the receive arena.
-const SLICE_BYTES: u64 = 4 * KIB;
+const SLICE_BYTES: u64 = 16 * KIB;
 /// Upper estimate of one message between shards, its share of the ring.
 const MESH_SLOT_BYTES: u64 = 128;
 /// Address space of a process before its first shard: the program, its threads

@@ -24,7 +24,7 @@ pub const V1_LOGIN_BYTES_MAX: usize = 256;
 /// Devices one user may register.
 pub const DEVICES_MAX: usize = 4;
 /// Largest delivery window a v2 device may ask for, messages.
-pub const CREDIT_MAX: u32 = 65_536;
+pub const CREDIT_MAX: u32 = 65_535;
 /// Deliveries a v1 connection gets ahead of its acknowledgements.
 pub const V1_WINDOW: u32 = 256;
 

@@ -61,9 +61,9 @@ pub(crate) fn replies() -> Vec<(Reply<'static>, &'static str)> {
                 last_seq: 43,
                 frame_bytes_max: 66_560,
                 body_bytes_max: 65_536,
-                credit_max: 65_536,
+                credit_max: 65_535,
             }),
-            "0000002b 81 00  01 00000000 000001934b8c0000 000000000000002a 000000000000002b 00010400 00010000 00010000",
+            "0000002b 81 00  01 00000000 000001934b8c0000 000000000000002a 000000000000002b 00010400 00010000 0000ffff",
         ),
         (
             Reply::Sent { seq: 1, id: id(), class: Class::Guaranteed, to: b"bob" },
