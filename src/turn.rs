@@ -16,6 +16,7 @@ mod log_io;
 mod mesh_io;
 mod pace;
 mod partial;
+mod reads;
 mod rest;
 mod snapshot;
 mod stall;

@@ -13,6 +13,7 @@ use wal::disk::{DirectMode, Prepared, Segments};
 use wal::{BLOCK, Lsn, Write};
 
 use super::Core;
+use super::reads::{Read, Reads, whole};
 use crate::exit::Exit;
 
 /// A failed attempt to make a segment is repeated after this long.
@@ -26,20 +27,12 @@ const LASTS_LONG: u64 = 4;
 const GATHER_NS: u64 = 300_000;
 
 /// Who wants to read the log.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reader {
     /// A device that catches up.
     Device(Conn),
     /// The shard itself, to get space back.
     Cleaner,
-}
-
-/// A read of the log.
-struct Read {
-    reader: Reader,
-    lsn: Lsn,
-    len_min: u32,
-    len: u32,
 }
 
 /// One core's side of the disk.
@@ -51,9 +44,12 @@ pub(super) struct LogIo {
     /// Lengths of the commits in flight, by their position.
     writing: Vec<Write>,
     /// Reads that wait for a buffer.
-    waiting: VecDeque<Read>,
-    /// Reads in flight; the tag is the index.
-    reading: Vec<Option<Read>>,
+    waiting: Reads,
+    /// Reads in flight, each for one or several; the tag is the index.
+    reading: Vec<Vec<Read>>,
+    /// Every buffer is taken: those that wait are not looked through again
+    /// before one comes back.
+    is_out_of_buffers: bool,
     /// A segment being made, or how that ended.
     preparing: Option<Rc<RefCell<Option<io::Result<Prepared>>>>>,
     /// Helper threads that delete segments.
@@ -78,8 +74,9 @@ impl LogIo {
             mode,
             held: VecDeque::new(),
             writing: Vec::new(),
-            waiting: VecDeque::new(),
+            waiting: Reads::default(),
             reading: Vec::new(),
+            is_out_of_buffers: false,
             preparing: None,
             removing: Rc::default(),
             began_ns: 0,
@@ -189,47 +186,64 @@ impl Core {
     }
 
     pub(super) fn read_log(&mut self, reader: Reader, lsn: Lsn, len_min: u32, len: u32) {
-        self.log.waiting.push_back(Read { reader, lsn, len_min, len });
+        self.log.waiting.push(Read { reader, lsn, len_min, len });
         self.start_reads();
     }
 
     /// Starts as many reads as there are buffers.
     fn start_reads(&mut self) {
-        while let Some(read) = self.log.waiting.pop_front() {
-            let Some((fd, offset)) = self.log.segments.locate(read.lsn) else {
-                tracing::error!(shard = self.id, lsn = read.lsn, "no segment holds this position");
-                self.tell(answer(read.reader, read.lsn, None));
+        while !self.log.is_out_of_buffers {
+            let segments = &self.log.segments;
+            let file = |lsn: Lsn| segments.locate(lsn).map(|(fd, _)| fd);
+            let reads = self.log.waiting.next(|a, b| file(a) == file(b));
+            let Some(&first) = reads.first() else { return };
+            let Some((fd, offset)) = segments.locate(first.lsn) else {
+                for read in reads {
+                    tracing::error!(
+                        shard = self.id,
+                        lsn = read.lsn,
+                        "no segment holds this position"
+                    );
+                    self.tell(answer(read.reader, read.lsn, None));
+                }
                 continue;
             };
-            let (start, len) = aligned(offset, &read);
-            let tag = self.log.reading.iter().position(Option::is_none);
+            let (start, len) = aligned(offset, &whole(&reads));
+            let tag = self.log.reading.iter().position(Vec::is_empty);
             let tag = tag.unwrap_or(self.log.reading.len());
             if self.hands.read(tag as u64, fd, start, len).is_err() {
-                self.log.waiting.push_front(read);
+                reads.into_iter().for_each(|read| self.log.waiting.push(read));
+                self.log.is_out_of_buffers = true;
                 return;
             }
             match self.log.reading.get_mut(tag) {
-                Some(free) => *free = Some(read),
-                None => self.log.reading.push(Some(read)),
+                Some(free) => *free = reads,
+                None => self.log.reading.push(reads),
             }
         }
     }
 
     pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
-        let slot = &mut self.log.reading[tag as usize];
-        let Read { reader, lsn, len_min, .. } = slot.take().expect("a completion has its read");
+        self.log.is_out_of_buffers = false;
+        let reads = std::mem::take(&mut self.log.reading[tag as usize]);
+        let first = reads.first().expect("a completion has its read").lsn;
         match result {
             Ok((buffer, len)) => {
-                let skip = (lsn % BLOCK as Lsn) as usize;
+                let start = first / BLOCK as Lsn * BLOCK as Lsn;
                 let bytes = &self.hands.read_bytes(&buffer)[..len as usize];
-                let bytes = bytes.get(skip..).filter(|bytes| bytes.len() >= len_min as usize);
-                let input = answer(reader, lsn, bytes);
-                let _ = self.shard.handle(self.now, input, &mut self.out);
+                for Read { reader, lsn, len_min, .. } in reads {
+                    let bytes = bytes.get((lsn - start) as usize..);
+                    let bytes = bytes.filter(|bytes| bytes.len() >= len_min as usize);
+                    let input = answer(reader, lsn, bytes);
+                    let _ = self.shard.handle(self.now, input, &mut self.out);
+                }
                 self.hands.release(buffer);
             }
             Err(error) => {
-                tracing::error!(shard = self.id, lsn, %error, "reading the log failed");
-                self.tell(answer(reader, lsn, None));
+                tracing::error!(shard = self.id, lsn = first, %error, "reading the log failed");
+                for read in reads {
+                    self.tell(answer(read.reader, read.lsn, None));
+                }
             }
         }
         self.start_reads();
