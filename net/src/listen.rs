@@ -24,7 +24,13 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 6;
 
 /// Sent bytes may stay unacknowledged this long before the connection counts as broken.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+///
+/// Not shorter than all the probes together: the kernel measures it from the last byte received
+/// and then no longer counts probes, so that with a shorter one a single probe that is lost ends a
+/// healthy connection.
+const USER_TIMEOUT: Duration = Duration::from_secs(
+    KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_PROBES as u64,
+);
 
 const REST_MS_MIN: u64 = 100;
 const REST_MS_MAX: u64 = 1_000;
