@@ -27,12 +27,12 @@ impl Core {
 
     fn carry_out(&mut self, effect: Effect, bytes: &[u8]) {
         match effect {
-            Effect::Send { conn, start, end, late: false } => {
-                self.hands.send(id(conn), &bytes[start..end]);
-            }
-            Effect::Send { conn, start, end, late: true } => {
+            Effect::Send { conn, start, end, late: true } if self.rest.is_rare() => {
                 let probing = self.rest.is_probing(self.now.mono_ns);
                 self.hands.send_late(id(conn), &bytes[start..end], probing);
+            }
+            Effect::Send { conn, start, end, .. } => {
+                self.hands.send(id(conn), &bytes[start..end]);
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => {

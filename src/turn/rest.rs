@@ -36,11 +36,39 @@ pub(super) struct Rest {
     turned_ns: u64,
     /// Counts confirmations, to probe now and then.
     confirmations: u32,
+    load: Load,
+}
+
+/// How much of its time the core has worked lately.
+#[derive(Default)]
+struct Load {
+    /// When the window began, and how long the core has rested in it.
+    began_ns: u64,
+    rested_ns: u64,
+    is_high: bool,
+}
+
+/// The window in which work and rest are compared.
+const LOAD_NS: u64 = 10_000_000;
+/// A core that rests for less than this part of its time has a high load.
+const REST_SHARE: u64 = 4;
+
+impl Load {
+    fn rested(&mut self, rested_ns: u64, now_ns: u64) {
+        self.rested_ns += rested_ns;
+        let elapsed_ns = now_ns.saturating_sub(self.began_ns);
+        if elapsed_ns >= LOAD_NS {
+            self.is_high = self.rested_ns * REST_SHARE < elapsed_ns;
+            (self.began_ns, self.rested_ns) = (now_ns, 0);
+        }
+    }
 }
 
 /// A confirmation waits for a delivery to share its send with at most between
-/// once and twice this long, and only while the core has other work. Clients
-/// that answer each other do so within one trip through a saturated server.
+/// once and twice this long, and only while the core's load is high: below that
+/// a send saved is worth nothing to anybody, and the wait is seen by a client.
+/// Clients that answer each other do so within one trip through a saturated
+/// server.
 const LATE_NS: u64 = 25_000_000;
 /// How long a core with nothing else to do waits for such company.
 const HOLD: Duration = Duration::from_millis(1);
@@ -52,6 +80,11 @@ const PROBE_EVERY: u32 = 32;
 const REST_NS: u64 = 30_000;
 
 impl Rest {
+    /// Whether the core has little time left, so that what it saves counts.
+    pub(super) fn is_rare(&self) -> bool {
+        self.load.is_high
+    }
+
     /// Whether the next confirmation is to wait even where that has not paid.
     pub(super) fn is_probing(&mut self, now_ns: u64) -> bool {
         self.confirmations = self.confirmations.wrapping_add(1);
@@ -79,6 +112,8 @@ impl Core {
     /// Sleeps until something happens, if nothing has already.
     pub(super) async fn sleep(&mut self) {
         let now_ns = clock().mono_ns;
+        let rested_ns = self.now.mono_ns.saturating_sub(self.rest.turned_ns);
+        self.rest.load.rested(rested_ns, now_ns);
         let was_busy = self.was_busy();
         if was_busy {
             self.rest.busy_ns = now_ns;
@@ -92,7 +127,7 @@ impl Core {
             return;
         }
         self.commit();
-        let is_holding = was_busy && self.hands.has_late();
+        let is_holding = was_busy && self.rest.is_rare() && self.hands.has_late();
         if !is_holding {
             self.hands.flush_late();
         }
@@ -148,5 +183,38 @@ impl Core {
     /// Something will be due soon.
     fn is_expectant(&self) -> bool {
         self.draining_since.is_some() || self.log.is_held() || self.pacer.is_pacing()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LOAD_NS, Load};
+
+    /// A load after turns and rests in turn, in microseconds.
+    fn after(turn_us: u64, rest_us: u64) -> bool {
+        let mut load = Load::default();
+        let mut now_ns = 0;
+        while now_ns < 2 * LOAD_NS {
+            now_ns += (rest_us + turn_us) * 1_000;
+            load.rested(rest_us * 1_000, now_ns);
+        }
+        load.is_high
+    }
+
+    #[test]
+    fn a_core_that_hardly_rests_has_a_high_load() {
+        assert!(after(100, 0));
+        assert!(after(100, 20));
+        assert!(!after(100, 50));
+        assert!(!after(5, 5_000));
+    }
+
+    #[test]
+    fn the_load_falls_within_two_windows() {
+        let mut load = Load::default();
+        load.rested(0, LOAD_NS);
+        assert!(load.is_high);
+        load.rested(LOAD_NS / 2, 2 * LOAD_NS);
+        assert!(!load.is_high);
     }
 }
