@@ -31,6 +31,7 @@ mod commit;
 mod deliver;
 mod receipt;
 
+mod chunks;
 mod clean;
 pub mod snapshot;
 

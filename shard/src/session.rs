@@ -14,6 +14,7 @@ use wire::refuse::Code;
 use wire::{v1, v2};
 
 use crate::Shard;
+use crate::chunks::Chunks;
 use crate::inbox::{Inbox, RAISE_EMPTY_MAX};
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
 use crate::user::{Device, NO_SLOT, UserIndex};
@@ -205,7 +206,7 @@ impl Session {
 /// All sessions of a core, by connection slot.
 #[derive(Default)]
 pub(crate) struct Sessions {
-    list: Vec<Session>,
+    list: Chunks<Session>,
 }
 
 impl Sessions {

@@ -7,8 +7,10 @@ use std::hash::Hasher;
 
 use hashbrown::HashTable;
 use siphasher::sip128::{Hasher128, SipHasher13};
+use smallvec::SmallVec;
 use wire::id::UserKey;
 
+use crate::chunks::Chunks;
 use crate::inbox::{Entry, Inbox};
 
 /// Place of a user in the table.
@@ -62,17 +64,24 @@ impl Device {
     }
 }
 
+/// A user's name: those of up to 16 bytes, most numbers and many names, without
+/// memory of their own.
+pub(crate) type Name = SmallVec<[u8; 16]>;
+
+/// A user's devices: most users have one.
+pub(crate) type Devices = SmallVec<[Device; 1]>;
+
 /// One user.
 pub(crate) struct User {
     pub(crate) key: UserKey,
-    pub(crate) name: Box<[u8]>,
-    pub(crate) devices: Box<[Device]>,
+    pub(crate) name: Name,
+    pub(crate) devices: Devices,
     pub(crate) inbox: Option<Box<Inbox>>,
     /// Unix seconds; 0 for never.
     pub(crate) last_seen_s: u32,
 }
 
-const _: () = assert!(size_of::<User>() <= 80, "a million users must stay small");
+const _: () = assert!(size_of::<User>() <= 96, "a million users must stay small");
 
 impl User {
     pub(crate) fn is_online(&self) -> bool {
@@ -83,19 +92,16 @@ impl User {
         self.devices.iter().position(|device| device.id == id)
     }
 
-    /// Adds a device. Rare: the slice is rebuilt to stay as small as it is.
+    /// Adds a device. Rare, so the list stays as small as it is.
     pub(crate) fn add_device(&mut self, device: Device) -> usize {
-        let mut devices = std::mem::take(&mut self.devices).into_vec();
-        devices.reserve_exact(1);
-        devices.push(device);
-        self.devices = devices.into_boxed_slice();
+        self.devices.reserve_exact(1);
+        self.devices.push(device);
         self.devices.len() - 1
     }
 
     pub(crate) fn remove_device(&mut self, id: u64) {
-        let mut devices = std::mem::take(&mut self.devices).into_vec();
-        devices.retain(|device| device.id != id);
-        self.devices = devices.into_boxed_slice();
+        self.devices.retain(|device| device.id != id);
+        self.devices.shrink_to_fit();
     }
 
     /// The lowest cursor of all devices: what lies up to it may be burned.
@@ -175,16 +181,27 @@ impl User {
     }
 }
 
+/// Parts of the index. A part that is full is built anew, twice as large, within
+/// one turn: of a million users a part holds 16,000.
+const PARTS: usize = 64;
+
 /// All users of a shard. Indices are stable; users are never removed.
 pub(crate) struct Users {
-    list: Vec<User>,
-    index: HashTable<UserIndex>,
+    list: Chunks<User>,
+    index: Box<[HashTable<UserIndex>; PARTS]>,
     users_max: usize,
+}
+
+/// The part of the index for a key: by its upper bits, since the table uses the
+/// lower ones.
+fn part(key: UserKey) -> usize {
+    (key.0 >> 122) as usize
 }
 
 impl Users {
     pub(crate) fn new(users_max: usize) -> Users {
-        Users { list: Vec::new(), index: HashTable::new(), users_max }
+        let index = Box::new(std::array::from_fn(|_| HashTable::new()));
+        Users { list: Chunks::default(), index, users_max }
     }
 
     /// Bounds the table from now on; what is in it stays.
@@ -198,7 +215,7 @@ impl Users {
 
     pub(crate) fn find(&self, key: UserKey) -> Option<UserIndex> {
         let list = &self.list;
-        self.index.find(key.0 as u64, |at| list[*at as usize].key == key).copied()
+        self.index[part(key)].find(key.0 as u64, |at| list[*at as usize].key == key).copied()
     }
 
     /// The same, when it is likely to be the one at `guess`.
@@ -220,14 +237,19 @@ impl Users {
         let at = UserIndex::try_from(self.list.len()).ok()?;
         self.list.push(User {
             key,
-            name: name.into(),
-            devices: Box::default(),
+            name: Name::from_slice(name),
+            devices: Devices::new(),
             inbox: None,
             last_seen_s: 0,
         });
-        let list = &self.list;
-        self.index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
+        self.enter(key, at);
         Some(at)
+    }
+
+    fn enter(&mut self, key: UserKey, at: UserIndex) {
+        let list = &self.list;
+        let index = &mut self.index[part(key)];
+        index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
     }
 
     /// Takes a user with all that is known of it.
@@ -241,8 +263,7 @@ impl Users {
         let at = UserIndex::try_from(self.list.len()).expect("users are fewer than 2^32");
         let key = user.key;
         self.list.push(user);
-        let list = &self.list;
-        self.index.insert_unique(key.0 as u64, at, |at| list[*at as usize].key.0 as u64);
+        self.enter(key, at);
         Ok(())
     }
 

@@ -3,7 +3,9 @@
 //! no commit has to change the file system's own tables.
 //!
 //! `sync_loop --dir DIRECTORY [--seconds N] [--direct]` prints one JSON object
-//! with the rate and the times of one write with its fdatasync. `--direct` opens
+//! with the rate and the times of one write with its fdatasync; `waited_p99_us` is
+//! what 99 of 100 who come at any moment wait at most for the end of the write
+//! under way, which is where a stall counts for as long as it lasts. `--direct` opens
 //! the file with `O_DIRECT` and `O_DSYNC` instead, which is how the log writes
 //! where the file system can.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -41,13 +43,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     times_us.sort_unstable();
     let at = |share: f64| times_us[(times_us.len() as f64 * share) as usize];
     println!(
-        "{{\n  \"writes_per_s\": {:.0},\n  \"p50_us\": {},\n  \"p99_us\": {},\n  \"p999_us\": {}\n}}",
+        "{{\n  \"writes_per_s\": {:.0},\n  \"p50_us\": {},\n  \"p99_us\": {},\n  \"p999_us\": {},\n  \"waited_p99_us\": {:.0}\n}}",
         times_us.len() as f64 / seconds,
         at(0.5),
         at(0.99),
         at(0.999),
+        waited_us(&times_us, 0.99),
     );
     Ok(())
+}
+
+/// The wait that `share` of those who come at random times do not exceed. Who
+/// comes during a write that takes `t` waits for a time between 0 and `t`.
+fn waited_us(sorted_us: &[u32], share: f64) -> f64 {
+    let total: f64 = sorted_us.iter().map(|time| f64::from(*time)).sum();
+    let (mut low, mut high) = (0.0, sorted_us.last().map_or(0.0, |time| f64::from(*time)));
+    for _ in 0..40 {
+        let wait = (low + high) / 2.0;
+        let longer: f64 = sorted_us.iter().map(|time| (f64::from(*time) - wait).max(0.0)).sum();
+        if longer / total > 1.0 - share { low = wait } else { high = wait }
+    }
+    high
 }
 
 /// How long each write took until it was durable, microseconds.

@@ -11,7 +11,7 @@ use wire::limits::DEVICES_MAX;
 use super::slice::{ACKED_BY_V1, ENTRIES, ENTRY_BYTES, PAIRS, USER};
 use crate::dedup::{PAIR_BYTES, Pair};
 use crate::inbox::{Entry, HOLES_MAX, Inbox};
-use crate::user::{Device, UserIndex, Users};
+use crate::user::{Device, Devices, UserIndex, Users};
 
 /// Reads slices back, one after the other.
 #[derive(Default)]
@@ -79,7 +79,7 @@ impl Loader {
         let last_seen_s = take.u32()?;
         let (as_of, first, last) = (take.u64()?, take.u64()?, take.u64()?);
         let has_inbox = take.u8()? != 0;
-        let devices = (0..take.u8()?).map(|_| take_device(take)).collect::<Option<Box<[_]>>>()?;
+        let devices = (0..take.u8()?).map(|_| take_device(take)).collect::<Option<Devices>>()?;
         let name_len = usize::from(take.u16()?);
         let name = take.bytes(name_len)?;
         let is_range =
