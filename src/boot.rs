@@ -124,6 +124,7 @@ pub(crate) fn run(
         // it there: what is stored is stored.
         return Ok(());
     };
+    shared.board.note_empty();
     announce(config, &addresses, admin.addr(), shards);
     // Not before all that counts has been read back. Without a thread the next
     // start does it.

@@ -72,6 +72,22 @@ fn counts_are_those_of_what_happened() {
 }
 
 #[test]
+fn what_a_connection_costs_is_told_in_parts() {
+    let server = Setup::new().shards(1).start();
+    let part = |name: &str| {
+        let (_, metrics) = server.get("/metrics");
+        let series = format!("iris_connection_bytes{{part=\"{name}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
+    };
+    assert_eq!(part("resident"), None, "nobody is there");
+    let crowd: Vec<_> = (0..50).map(|n| server.v2(&format!("u{n}"), 1)).collect();
+    server.wait_metric("iris_sessions", |count| count == 50.0);
+    assert!(part("tables").unwrap() > 0.0);
+    assert!(part("resident").is_some() && part("kernel").is_some());
+    drop(crowd);
+}
+
+#[test]
 fn latencies_are_there_with_their_percentiles() {
     let server = Setup::new().shards(2).start();
     talk(&server, "alice", "bob", 500);

@@ -209,7 +209,7 @@ pub(super) fn metrics(
     shards(&mut text, collected.shards(), now_ns);
     flow(&mut text, collected.shards());
     closed(&mut text, collected.shards());
-    connection_bytes(&mut text, collected.shards());
+    connection_bytes(&mut text, board, collected.shards(), process);
     latencies(&mut text, collected);
     text.0
 }
@@ -294,19 +294,33 @@ fn closed(text: &mut Text, shards: &[Latest]) {
     }
 }
 
-/// A lower bound: the tables and what waits in them. What a session and a user
-/// take beyond that shows in the resident memory only.
-fn connection_bytes(text: &mut Text, shards: &[Latest]) {
+/// What one connection costs, measured: what has grown since there was none.
+/// docs/CAPACITY.md says how far to trust it.
+fn connection_bytes(text: &mut Text, board: &Board, shards: &[Latest], now: &Process) {
     let conns: usize = shards.iter().map(|latest| latest.hands.conns).sum();
     if conns == 0 {
         return;
     }
-    let bytes: usize =
+    let tables: usize =
         shards.iter().map(|latest| latest.hands.table_bytes + latest.hands.partial_bytes).sum();
-    let help =
-        "Tables and incomplete frames for each connection, estimated; not the kernel's part.";
-    text.family("iris_connection_bytes", Kind::Gauge, help);
-    text.sample("iris_connection_bytes", &[], bytes as f64 / conns as f64);
+    let name = "iris_connection_bytes";
+    let help = "Memory over connections: the tables of connections (estimated); what the process \
+                has grown by since its start (resident), users and inboxes included; what the \
+                machine's kernel objects have grown by (kernel), the other ends included if they \
+                are on this machine.";
+    text.family(name, Kind::Gauge, help);
+    text.sample(name, &[("part", &"tables")], tables as f64 / conns as f64);
+    let empty = board.empty().copied().unwrap_or_default();
+    let parts = [
+        ("resident", empty.resident_bytes, now.resident_bytes),
+        ("kernel", empty.slab_bytes, now.slab_bytes),
+    ];
+    for (part, then, now) in parts {
+        if let (Some(then), Some(now)) = (then, now) {
+            let grown = now.saturating_sub(then) as f64;
+            text.sample(name, &[("part", &part)], grown / conns as f64);
+        }
+    }
 }
 
 fn latencies(text: &mut Text, collected: &Collected) {

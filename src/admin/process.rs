@@ -14,6 +14,8 @@ pub(super) struct Process {
     pub(super) fds_max: Option<u64>,
     /// Processor time used, all threads, seconds.
     pub(super) cpu_seconds: Option<f64>,
+    /// The whole machine's kernel objects, sockets among them, bytes.
+    pub(super) slab_bytes: Option<u64>,
 }
 
 impl Process {
@@ -21,16 +23,17 @@ impl Process {
     pub(super) fn read() -> Process {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         Process {
-            resident_bytes: resident_bytes(&read("/proc/self/status")),
+            resident_bytes: in_kib(&read("/proc/self/status"), "VmRSS:"),
             open_fds: open_fds(),
             fds_max: fds_max(&read("/proc/self/limits")),
             cpu_seconds: cpu_seconds(&read("/proc/self/stat")),
+            slab_bytes: in_kib(&read("/proc/meminfo"), "Slab:"),
         }
     }
 }
 
-fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+fn in_kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -67,8 +70,9 @@ mod tests {
 
     #[test]
     fn reads_what_the_kernel_writes() {
-        assert_eq!(resident_bytes("VmHWM:\t  20 kB\nVmRSS:\t   1234 kB\n"), Some(1234 * 1024));
-        assert_eq!(resident_bytes(""), None);
+        let status = "VmHWM:\t  20 kB\nVmRSS:\t   1234 kB\n";
+        assert_eq!(in_kib(status, "VmRSS:"), Some(1234 * 1024));
+        assert_eq!(in_kib("", "VmRSS:"), None);
         let limits =
             "Limit   Soft Limit   Hard Limit  Units\nMax open files   20000  40000  files\n";
         assert_eq!(fds_max(limits), Some(20_000));
@@ -84,5 +88,6 @@ mod tests {
         assert!(process.resident_bytes.unwrap() > 100_000);
         assert!(process.open_fds.unwrap() >= 3);
         assert!(process.cpu_seconds.is_some());
+        assert!(process.slab_bytes.unwrap() > 100_000);
     }
 }

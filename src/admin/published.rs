@@ -10,13 +10,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
 use net::HandsStats;
 use shard::metrics::{LATENCY_NS_MAX, Metrics};
 
+use super::process::Process;
 use super::worst::Worst;
 
 /// What a shard says about itself, about once a second, idle or not: silence
@@ -108,6 +109,8 @@ pub(crate) struct Board {
     info: ServerInfo,
     began: SystemTime,
     began_mono_ns: u64,
+    /// The process before the first connection.
+    empty: OnceLock<Process>,
 }
 
 struct Slot {
@@ -129,6 +132,7 @@ impl Board {
             info,
             began: SystemTime::UNIX_EPOCH + Duration::from_millis(now.wall_ms),
             began_mono_ns: now.mono_ns,
+            empty: OnceLock::new(),
         })
     }
 
@@ -206,6 +210,15 @@ impl Board {
     }
 
     /// When the server started, [`net::Now::mono_ns`].
+    /// Remembers how large the process is without any connection.
+    pub(crate) fn note_empty(&self) {
+        self.empty.get_or_init(Process::read);
+    }
+
+    pub(super) fn empty(&self) -> Option<&Process> {
+        self.empty.get()
+    }
+
     pub(super) fn began_mono_ns(&self) -> u64 {
         self.began_mono_ns
     }
