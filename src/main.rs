@@ -5,6 +5,7 @@ mod boot;
 mod cli;
 mod config;
 mod exit;
+mod heap;
 mod inspect;
 mod log;
 mod progress;
@@ -32,6 +33,7 @@ use progress::Teller;
 use signal::Signals;
 
 fn main() -> ExitCode {
+    heap::return_large_blocks();
     match start(&Cli::parse()) {
         Ok(code) => code,
         Err(exit) => {
