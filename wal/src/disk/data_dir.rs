@@ -304,7 +304,7 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
         let ours = name == manifest::TEMPORARY_NAME
             || name == manifest_copy::COPY_TEMPORARY_NAME
             || name.to_str().is_some_and(is_leftover);
-        if ours {
+        if ours && entry.file_type()?.is_file() {
             fs::remove_file(entry.path())?;
         }
     }

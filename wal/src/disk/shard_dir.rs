@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use wire::id::ShardId;
 
-use super::data_dir::shard_path;
+use super::data_dir::{SEGMENT_BYTES_MAX, shard_path};
 use super::error::{DataDirError, RecoverError};
 use super::probe::DirectMode;
 use super::segments::Segments;
@@ -115,7 +115,7 @@ impl ShardDir {
     }
 
     pub(super) fn segment_path(&self, index: u64) -> PathBuf {
-        self.path.join(format!("segment-{index:010}.log"))
+        self.path.join(segment_name(index))
     }
 
     pub(super) fn snapshot_path(&self, start: Lsn) -> PathBuf {
@@ -134,7 +134,14 @@ impl ShardDir {
     pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&self.path)? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
+            // A directory or a link with one of our names is somebody's own
+            // arrangement, and no log was ever written through it.
+            if !entry.file_type()?.is_file() {
+                listing.foreign.push(path);
+                continue;
+            }
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             match segment_index(name) {
                 Some(index) => listing.segments.push(index),
@@ -229,11 +236,16 @@ impl Listing {
     }
 }
 
-/// The number in a segment's file name.
+fn segment_name(index: u64) -> String {
+    format!("segment-{index:010}.log")
+}
+
+/// The number in a segment's file name. Two names never have the same one, and
+/// every position in a segment that counts is one.
 fn segment_index(name: &str) -> Option<u64> {
-    let digits = name.strip_prefix("segment-")?.strip_suffix(".log")?;
-    let canonical = digits.len() >= 10 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    canonical.then(|| digits.parse().ok())?
+    let index: u64 = name.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok()?;
+    let has_positions = index < Lsn::MAX / SEGMENT_BYTES_MAX;
+    (has_positions && segment_name(index) == name).then_some(index)
 }
 
 /// Whether a file in a shard's directory is one of a log.

@@ -125,7 +125,11 @@ fn name(file: BufWriter<File>, path: &Path) -> io::Result<()> {
 pub(super) fn delete_older(dir: &Path) -> io::Result<()> {
     let (mut whole, mut aside) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
+        let entry = entry?;
+        if !entry.file_type()?.is_file() {
+            continue; // not ours, whatever its name
+        }
+        let path = entry.path();
         match snapshot_name(&path) {
             Some((start, false)) => whole.push((start, path)),
             Some((start, true)) => aside.push((start, path)),

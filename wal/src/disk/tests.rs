@@ -308,6 +308,41 @@ fn our_leftovers_go_and_foreign_files_stay() {
     assert!(!shard.join("probe-1-0.tmp").exists());
 }
 
+/// Names that are nearly ours, and ours on what is no file.
+#[test]
+fn only_our_very_names_on_regular_files_are_ours() {
+    let (dir, start) = filled(250);
+    let shard = dir.path().join("shard-0000");
+    let mut foreign = Vec::new();
+    for name in ["segment-00000000002.log", "segment-18446744073709551615.log"] {
+        fs::copy(segment_path(&dir, 2), shard.join(name)).unwrap();
+        foreign.push(shard.join(name));
+    }
+    std::os::unix::fs::symlink(segment_path(&dir, 2), shard.join("segment-0000000077.log"))
+        .unwrap();
+    foreign.push(shard.join("segment-0000000077.log"));
+    let directories = [
+        "segment-0000000099.log",
+        "segment-0000000003.log.tmp",
+        "snapshot-00000000000000000000.snap",
+        "snapshot-x.tmp",
+    ];
+    for name in directories {
+        fs::create_dir(shard.join(name)).unwrap();
+        foreign.push(shard.join(name));
+    }
+    fs::create_dir(dir.path().join("probe-x.tmp")).unwrap();
+    foreign.sort_unstable();
+    let (recovered, seqs) = recover_again(&dir).unwrap();
+    assert_eq!((recovered.start, seqs.len()), (start, 250));
+    assert_eq!((recovered.foreign, &recovered.segments[..]), (foreign.clone(), &[0, 1, 2][..]));
+    append(&DataDir::open(dir.path(), options(None)).unwrap().shard(0), 250, 1);
+    let seen = Inspection::open(dir.path()).unwrap().shard(0).files().unwrap();
+    assert_eq!((seen.foreign, seen.segments.len(), seen.snapshots.len()), (foreign.clone(), 3, 0));
+    super::snapshots::delete_older(&shard).unwrap();
+    assert!(foreign.iter().all(|path| path.exists()), "not ours to remove");
+}
+
 #[test]
 fn a_directory_in_use_is_refused_with_the_pid() {
     let dir = tempfile::tempdir().unwrap();
