@@ -80,6 +80,7 @@ impl DataDir {
         shard_paths(path, &dir.manifest)?;
         let dir = dir.upgrade()?;
         manifest_copy::refresh(path, &dir.manifest);
+        dir.sync_names()?;
         Ok(dir)
     }
 
@@ -99,6 +100,20 @@ impl DataDir {
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
         ShardDir::new(&self.path, &self.manifest, shard, &self.lock)
+    }
+
+    /// The process before may have died between giving a file its name and
+    /// syncing that name: a power cut could still take it back, with all that
+    /// would be confirmed from now on.
+    fn sync_names(&self) -> Result<(), DataDirError> {
+        let layout = match self.manifest.generation {
+            0 => None,
+            generation => Some(generation_path(&self.path, generation)),
+        };
+        [self.path.clone()]
+            .iter()
+            .chain(&layout)
+            .try_for_each(|path| sync_dir(path).map_err(|error| DataDirError::from_io(path, error)))
     }
 
     /// Says in the manifest of an older format that this version's records may
@@ -313,5 +328,15 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
 
 /// Makes what was created or renamed in a directory survive a power cut.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    SYNCED.with_borrow_mut(|synced| synced.push(path.into()));
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+std::thread_local! {
+    /// The directories that this thread has synced: nothing else shows it but a
+    /// power cut.
+    pub(super) static SYNCED: std::cell::RefCell<Vec<PathBuf>> =
+        const { std::cell::RefCell::new(Vec::new()) };
 }

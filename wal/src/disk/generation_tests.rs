@@ -102,6 +102,20 @@ fn a_crash_at_any_step_leaves_one_layout() {
 }
 
 #[test]
+fn a_start_syncs_the_names_in_the_layout_that_counts() {
+    let (dir, mut data) = written();
+    let next = data.next_generation(1).unwrap();
+    next.make().unwrap();
+    data.switch(next).unwrap();
+    drop(data);
+    super::data_dir::SYNCED.take();
+    let data = DataDir::open(dir.path(), options(None)).unwrap();
+    let synced = super::data_dir::SYNCED.take();
+    assert!([dir.path().into(), dir.path().join("gen-0001")].iter().all(|it| synced.contains(it)));
+    drop(data);
+}
+
+#[test]
 fn generations_follow_each_other() {
     let (dir, mut data) = written();
     let salts = data.manifest().salts.clone();

@@ -11,6 +11,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::data_dir::sync_dir;
 use super::error::RecoverError;
 use super::shard_dir::{Listing, ShardDir};
 use super::snapshots::{self, Loaded};
@@ -72,6 +73,7 @@ impl ShardDir {
     /// later commit vouches for, may so far stand in a cache only (the process
     /// died before their fsync, or the fsync failed); they are written again and
     /// synced, so that nobody is told of a message that a power cut takes back.
+    /// So are the names of the files.
     ///
     /// # Errors
     /// [`RecoverError`], which must stop the boot.
@@ -84,6 +86,9 @@ impl ShardDir {
         for path in &listing.leftovers {
             fs::remove_file(path).map_err(|error| self.io(path, error))?;
         }
+        // A file that is there may so far have its name in a cache only: its
+        // maker died before the sync. What goes into it is about to be promised.
+        sync_dir(self.path()).map_err(|error| self.io(self.path(), error))?;
         let (recovered, durable) = self.read_back(listing, into, progress)?;
         self.confirm(durable, recovered.start.lsn)?;
         for (path, _) in &recovered.damaged {

@@ -308,6 +308,19 @@ fn our_leftovers_go_and_foreign_files_stay() {
     assert!(!shard.join("probe-1-0.tmp").exists());
 }
 
+/// A name that the process before gave and did not sync could go with a power
+/// cut, and what was confirmed in the meantime with it.
+#[test]
+fn a_start_syncs_the_names_of_the_files() {
+    let (dir, _) = filled(1);
+    let synced = || super::data_dir::SYNCED.take();
+    synced();
+    let data = DataDir::open(dir.path(), options(None)).unwrap();
+    assert!(synced().contains(&dir.path().into()));
+    recover(&data.shard(0)).unwrap();
+    assert_eq!(synced(), [dir.path().join("shard-0000")]);
+}
+
 /// Names that are nearly ours, and ours on what is no file.
 #[test]
 fn only_our_very_names_on_regular_files_are_ours() {
