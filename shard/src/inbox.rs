@@ -198,6 +198,7 @@ impl Inbox {
             }
             while self.first > seq {
                 self.entries.push_front(Entry::HOLE);
+                self.holes += 1;
                 self.first -= 1;
             }
         }
@@ -205,6 +206,7 @@ impl Inbox {
         match self.entries.get_mut(at).filter(|known| known.is_hole()) {
             Some(hole) => {
                 *hole = entry;
+                self.holes -= 1;
                 self.bytes += u64::from(entry.len);
                 true
             }

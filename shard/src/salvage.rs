@@ -384,6 +384,23 @@ mod tests {
         assert_eq!(waiting(&[new(6), copy(5), dropped]), [(6, 100)]);
     }
 
+    /// Numbers before the first one, and the one among them that is filled.
+    #[test]
+    fn holes_before_a_copy_are_counted() {
+        let records = [
+            Record::Message(message(6)),
+            Record::Moved(message(2)),
+            Record::Moved(message(5)),
+            ack(9, 4),
+        ];
+        assert_eq!(waiting(&records), [(5, 102), (6, 100)]);
+        let mut inbox = crate::inbox::Inbox::default();
+        inbox.raise_floor(5);
+        inbox.push(100, 1);
+        assert!(inbox.put_back(2, Entry { lsn: 101, len: 1, acked_by_v1: false }));
+        assert_eq!((inbox.len(), inbox.holes(), inbox.waiting()), (5, 3, 2));
+    }
+
     #[test]
     fn what_a_copy_tells_of_its_sender_counts() {
         let mut salvage = salvage();
