@@ -128,6 +128,23 @@ impl Salvage {
         }
     }
 
+    /// The next segment is missing although one behind it is there: it had been
+    /// made, so everything to its end may have been written and confirmed.
+    ///
+    /// # Panics
+    /// As [`Salvage::segment`].
+    pub fn missing(&mut self, base: Lsn, sink: Sink<'_>) {
+        if !self.is_over {
+            self.durable = self.durable.max(base + self.segment_bytes);
+        }
+        self.segment(base, &[], sink);
+    }
+
+    /// The end of the log was found.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     /// Where the log goes on if nothing is lost in it.
     pub fn end(&self) -> LogStart {
         self.next
@@ -407,6 +424,25 @@ mod tests {
         // A snapshot that has seen it makes it damage.
         let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
         assert_eq!((records.len(), lost.len()), (2, 1));
+    }
+
+    /// What the segments before it knew to be durable says nothing of its rest.
+    #[test]
+    fn a_missing_segment_before_another_is_lost_to_its_end() {
+        let survey = Survey::new(SALT, 9 * BLOCK_LSN);
+        let start = LogStart { lsn: 8 * BLOCK_LSN, ..LogStart::fresh(SALT) };
+        let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
+        let mut lost = Vec::new();
+        let mut sink = |piece: Piece<'_>| match piece {
+            Piece::Record { lsn, .. } => panic!("a record at {lsn}"),
+            Piece::Lost { from, to, .. } => lost.push((from / BLOCK_LSN, to / BLOCK_LSN)),
+        };
+        salvage.missing(8 * BLOCK_LSN, &mut sink);
+        // The one behind it was made ahead and holds nothing.
+        salvage.segment(16 * BLOCK_LSN, &[0; 8 * BLOCK], &mut sink);
+        assert!(salvage.is_over());
+        salvage.missing(24 * BLOCK_LSN, &mut sink);
+        assert_eq!((lost, salvage.end().lsn), (vec![(8, 16)], 16 * BLOCK_LSN));
     }
 
     #[test]

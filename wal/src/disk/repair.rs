@@ -197,21 +197,29 @@ impl ShardDir {
         progress: &mut dyn FnMut(Progress),
     ) {
         let first = segment::index(salvage.end().lsn, self.segment_bytes);
-        let last = fresh_segment(survey, salvage.end().lsn, self.segment_bytes);
+        let newest = listing.segments.last().copied().unwrap_or(0);
+        let last = fresh_segment(survey, salvage.end().lsn, self.segment_bytes).max(newest);
         for index in first..last {
             let base = segment::base(index, self.segment_bytes);
             let is_there = listing.segments.binary_search(&index).is_ok();
-            if !is_there && base < survey.durable {
+            // They are made one after the other.
+            let was_made = !is_there && index < newest;
+            if !is_there && (base < survey.durable || was_made) {
                 found.missing.push(self.segment_path(index));
             }
-            let bytes = if is_there { self.read_loosely(index) } else { Vec::new() };
-            salvage.segment(base, &bytes, &mut |piece| match piece {
+            let mut sink = |piece: Piece<'_>| match piece {
                 Piece::Record { lsn, len, record } => into.record(lsn, len, &record),
                 Piece::Lost { from, to, likely } => {
                     into.lost(to - from, likely.as_ref());
                     self.note_lost(from, to, found);
                 }
-            });
+            };
+            if was_made {
+                salvage.missing(base, &mut sink);
+            } else if !salvage.is_over() {
+                let bytes = if is_there { self.read_loosely(index) } else { Vec::new() };
+                salvage.segment(base, &bytes, &mut sink);
+            }
             let (done, total) = (index + 1 - first, last - first);
             progress(Progress {
                 phase: Phase::Log,
