@@ -212,7 +212,7 @@ impl Core {
             let tag = self.log.reading.iter().position(Vec::is_empty);
             let tag = tag.unwrap_or(self.log.reading.len());
             if self.hands.read(tag as u64, fd, start, len).is_err() {
-                reads.into_iter().for_each(|read| self.log.waiting.push(read));
+                self.log.waiting.put_back(reads);
                 self.log.is_out_of_buffers = true;
                 return;
             }

@@ -53,6 +53,13 @@ impl Reads {
         self.waiting.insert((read.lsn, self.count), read);
     }
 
+    /// Takes back what [`next`](Reads::next) gave and could not be started: the
+    /// sweep goes on with it, or every second place would be passed over.
+    pub(super) fn put_back(&mut self, reads: Vec<Read>) {
+        self.head = reads.first().map_or(self.head, |read| read.lsn);
+        reads.into_iter().for_each(|read| self.push(read));
+    }
+
     /// The next reads that one read of the disk can serve, the first of them
     /// first; `is_beside` says whether two places are in one file.
     pub(super) fn next(&mut self, is_beside: impl Fn(Lsn, Lsn) -> bool) -> Vec<Read> {
@@ -105,6 +112,23 @@ mod tests {
         assert_eq!(next(&mut reads), [100, 100, 200, 9_000]);
         assert_eq!(next(&mut reads), [900_000]);
         assert!(next(&mut reads).is_empty());
+    }
+
+    #[test]
+    fn everybody_gets_a_turn_where_buffers_are_few() {
+        // Eight far from each other, who ask for the next place as soon as they
+        // have one; each time a buffer comes back one read starts and the next
+        // one finds none.
+        let mut reads = reads(&[0, 1, 2, 3, 4, 5, 6, 7].map(|place| (place * 1_000_000, 100)));
+        let mut served = [0; 8];
+        for _ in 0..80 {
+            let read = reads.next(|_, _| false)[0];
+            served[(read.lsn / 1_000_000) as usize] += 1;
+            reads.push(Read { lsn: read.lsn + 1, ..read });
+            let refused = reads.next(|_, _| false);
+            reads.put_back(refused);
+        }
+        assert_eq!(served, [10; 8]);
     }
 
     #[test]
