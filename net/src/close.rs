@@ -49,6 +49,9 @@ impl CloseReason {
     pub const COUNT: usize = 5;
 }
 
+/// So many deadlines of closing connections are kept without a look at who is gone.
+const CLOSING_MIN: usize = 1024;
+
 impl Hands {
     /// Ends a connection. Its id is stale at once; `Closed` with `CloseReason::Local` follows in
     /// the next reap, so that there is one place to clean up.
@@ -101,6 +104,10 @@ impl Hands {
 
     fn set_deadline(&mut self, slot: u32) {
         let conn = self.table.id(slot);
+        // Most are gone long before: twice as many as are there keeps this cheap.
+        if self.closing.len() > CLOSING_MIN + 2 * self.table.live() {
+            self.closing.retain(|(_, conn)| self.table.current(*conn).is_some());
+        }
         self.closing.push_back((self.now_ms + CLOSE_MS_MAX, conn));
     }
 

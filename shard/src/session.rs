@@ -228,6 +228,15 @@ impl Sessions {
         (session.generation == conn.generation && session.kind != Kind::Free).then_some(session)
     }
 
+    /// Whether it is there and not logged in yet: only a login ends the time for
+    /// one.
+    fn waits_for_login(&self, conn: Conn) -> bool {
+        self.list.get(conn.slot as usize).is_some_and(|session| {
+            session.generation == conn.generation
+                && matches!(session.kind, Kind::Fresh | Kind::Anonymous)
+        })
+    }
+
     /// How many slots have ever been in use.
     pub(crate) fn slots(&self) -> u32 {
         self.list.len() as u32
@@ -284,7 +293,8 @@ struct Login<'a> {
 impl Shard {
     pub(crate) fn opened(&mut self, now: Now, conn: Conn) {
         self.sessions.open(conn);
-        self.handshakes.start(now.mono_ns, conn);
+        let sessions = &self.sessions;
+        self.handshakes.start(now.mono_ns, conn, |conn| sessions.waits_for_login(conn));
     }
 
     pub(crate) fn login_v1(
@@ -569,9 +579,7 @@ impl Shard {
 
     pub(crate) fn close_late_handshakes(&mut self, now: Now, out: &mut Effects) {
         while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
-            // Only a login ends the time for one.
-            let is_late = |kind| matches!(kind, Kind::Fresh | Kind::Anonymous);
-            if self.sessions.get(conn).is_some_and(|session| is_late(session.kind)) {
+            if self.sessions.waits_for_login(conn) {
                 self.metrics.counters.handshake_timeouts += 1;
                 self.dismiss(now, conn, out);
             }

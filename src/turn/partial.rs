@@ -49,6 +49,8 @@ pub(super) struct Partials {
     limit_ns: u64,
     /// In the order of `look_ns`.
     queue: VecDeque<Watch>,
+    /// Length at which it is looked through for those that have ended.
+    prune_at: usize,
     /// Connections closed.
     pub(super) closed: u64,
 }
@@ -66,9 +68,17 @@ enum Look {
     Late,
 }
 
+/// So many are watched without a look at who has ended.
+const PRUNE_MIN: usize = 1024;
+
 impl Partials {
     pub(super) fn new(limit_ms: u64) -> Partials {
-        Partials { limit_ns: limit_ms * 1_000_000, queue: VecDeque::new(), closed: 0 }
+        Partials {
+            limit_ns: limit_ms * 1_000_000,
+            queue: VecDeque::new(),
+            prune_at: PRUNE_MIN,
+            closed: 0,
+        }
     }
 
     fn watch(&mut self, now_ns: u64, conn: ConnId, began_ns: u64) {
@@ -93,8 +103,18 @@ impl Core {
         rest.is_partial = is_partial;
         if is_partial && !rest.is_watched {
             *rest = Rest { is_partial, is_new: false, is_watched: true };
+            if self.partials.queue.len() >= self.partials.prune_at {
+                self.forget_ended();
+            }
             self.partials.watch(self.now.mono_ns, conn, self.now.mono_ns);
         }
+    }
+
+    /// Whoever begins frames and ends, all the time, leaves nothing behind.
+    fn forget_ended(&mut self) {
+        let Partials { queue, prune_at, .. } = &mut self.partials;
+        queue.retain(|watch| self.hands.is_read(watch.conn).is_some());
+        *prune_at = (2 * queue.len()).max(PRUNE_MIN);
     }
 
     /// Closes whoever holds an incomplete frame for too long.
