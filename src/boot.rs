@@ -85,6 +85,11 @@ pub(crate) fn run(
     let (reports, from_cores) = channel();
     let is_heard = Arc::new(AtomicBool::new(false));
     forward(signals, reports.clone(), Arc::clone(&is_heard))?;
+    if !config.data_dir.exists() {
+        // A start that cannot serve leaves no directory behind, whose number of
+        // shards would be kept from then on.
+        config.listen.iter().try_for_each(|address| refuse_taken(*address))?;
+    }
     let mut data = open_data(config, plan)?;
     let log = log_options(plan, data.manifest().segment_bytes)?;
     let mode = wal::disk::probe(&config.data_dir).at_best(best_mode(machine));
@@ -101,12 +106,8 @@ pub(crate) fn run(
         listen: addresses.clone(),
     };
     let board = Board::new(shards, info);
-    let admin = admin::start(config.admin, Arc::clone(&board)).map_err(|error| {
-        Exit::network(format!(
-            "cannot listen on the admin address {}: {error}; choose another with --admin",
-            config.admin
-        ))
-    })?;
+    let admin = admin::start(config.admin, Arc::clone(&board))
+        .map_err(|error| cannot_bind(config.admin, "--admin", &error))?;
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
@@ -170,10 +171,10 @@ fn bind_all(
         refuse_taken(wanted)?;
         let mut address = wanted;
         for listeners in &mut by_shard {
-            let listener =
-                net::listen::bind(address).map_err(|error| cannot_bind(address, &error))?;
-            address =
-                net::listen::local_addr(&listener).map_err(|error| cannot_bind(address, &error))?;
+            let listener = net::listen::bind(address)
+                .map_err(|error| cannot_bind(address, "--listen", &error))?;
+            address = net::listen::local_addr(&listener)
+                .map_err(|error| cannot_bind(address, "--listen", &error))?;
             listeners.push(listener);
         }
         addresses.push(address);
@@ -191,26 +192,30 @@ fn refuse_taken(address: SocketAddr) -> Result<(), Exit> {
         return Ok(());
     }
     let began = Instant::now();
+    let mut is_told = false;
     loop {
         match TcpListener::bind(address) {
             Ok(_) => return Ok(()),
             Err(error)
                 if error.kind() == ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
             {
+                if !std::mem::replace(&mut is_told, true) {
+                    tracing::info!("{address} is taken: tried for {PORT_PATIENCE:?}");
+                }
                 std::thread::park_timeout(PORT_RETRY);
             }
-            Err(error) => return Err(cannot_bind(address, &error)),
+            Err(error) => return Err(cannot_bind(address, "--listen", &error)),
         }
     }
 }
 
-fn cannot_bind(address: SocketAddr, error: &std::io::Error) -> Exit {
+fn cannot_bind(address: SocketAddr, flag: &str, error: &std::io::Error) -> Exit {
     let what = match error.kind() {
         ErrorKind::AddrInUse => format!(
-            "{address} is taken by another program; stop it or choose another port with --listen"
+            "{address} is taken by another program; stop it or choose another port with {flag}"
         ),
         ErrorKind::AddrNotAvailable => {
-            format!("{address} is not an address of this machine; see --listen")
+            format!("{address} is not an address of this machine; see {flag}")
         }
         ErrorKind::PermissionDenied => {
             format!("{address} may not be used without privileges; choose a port above 1023")

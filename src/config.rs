@@ -233,10 +233,16 @@ impl Loading {
             match value {
                 toml::Value::Table(inner) => self.table(&format!("{key}."), inner, path),
                 toml::Value::Array(values) => {
-                    let values: Vec<String> = values.iter().map(plain).collect();
-                    self.set(&key, &values, origin);
+                    if let Some(values) = values.iter().map(plain).collect::<Option<Vec<_>>>() {
+                        self.set(&key, &values, origin);
+                    } else {
+                        self.refuse(&key, &origin, "its values are strings or whole numbers");
+                    }
                 }
-                value => self.set(&key, &[plain(value)], origin),
+                value => match plain(value) {
+                    Some(value) => self.set(&key, &[value], origin),
+                    None => self.refuse(&key, &origin, "a string or a whole number is wanted"),
+                },
             }
         }
     }
@@ -276,6 +282,10 @@ impl Loading {
         }
     }
 
+    fn refuse(&mut self, key: &str, origin: &Origin, what: &str) {
+        self.complaints.push(format!("{key} ({}): {what}", origin.name()));
+    }
+
     fn set(&mut self, key: &str, values: &[String], origin: Origin) {
         let Some(index) = SETTINGS.iter().position(|setting| setting.key == key) else {
             let keys = SETTINGS.iter().map(|s| s.key.to_owned());
@@ -291,9 +301,13 @@ impl Loading {
     }
 }
 
-/// A TOML value as a setting reads it; strings without their quotes.
-fn plain(value: &toml::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+/// A TOML value as a setting reads it: a string without its quotes, or a number.
+fn plain(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 /// Lists are written with commas where there are no brackets.
@@ -308,9 +322,10 @@ fn split(setting: &Setting, value: &str) -> Vec<String> {
 /// The known name that a typing error most likely meant.
 fn nearest(typed: &str, known: impl Iterator<Item = String>) -> Option<String> {
     let likeness = |name: &String| {
-        // `conns_max` without its section is as near as a typing error.
-        let bare = name.rsplit('.').next().unwrap_or(name);
-        strsim::jaro_winkler(typed, name).max(strsim::jaro_winkler(typed, bare))
+        // Sections are few and alike: `conns_max` without its own is as near as a
+        // typing error, and a shared one makes nothing near.
+        let bare = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+        strsim::jaro_winkler(&bare(typed), &bare(name))
     };
     known
         .map(|name| (likeness(&name), name))

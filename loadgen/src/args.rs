@@ -410,6 +410,7 @@ impl Args {
                 (0.0..1e7).contains(&self.drain_timeout) && (0.0..1e7).contains(&self.linger),
                 "--drain-timeout and --linger are not negative".to_owned(),
             ),
+            (self.rate.is_none_or(|rate| rate <= 1e8), "--rate is at most 100,000,000".to_owned()),
             ((1..=1024).contains(&self.workers), "--workers is 1 to 1024".to_owned()),
             (self.window > 0, "--window is at least 1".to_owned()),
             (self.in_flight != Some(0), "--in-flight is at least 1".to_owned()),

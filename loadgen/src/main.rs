@@ -69,6 +69,10 @@ fn main() -> ExitCode {
         eprintln!("iris-loadgen: {sentence}");
         return ExitCode::from(WRONG_USAGE);
     }
+    if let Err(sentence) = can_report(&args) {
+        eprintln!("iris-loadgen: {sentence}");
+        return ExitCode::from(WRONG_USAGE);
+    }
     let outcome = match crowd::run(&args) {
         Ok(outcome) => outcome,
         Err(sentence) => {
@@ -86,6 +90,31 @@ fn main() -> ExitCode {
     } else {
         ExitCode::from(VERIFICATION_FAILED)
     }
+}
+
+/// What a run brings is not lost to a name that was wrong from the start.
+fn can_report(args: &Args) -> Result<(), String> {
+    if let Some(path) = &args.json {
+        let was_there = path.exists();
+        fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .and_then(|_| if was_there { Ok(()) } else { fs::remove_file(path) })
+            .map_err(|error| format!("--json {} cannot be written: {error}", path.display()))?;
+    }
+    if let Some(prefix) = &args.hgrm {
+        let dir = prefix.parent().filter(|dir| !dir.as_os_str().is_empty());
+        if dir.is_some_and(|dir| !dir.is_dir()) {
+            return Err(format!("--hgrm {}: no such directory", prefix.display()));
+        }
+    }
+    if let Some(pid) = args.server_pid
+        && !fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+    {
+        return Err(format!("--server-pid {pid}: no such process"));
+    }
+    Ok(())
 }
 
 fn write_files(args: &Args, outcome: &crowd::Outcome) -> io::Result<()> {

@@ -270,4 +270,8 @@ fn exit_codes_tell_usage_and_connecting() {
     assert_eq!(run(nobody, PAIRS).0, Some(4));
     assert_eq!(run(nobody, "pairs -c 3").0, Some(2));
     assert_eq!(run(nobody, "pairs --nonsense").0, Some(2));
+    assert_eq!(run(nobody, "pairs --rate 1e30").0, Some(2));
+    // What would be found out at the end is said at the beginning.
+    assert_eq!(run(nobody, "pairs --hgrm /nowhere/at-all").0, Some(2));
+    assert_eq!(run(nobody, "pairs --server-pid 4000000000").0, Some(2));
 }

@@ -197,6 +197,26 @@ mod tests {
     }
 
     #[test]
+    fn a_silent_peer_has_all_its_probes() {
+        let listener = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let client = std::net::TcpStream::connect(local_addr(&listener).unwrap()).unwrap();
+        let accepted = std::net::TcpListener::from(listener).accept().unwrap().0;
+        let socket = SockRef::from(&accepted);
+        assert!(socket.keepalive().unwrap() && socket.tcp_nodelay().unwrap());
+        let (idle, interval) =
+            (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+        let probes = socket.tcp_keepalive_retries().unwrap();
+        assert_eq!(
+            (idle, interval, probes),
+            (KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_PROBES)
+        );
+        // The kernel takes a shorter one for the end after the first probe.
+        let timeout = socket.tcp_user_timeout().unwrap().expect("one is set");
+        assert!(timeout >= idle + interval * probes, "{timeout:?}");
+        drop(client);
+    }
+
+    #[test]
     fn six_is_spoken_too() {
         match bind("[::1]:0".parse().unwrap()) {
             Ok(listener) => assert!(local_addr(&listener).unwrap().is_ipv6()),

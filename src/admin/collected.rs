@@ -163,8 +163,16 @@ impl Collected {
     pub(super) fn window(&self, window: Window, now_ns: u64) -> (u64, u64) {
         match (window, self.interval) {
             (Window::Interval, Some(interval)) => interval,
-            _ => (self.began_ns, now_ns),
+            _ => {
+                let told = self.published_ns().filter(|told| *told > self.began_ns);
+                (self.began_ns, told.unwrap_or(now_ns))
+            }
         }
+    }
+
+    /// Up to when every shard has told everything.
+    fn published_ns(&self) -> Option<u64> {
+        self.shards.iter().filter_map(|latest| latest.at_mono_ns).min()
     }
 
     /// One series over a window, of one shard or of all.

@@ -97,6 +97,13 @@ fn every_setting_is_documented_shown_and_in_its_section() {
 }
 
 #[test]
+fn values_of_another_type_are_refused() {
+    check_refused("data_dir = true", &["data_dir", "a string or a whole number"]);
+    check_refused("shards = 1.5", &["shards", "a string or a whole number"]);
+    check_refused("listen = [true]", &["listen", "strings or whole numbers"]);
+}
+
+#[test]
 fn unknown_keys_are_refused_with_the_nearest_one() {
     check_refused("shard = 2", &["no setting 'shard'", "did you mean shards?"]);
     check_refused(
@@ -105,8 +112,10 @@ fn unknown_keys_are_refused_with_the_nearest_one() {
     );
     check_refused("conns_max = 2", &["did you mean limits.conns_max?"]);
     check_refused("[limits]\nhandshake = 2", &["did you mean limits.handshake_ms?"]);
-    let exit = load_file("qqqq = 1").unwrap_err();
-    assert!(!exit.sentence.contains("did you mean"), "{}", exit.sentence);
+    for far in ["qqqq = 1", "[limits]\nfoo = 1"] {
+        let exit = load_file(far).unwrap_err();
+        assert!(!exit.sentence.contains("did you mean"), "{}", exit.sentence);
+    }
     let exit = load(None, std::iter::empty(), &[flag("nonsense.key", "1")]).unwrap_err();
     assert_eq!(exit.code, 2);
 }

@@ -11,8 +11,8 @@ use super::partial::Rest;
 
 /// What a browser or a health check hears on the messaging port.
 const HTTP_REFUSAL: &[u8] = b"HTTP/1.1 501 Not Implemented\r\nConnection: close\r\n\
-    Content-Type: text/plain\r\nContent-Length: 61\r\n\r\n\
-    This port speaks the messaging protocol; see docs/WIRE.md.\r\n\n";
+    Content-Type: text/plain\r\nContent-Length: 60\r\n\r\n\
+    This port speaks the messaging protocol; see docs/WIRE.md.\r\n";
 
 /// So many blocked connections are remembered without a look at who has ended.
 const BLOCKED_MIN: usize = 64;

@@ -121,8 +121,11 @@ impl Core {
         if now_ns - self.rest.breathed_ns >= BREATHE_NS {
             self.rest.breathed_ns = now_ns;
             self.hands.breathe().await;
+            // What other tasks did meanwhile was work, too.
+            self.rest.turned_ns = clock().mono_ns;
+        } else {
+            self.rest.turned_ns = now_ns;
         }
-        self.rest.turned_ns = now_ns;
         if self.must_go_on() {
             return;
         }
