@@ -55,8 +55,9 @@ fn tell_recovery(shard: ShardId, recovered: &Recovered) {
     }
     if let Some(torn) = &recovered.torn {
         tracing::warn!(
-            "shard {shard}: the last write before the crash was incomplete; {} bytes at position \
-             {} were cut; nothing that was confirmed as guaranteed is among them",
+            "shard {shard}: the log ends in a write that is not whole, as a crash leaves it; {} \
+             bytes at position {} were cut; unless the disk lost bytes that it had confirmed, \
+             nothing that was confirmed as guaranteed is among them",
             torn.bytes,
             torn.lsn
         );

@@ -30,6 +30,7 @@ use shard::hop::Parcel;
 use shard::{Ahead, Effects, Input, Now, Shard};
 use std::sync::OnceLock;
 use wal::disk::{Segments, ShardDir};
+use wal::{BLOCK, block_end};
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
@@ -263,16 +264,26 @@ impl Core {
 
     /// Whether the core may end: everybody has left and the log is on the disk,
     /// or that took too long.
-    fn is_done(&self) -> bool {
+    fn is_done(&mut self) -> bool {
         let Some(since) = self.draining_since else { return false };
+        // The executor must outlive what it has given to its helper threads.
+        let is_helped =
+            self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing();
+        if is_helped {
+            return false;
+        }
         let log = self.shard.log();
         let is_idle = self.hands.stats().conns == 0
             && self.out.list.is_empty()
             && (log.durable() >= log.end() || log.is_poisoned());
-        // The executor must outlive what it has given to its helper threads.
-        let is_helped =
-            self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing();
-        !is_helped && (is_idle || self.now.mono_ns - since > DRAIN_NS_MAX)
+        self.now.mono_ns - since > DRAIN_NS_MAX || is_idle && !self.vouches()
+    }
+
+    /// Has the log end with a record that vouches for the others, if there is a
+    /// place for it; whether it is still to be written.
+    fn vouches(&mut self) -> bool {
+        let end = block_end(self.shard.log().end()) + BLOCK as u64;
+        self.log.has_space_for(end) && self.shard.vouch(self.now)
     }
 
     fn publish(&mut self) {

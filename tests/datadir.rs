@@ -259,6 +259,17 @@ fn a_torn_tail_is_cut_and_reported() {
     check_messages(&server, 40);
 }
 
+/// Even without a client, a server that stops vouches for what it has found.
+#[test]
+fn rot_after_a_clean_stop_is_damage() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 40);
+    let setup = setup.start().stop();
+    damage(&segment(&setup, 0), &body(39));
+    let words = ["segment-0000000000.log", "damaged at file offset", "had been acknowledged"];
+    check_untouched(&setup, &words);
+}
+
 #[test]
 fn strange_files_are_told_of_and_left_alone() {
     let setup = Setup::new().shards(1);

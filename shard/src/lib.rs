@@ -34,6 +34,7 @@ mod receipt;
 mod chunks;
 mod clean;
 pub mod snapshot;
+mod vouch;
 
 mod ages;
 mod foresee;
@@ -75,6 +76,7 @@ use session::Sessions;
 use snapshot::Snapshots;
 use timer::Deadlines;
 use user::{UserIndex, Users};
+use vouch::Vouched;
 use wal::Log;
 use wire::id::ShardId;
 
@@ -129,6 +131,7 @@ pub struct Shard {
     handshakes: Deadlines,
     cleaner: Cleaner,
     snapshots: Snapshots,
+    vouched: Vouched,
     /// Connections for which the log had no room to give up what expired.
     starved: Vec<Conn>,
     /// Inboxes that give memory back at the next tick.
@@ -155,6 +158,7 @@ impl Shard {
             users: Users::new(options.users_max),
             cleaner: Cleaner::new(log.options().segment_bytes),
             snapshots: Snapshots::default(),
+            vouched: Vouched::default(),
             starved: Vec::new(),
             drained: Vec::new(),
             log,
@@ -229,6 +233,7 @@ impl Shard {
         self.clean(now, out);
         self.give_back();
         self.schedule_snapshot(now);
+        self.vouch_at_rest(now);
     }
 
     /// Takes the caller's measures and adds those of the log.

@@ -9,7 +9,7 @@ mod slice;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use wal::{LogStart, Lsn, Record};
+use wal::{LogStart, Lsn};
 
 use crate::Shard;
 use crate::dedup::hours;
@@ -162,7 +162,10 @@ impl Shard {
         let is_waited_for = dead_bytes > 0 && (frees_more || is_late);
         if appended > 0 {
             self.snapshots.is_due = is_long || is_waited_for;
-        } else if is_waited_for {
+        } else if is_waited_for && !self.draining {
+            // Where nothing is sent any more no other record would come, and the
+            // next snapshot needs another start: on a full disk everything might
+            // wait for what it frees.
             self.mark(now);
         }
     }
@@ -173,17 +176,5 @@ impl Shard {
         let (space, durable) = (&self.cleaner.space, self.log.durable());
         let deleted = space.dead(self.snapshots.needed_from(), durable).count();
         (space.dead(begin, durable).count() - deleted) as u64
-    }
-
-    /// Appends a record that changes nothing. Where nothing is sent any more no
-    /// other one would come, and the next snapshot needs another start: on a
-    /// full disk everything might wait for what it frees.
-    fn mark(&mut self, now: Now) {
-        let is_at_rest = self.log.end() == self.log.durable() && !self.draining;
-        let Some(user) = self.users.iter().next().filter(|_| is_at_rest) else { return };
-        let at_s = user.last_seen_s.into();
-        let record = Record::Seen { key: user.key, name: &user.name, at_s };
-        // Without room another write is under way, and there will be some.
-        let _ = self.log.append(&record, self.hlc.ms().max(now.wall_ms));
     }
 }

@@ -42,7 +42,7 @@ impl World {
         }
     }
 
-    fn want_turn(&mut self, shard: usize) {
+    pub(crate) fn want_turn(&mut self, shard: usize) {
         if !self.cores[shard].turn_wanted {
             self.cores[shard].turn_wanted = true;
             let delay_ns = self.chance.below(self.knobs.turn_ns + 1);

@@ -365,6 +365,11 @@ impl LogIo {
         (self.segments.present().count() as u64, self.segments.bytes())
     }
 
+    /// Whether everything before this position has its segment.
+    pub(super) fn has_space_for(&self, lsn_end: Lsn) -> bool {
+        self.segments.has_space_for(lsn_end)
+    }
+
     /// Whether a commit waits for its segment.
     pub(super) fn is_held(&self) -> bool {
         !self.held.is_empty()

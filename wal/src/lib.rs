@@ -61,6 +61,6 @@ pub const FORMAT_OLDEST: u32 = 1;
 pub(crate) const BLOCK_LSN: Lsn = BLOCK as Lsn;
 
 /// The first block boundary at or after `lsn`.
-pub(crate) fn block_end(lsn: Lsn) -> Lsn {
+pub fn block_end(lsn: Lsn) -> Lsn {
     lsn.next_multiple_of(BLOCK_LSN)
 }

@@ -9,6 +9,8 @@
 //!
 //! What it cannot see: rot in the very last commits, which no later commit
 //! vouches for, looks like a torn tail. It is reported as such, never silently.
+//! A log that came to rest or was closed ends with a commit that holds nothing
+//! else.
 
 use std::fmt;
 

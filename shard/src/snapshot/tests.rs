@@ -115,6 +115,10 @@ impl Life {
         self.carry_out();
     }
 
+    pub(crate) fn now(&self) -> Now {
+        self.now
+    }
+
     fn feed(&mut self, input: Input<'_>) {
         for _ in 0..3 {
             match self.shard.handle(self.now, input, &mut self.out) {

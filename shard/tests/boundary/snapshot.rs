@@ -190,6 +190,7 @@ fn a_clock_that_is_set_forward_forgets_nobody() {
          0 send bob 1 a
          > 0 sent bob 1 again
          tick 700000000
+         commit
          snapshot
          0 send bob 2 b
          > 0 gap bob 1",

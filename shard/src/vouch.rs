@@ -1,0 +1,132 @@
+//! The record behind which nothing of the log is doubtful.
+//!
+//! Every commit says how far the log was durable when it was sealed, so rot of
+//! what stands before that is told from a torn tail. Of the last commit none
+//! says so: its rot looks like a write that a crash tore, and what had been
+//! confirmed would be cut. So a log that comes to rest gets one more record,
+//! which changes nothing, and if that one rots nothing is lost with it.
+//!
+//! Invariant: one of them for each rest, and none while anything waits for the
+//! disk.
+
+use wal::{Lsn, Record, block_end};
+
+use crate::Shard;
+use crate::io::Now;
+
+/// A log at rest gets its record after so long: seldom enough to cost nothing.
+const REST_NS: u64 = 60_000_000_000;
+
+/// What of the log is vouched for.
+#[derive(Default)]
+pub(crate) struct Vouched {
+    /// Where the log ended when its last commit was such a record.
+    until: Lsn,
+    /// Where it ended at the last look, and since when it does.
+    rests: (Lsn, u64),
+}
+
+impl Shard {
+    /// Has the log end with a record that vouches for all before it, unless it
+    /// does or something is under way. Whether one was appended; it is to be
+    /// written like any other. For a server that is about to stop.
+    pub fn vouch(&mut self, now: Now) -> bool {
+        if self.vouched.until == block_end(self.log.end()) || !self.mark(now) {
+            return false;
+        }
+        self.vouched.until = block_end(self.log.end());
+        true
+    }
+
+    /// The same after a while in which nothing was appended.
+    pub(crate) fn vouch_at_rest(&mut self, now: Now) {
+        let end = block_end(self.log.end());
+        let (seen, since_ns) = self.vouched.rests;
+        if seen != end {
+            self.vouched.rests = (end, now.mono_ns);
+        } else if now.mono_ns >= since_ns + REST_NS && !self.draining && !self.storage_full {
+            self.vouch(now);
+        }
+    }
+
+    /// Appends a record that changes nothing to a log that is at rest; whether
+    /// it did.
+    pub(crate) fn mark(&mut self, now: Now) -> bool {
+        let is_at_rest = self.log.end() == self.log.durable();
+        let Some(user) = self.users.iter().next().filter(|_| is_at_rest) else { return false };
+        let at_s = user.last_seen_s.into();
+        let record = Record::Seen { key: user.key, name: &user.name, at_s };
+        // Without room another write is under way, and there will be some.
+        self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::recover::{Proof, Scanner, What};
+    use wal::{BLOCK, Damage, Lsn};
+
+    use super::REST_NS;
+    use crate::snapshot::tests::{Life, SEGMENT, log_options};
+
+    const SEND: (u8, u8, u8, u16) = (0, 0, 1, 100);
+    const COMMIT: (u8, u8, u8, u16) = (10, 0, 0, 0);
+
+    fn read_back(life: &Life) -> Result<(Lsn, bool), Damage> {
+        let mut scanner = Scanner::new(life.shard.salt, log_options(), 0);
+        for (segment, base) in
+            life.disk.chunks(SEGMENT as usize).zip((0..).step_by(SEGMENT as usize))
+        {
+            scanner.segment(base, segment, &mut |_, _, _| {})?;
+        }
+        scanner.finish().map(|(start, torn)| (start.lsn, torn.is_some()))
+    }
+
+    /// A shard whose last message is confirmed, and where its commit begins.
+    fn at_rest() -> (Life, usize) {
+        let mut life = Life::new(1000);
+        life.step(SEND);
+        life.step(COMMIT);
+        let last = life.disk.len();
+        life.step(SEND);
+        life.step(COMMIT);
+        (life, last)
+    }
+
+    #[test]
+    fn rot_in_the_last_message_is_no_torn_tail() {
+        let (mut life, last) = at_rest();
+        let end = life.disk.len();
+        life.disk[last + 100] ^= 1;
+        let cut = read_back(&life).expect("without the record it looks torn");
+        assert_eq!(cut, (last as Lsn, true));
+        let now = life.now();
+        assert!(life.shard.vouch(now) && !life.shard.vouch(now), "one is enough");
+        life.step(COMMIT);
+        assert!(!life.shard.vouch(now), "one is enough");
+        assert_eq!(life.disk.len(), end + BLOCK);
+        let damage = read_back(&life).expect_err("it had been confirmed");
+        assert_eq!(damage.proof, Some(Proof::Commit(end as Lsn)));
+        assert!(
+            matches!(damage.what, What::Commit(_) | What::Record(_)) && damage.lsn == last as Lsn
+        );
+        // Rot in the record itself costs nothing.
+        life.disk[last + 100] ^= 1;
+        life.disk[end + 50] ^= 1;
+        assert_eq!(read_back(&life).expect("torn"), (end as Lsn, true));
+    }
+
+    #[test]
+    fn a_rest_is_vouched_for_once() {
+        let (mut life, _) = at_rest();
+        let minute = (9, 0, 0, (REST_NS / 60_000_000_000) as u16);
+        for expected in [0, 1, 0, 0] {
+            let before = life.disk.len();
+            life.step(minute);
+            life.step(COMMIT);
+            assert_eq!((life.disk.len() - before) / BLOCK, expected);
+        }
+        life.step(SEND);
+        assert!(!life.shard.vouch(life.now()), "what is under way comes first");
+    }
+}
