@@ -3,7 +3,8 @@
 //!
 //! One segment is walked through at a time, piece by piece: a `Survey` asks for
 //! bytes, `Surveyed` brings them, and each message of them that an inbox still
-//! points at is copied, or given up if it has expired. Deleting needs more than
+//! points at is copied, or given up if it has expired. A sweep only gives up.
+//! Deleting needs more than
 //! emptiness: the log must be durable up to what emptied the segment, no
 //! snapshot that is kept may need it, and nobody may be reading from it.
 
@@ -29,14 +30,21 @@ const SURVEY_BYTES_MAX: u32 = 256 << 10;
 pub(crate) struct Cleaner {
     pub(crate) space: Space,
     segment_bytes: u64,
-    /// Through the segment that is being cleaned.
-    walker: Option<Walker>,
+    walk: Option<Walk>,
     /// A survey has not been answered.
     is_surveying: bool,
     /// What has expired there and is not given up yet.
     run: Option<Run>,
     /// Reads for devices under way, by segment.
     reads: BTreeMap<u64, u32>,
+}
+
+/// Through the segment that is being cleaned.
+struct Walk {
+    walker: Walker,
+    /// A sweep, and when it began: what has expired is given up, nothing is
+    /// copied.
+    sweep_ms: Option<u64>,
 }
 
 /// Neighbours in one inbox that have expired: one record gives all of them up.
@@ -51,7 +59,7 @@ impl Cleaner {
         Cleaner {
             space: Space::new(segment_bytes),
             segment_bytes,
-            walker: None,
+            walk: None,
             is_surveying: false,
             run: None,
             reads: BTreeMap::new(),
@@ -75,7 +83,7 @@ impl Cleaner {
 
     /// Whether somebody reads from this segment.
     fn is_read(&self, segment: u64) -> bool {
-        let is_walked = self.walker.as_ref().is_some_and(|walker| walker.segment() == segment);
+        let is_walked = self.walk.as_ref().is_some_and(|walk| walk.walker.segment() == segment);
         is_walked || self.reads.contains_key(&segment)
     }
 }
@@ -94,16 +102,16 @@ impl Shard {
 
     /// Whether a turn should look at cleaning once more after a write.
     pub(crate) fn is_cleaning(&self) -> bool {
-        self.cleaner.walker.is_some()
+        self.cleaner.walk.is_some()
     }
 
     /// Asks for the next piece, of another segment if this one is done.
     fn survey(&mut self, now: Now, out: &mut Effects) {
         while !self.cleaner.is_surveying && self.has_room_to_copy() {
             self.give_up_run(now);
-            let Some(walker) = &self.cleaner.walker else {
+            let Some(Walk { walker, .. }) = &self.cleaner.walk else {
                 match self.choose(now) {
-                    Some(walker) => self.cleaner.walker = Some(walker),
+                    Some(walk) => self.cleaner.walk = Some(walk),
                     None => return,
                 }
                 continue;
@@ -128,27 +136,32 @@ impl Shard {
         undurable <= options.tail_bytes as Lsn / 2 && self.log.room(options.record_bytes_max())
     }
 
-    fn choose(&self, now: Now) -> Option<Walker> {
+    fn choose(&self, now: Now) -> Option<Walk> {
         let (space, durable) = (&self.cleaner.space, self.log.durable());
         // On a full disk the reserve must last until what it emptied is gone.
         if self.storage_full && space.dead(durable, durable).next().is_some() {
             return None;
         }
-        let victim = space.victim(now.wall_ms, durable);
+        let victim = space.victim(now.wall_ms, durable, self.bytes_beside());
+        let sweep_ms = victim.is_none().then_some(now.wall_ms);
         let segment = victim.or_else(|| space.expired(now.wall_ms, durable))?;
         let bytes = self.cleaner.segment_bytes;
-        Some(Walker::new(self.salt, segment, bytes, SURVEY_BYTES_MAX))
+        let walker = Walker::new(self.salt, segment, bytes, SURVEY_BYTES_MAX);
+        Some(Walk { walker, sweep_ms })
     }
 
     fn end_walk(&mut self) {
-        let walker = self.cleaner.walker.take().expect("a walk ends once");
+        let Walk { walker, sweep_ms } = self.cleaner.walk.take().expect("a walk ends once");
+        self.metrics.counters.segments_cleaned += 1;
+        if let Some(began_ms) = sweep_ms {
+            return self.cleaner.space.swept(walker.segment(), began_ms);
+        }
         let (_, left) = self.cleaner.space.live(walker.segment());
         debug_assert!(left == 0, "{left} messages of segment {} not found", walker.segment());
         if left > 0 {
             // Nothing is deleted that something still points at.
             self.cleaner.space.leave(walker.segment());
         }
-        self.metrics.counters.segments_cleaned += 1;
     }
 
     /// The bytes of a survey arrived; `None` when they could not be read.
@@ -156,31 +169,34 @@ impl Shard {
         if !std::mem::take(&mut self.cleaner.is_surveying) || self.log.is_poisoned() {
             return;
         }
-        let mut walker = self.cleaner.walker.take().expect("a survey is of a walk");
+        let mut walk = self.cleaner.walk.take().expect("a survey is of a walk");
         let is_sound = match bytes {
             // Others may have taken the room while the read was under way.
             Some(_) if !self.has_room_to_copy() => true,
-            Some(bytes) => self.copy(now, &mut walker, lsn, bytes),
+            Some(bytes) => self.copy(now, &mut walk, lsn, bytes),
             None => false,
         };
         if is_sound {
-            self.cleaner.walker = Some(walker);
+            self.cleaner.walk = Some(walk);
         } else {
             self.metrics.counters.damaged += 1;
-            self.cleaner.space.leave(walker.segment());
+            self.cleaner.space.leave(walk.walker.segment());
             out.push(Effect::Damaged { lsn });
         }
         self.clean(now, out);
     }
 
-    /// Copies what is left in these bytes, or the beginning of it; whether they
-    /// are what they should be.
-    fn copy(&mut self, now: Now, walker: &mut Walker, lsn: Lsn, bytes: &[u8]) -> bool {
+    /// Copies what is left in these bytes, or the beginning of it, or gives up
+    /// what has expired; whether they are what they should be.
+    fn copy(&mut self, now: Now, walk: &mut Walk, lsn: Lsn, bytes: &[u8]) -> bool {
+        let Walk { walker, sweep_ms } = walk;
+        // Were the clock set back, less would be given up from here on.
+        *sweep_ms = sweep_ms.map(|began_ms| began_ms.min(now.wall_ms));
         let before = walker.want();
         let copied_max = self.log.end() + COPY_BYTES_MAX;
         let walked = walker.feed(lsn, bytes, &mut |lsn, len, record| {
             if let Record::Message(message) | Record::Moved(message) = record {
-                self.keep(now, lsn, len, &message);
+                self.keep(now, lsn, len, &message, sweep_ms.is_some());
             }
             let is_enough = self.log.end() >= copied_max || !self.has_room_to_copy();
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -188,8 +204,9 @@ impl Shard {
         walked.is_ok() && walker.want() != before
     }
 
-    /// Copies a message to the log's end if somebody still waits for it.
-    fn keep(&mut self, now: Now, lsn: Lsn, len: u32, message: &Message<'_>) {
+    /// Copies a message to the log's end if somebody still waits for it, unless
+    /// this is a sweep; or gives it up.
+    fn keep(&mut self, now: Now, lsn: Lsn, len: u32, message: &Message<'_>, is_sweep: bool) {
         let Some(user) = self.users.find(message.key) else { return };
         let Some(inbox) = self.users[user].inbox.as_deref_mut() else { return };
         let seq = message.inbox_seq;
@@ -198,6 +215,9 @@ impl Shard {
         }
         if is_expired(now, message) {
             return self.add_to_run(now, user, seq);
+        }
+        if is_sweep {
+            return;
         }
         let moved = self.append(now, &Record::Moved(*message));
         debug_assert_eq!(moved.len, len, "a copy is as long as its original");

@@ -97,7 +97,7 @@ pub struct Counters {
     pub moved: u64,
     /// Log bytes of them.
     pub moved_bytes: u64,
-    /// Segments walked through to empty them.
+    /// Segments walked through to empty them, or to give up what has expired.
     pub segments_cleaned: u64,
     /// Segments that were deleted.
     pub segments_discarded: u64,

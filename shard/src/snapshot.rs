@@ -26,6 +26,10 @@ const REST_NS: u64 = 10_000_000_000;
 /// Dead segments of a shard at rest are worth a snapshot after so long.
 const PATIENCE_NS: u64 = 60_000_000_000;
 
+/// Dead segments are worth their two snapshots when they are so many times as
+/// large as the last one.
+const DEAD_PER_SNAPSHOT: u64 = 2;
+
 /// Whether a snapshot has more slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -51,6 +55,8 @@ pub(crate) struct Snapshots {
     kept: (Option<Lsn>, Option<Lsn>),
     /// How large the newest one is.
     bytes: u64,
+    /// How much was appended while it was written.
+    spanned: u64,
     /// When the newest one was begun or, after a failure, when to try again.
     begun_ns: u64,
     rests_until_ns: u64,
@@ -129,6 +135,7 @@ impl Shard {
         self.snapshots.taking = None;
         self.snapshots.kept = (Some(start), self.snapshots.kept.0);
         self.snapshots.bytes = bytes;
+        self.snapshots.spanned = self.log.end() - start;
         self.metrics.counters.snapshots += 1;
         self.metrics.counters.snapshot_bytes = bytes;
     }
@@ -157,7 +164,8 @@ impl Shard {
         let appended = begin - it.kept.0.unwrap_or(0);
         let dead_bytes = self.dead_but_needed(begin) * segment_bytes;
         let is_long = appended >= segment_bytes.max(2 * it.bytes);
-        let frees_more = dead_bytes >= 2 * it.bytes || self.storage_full && dead_bytes >= it.bytes;
+        let frees_more = dead_bytes >= DEAD_PER_SNAPSHOT * it.bytes
+            || self.storage_full && dead_bytes >= it.bytes;
         let is_late = now.mono_ns >= it.begun_ns + PATIENCE_NS;
         let is_waited_for = dead_bytes > 0 && (frees_more || is_late);
         if appended > 0 {
@@ -168,6 +176,18 @@ impl Shard {
             // wait for what it frees.
             self.mark(now);
         }
+    }
+
+    /// What may lie on the disk, under a steady load, beside the segments that
+    /// hold something and the two that are always there: two snapshots and one
+    /// being written; the dead that these let go of, which are worth it when
+    /// they are twice a snapshot or a segment, and what dies meanwhile; a second
+    /// segment made ahead.
+    pub(crate) fn bytes_beside(&self) -> u64 {
+        let it = &self.snapshots;
+        let snapshots = 3 * it.bytes;
+        let dead = DEAD_PER_SNAPSHOT * it.bytes + 2 * it.spanned;
+        snapshots + dead + 2 * self.log.options().segment_bytes
     }
 
     /// Segments that would be deleted if the snapshots that are kept began at

@@ -139,9 +139,11 @@ const SUMMED: [Family; 50] = [
         l.counters.moved
     }),
     counter("iris_log_moved_bytes_total", "Log bytes of them.", |l| l.counters.moved_bytes),
-    counter("iris_log_segments_cleaned_total", "Segments walked through to empty them.", |l| {
-        l.counters.segments_cleaned
-    }),
+    counter(
+        "iris_log_segments_cleaned_total",
+        "Segments walked through to empty them, or to give up what has expired.",
+        |l| l.counters.segments_cleaned,
+    ),
     counter("iris_log_segments_deleted_total", "Segments deleted.", |l| {
         l.counters.segments_discarded
     }),

@@ -1,6 +1,8 @@
 //! Any life with a snapshot taken somewhere in it: read back from that
 //! snapshot, the shard is what it was.
 
+mod load;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -30,7 +32,7 @@ pub(crate) fn options() -> Options {
         users_max: 8,
         waiting_messages_max: 100_000,
         pairs_max: 1000,
-        inbox_messages_max: 10_000,
+        inbox_messages_max: 40_000,
         inbox_bytes_max: 1 << 30,
         retention_ms: 600 * MINUTE_MS,
         pairs_kept_ms: 180 * MINUTE_MS,
@@ -60,6 +62,13 @@ pub(crate) struct Taken {
     slices: Vec<Vec<u8>>,
     spaces: Vec<Vec<u8>>,
     end: Option<Lsn>,
+}
+
+impl Taken {
+    /// What is written so far.
+    fn bytes(&self) -> u64 {
+        self.slices.iter().chain(&self.spaces).map(|payload| payload.len() as u64).sum()
+    }
 }
 
 pub(crate) struct Life {
@@ -250,7 +259,8 @@ impl Life {
             Some(end) => {
                 self.commit();
                 assert!(self.shard.log().durable() >= end);
-                self.feed(Input::Snapshotted { start: taken.start.lsn, bytes: 1000 });
+                let bytes = taken.bytes();
+                self.feed(Input::Snapshotted { start: taken.start.lsn, bytes });
                 self.kept.push(taken);
                 return;
             }

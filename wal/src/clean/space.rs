@@ -13,16 +13,20 @@
 //! entries that point into it. They are counted again after every restart; only
 //! the hours are in the snapshot.
 
+use super::hours::{HOUR_MS, Hours};
 use crate::record::{Malformed, Take};
 use crate::{Lsn, segment};
 
-/// Live bytes are kept at one part in so many of the segments' bytes, or more.
+/// Live bytes are kept at one part in so many of the bytes on the disk, or more.
 const DISK_PER_LIVE: u64 = 2;
-/// Hours told apart in one segment. A default retention of 30 days has 720.
-const HOURS_MAX: usize = 1024;
-const HOUR_MS: u64 = 60 * 60 * 1000;
-/// The hour of what never expires.
-const NEVER: u32 = u32::MAX;
+/// A segment is swept when one part in so many of it has expired.
+const SWEPT_PART: u64 = 8;
+/// Or when the oldest that has expired did so this long ago; the next time it
+/// is twice as long.
+const SWEPT_AFTER_MS: u64 = 24 * HOUR_MS;
+/// So often at most, and once more when all of it has expired: what is read for
+/// it is no more than eight times what was written.
+const SWEEPS_MAX: u32 = 7;
 /// A payload of the snapshot ends after about so many bytes, so that writing
 /// one never holds up a turn.
 const PAYLOAD_BYTES: usize = 32 << 10;
@@ -49,10 +53,10 @@ struct Cell {
     emptied: Lsn,
     /// Its bytes are damaged: it is neither cleaned nor deleted.
     is_damaged: bool,
-    /// Message bytes ever appended, by the hour in which they expire, ascending.
-    hours: Vec<(u32, u64)>,
-    /// Their sum.
-    appended: u64,
+    /// Message bytes ever appended, but for those that expired and were swept.
+    hours: Hours,
+    /// How often it was swept since the start.
+    sweeps: u32,
     /// Records before this position are in `hours`, though they are replayed.
     as_of: Lsn,
 }
@@ -70,8 +74,7 @@ impl Space {
         let bytes = u64::from(len);
         let cell = self.put(lsn, bytes);
         if lsn >= cell.as_of {
-            let hour = u32::try_from(expires_ms / HOUR_MS).unwrap_or(NEVER);
-            cell.expire_in(if expires_ms == 0 { NEVER } else { hour }, bytes);
+            cell.hours.add(expires_ms, bytes);
         }
     }
 
@@ -162,30 +165,42 @@ impl Space {
 
     /// The segment to clean next, among those that end at or before `below`:
     /// where the least is left, the oldest of equals. `None` while the segments
-    /// take no more than twice the bytes of what waits and has not expired.
-    /// Dead ones do not count, they are as good as gone.
-    pub fn victim(&self, now_ms: u64, below: Lsn) -> Option<u64> {
+    /// and `beside_bytes` take no more than twice the bytes of what waits and has
+    /// not expired, or the segments alone one and a half times.
+    ///
+    /// Dead segments do not count here, so that `beside_bytes` must: how many
+    /// there may be, not how many there are. A cleaned segment is dead, too,
+    /// until it is deleted; were those counted, cleaning would call for more of
+    /// it.
+    pub fn victim(&self, now_ms: u64, below: Lsn, beside_bytes: u64) -> Option<u64> {
         let cells = || self.cells.iter().filter(|cell| !cell.is_damaged);
         let live: u64 = cells().map(|cell| cell.unexpired(now_ms)).sum();
         let full = || cells().filter(|cell| cell.live_messages > 0 && self.is_below(cell, below));
         let bytes = full().count() as u64 * self.segment_bytes;
-        if bytes <= DISK_PER_LIVE.saturating_mul(live) {
+        // Fuller than two thirds they would be copied for little.
+        if bytes <= DISK_PER_LIVE.saturating_mul(live) - beside_bytes.min(live / 2) {
             return None;
         }
         full().min_by_key(|cell| (cell.unexpired(now_ms), cell.segment)).map(|cell| cell.segment)
     }
 
-    /// A segment that ends at or before `below` and of which at least half has
-    /// probably expired, the oldest one. It holds up memory and inboxes, though
-    /// the disk may have room.
+    /// A segment that ends at or before `below` and of which enough has probably
+    /// expired, or long enough ago, to read it and give that up, the oldest one.
+    /// It holds up memory and inboxes, though the disk may have room.
     pub fn expired(&self, now_ms: u64, below: Lsn) -> Option<u64> {
-        let is_old = |cell: &&Cell| {
-            cell.live_messages > 0
-                && !cell.is_damaged
-                && self.is_below(cell, below)
-                && cell.unexpired(now_ms) <= cell.live_bytes / 2
+        let worth = self.segment_bytes / SWEPT_PART;
+        let is_due = |cell: &&Cell| {
+            !cell.is_damaged && self.is_below(cell, below) && cell.is_sweep_due(now_ms, worth)
         };
-        self.cells.iter().find(is_old).map(|cell| cell.segment)
+        self.cells.iter().find(is_due).map(|cell| cell.segment)
+    }
+
+    /// What had expired in this segment at `now_ms` has been given up.
+    pub fn swept(&mut self, segment: u64, now_ms: u64) {
+        if let Ok(at) = self.find(segment) {
+            self.cells[at].hours.forget(now_ms);
+            self.cells[at].sweeps += 1;
+        }
     }
 
     /// The segments that may be deleted: nothing in them waits, they end at or
@@ -229,8 +244,7 @@ impl Space {
             if cell.as_of > 0 {
                 return Err(Malformed::Payload);
             }
-            (cell.hours, cell.appended) = (decoded.hours, decoded.appended);
-            cell.as_of = decoded.as_of;
+            (cell.hours, cell.as_of) = (decoded.hours, decoded.as_of);
         }
         Ok(())
     }
@@ -273,58 +287,28 @@ impl Space {
 }
 
 impl Cell {
-    fn expire_in(&mut self, hour: u32, bytes: u64) {
-        self.appended += bytes;
-        let at = match self.hours.binary_search_by_key(&hour, |(hour, _)| *hour) {
-            Ok(at) => at,
-            Err(at) if self.hours.len() < HOURS_MAX => {
-                self.hours.insert(at, (hour, 0));
-                at
-            }
-            // Rather late than early: only an estimate becomes worse.
-            Err(at) => at.min(HOURS_MAX - 1),
-        };
-        self.hours[at].1 += bytes;
-    }
-
     /// Live bytes without those that have probably expired.
     fn unexpired(&self, now_ms: u64) -> u64 {
-        let past = |hour: u32| hour != NEVER && (u64::from(hour) + 1) * HOUR_MS <= now_ms;
-        let expired: u64 =
-            self.hours.iter().take_while(|(hour, _)| past(*hour)).map(|(_, bytes)| bytes).sum();
-        if expired == 0 {
-            return self.live_bytes;
-        }
-        let left = u128::from(self.live_bytes) * u128::from(self.appended - expired);
-        (left / u128::from(self.appended)) as u64
+        self.hours.unexpired(self.live_bytes, now_ms)
+    }
+
+    fn is_sweep_due(&self, now_ms: u64, worth: u64) -> bool {
+        let overdue_ms = self.hours.overdue_ms(now_ms).filter(|_| self.live_messages > 0);
+        let Some(overdue_ms) = overdue_ms else { return false };
+        let is_worth = self.live_bytes - self.unexpired(now_ms) >= worth;
+        let is_late = overdue_ms >= SWEPT_AFTER_MS << self.sweeps.min(SWEEPS_MAX);
+        self.hours.are_past(now_ms) || self.sweeps < SWEEPS_MAX && (is_worth || is_late)
     }
 
     fn encode(&self, as_of: Lsn, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.segment.to_le_bytes());
         out.extend_from_slice(&as_of.to_le_bytes());
-        out.extend_from_slice(&(self.hours.len() as u32).to_le_bytes());
-        for (hour, bytes) in &self.hours {
-            out.extend_from_slice(&hour.to_le_bytes());
-            out.extend_from_slice(&bytes.to_le_bytes());
-        }
+        self.hours.encode(out);
     }
 
     fn decode(take: &mut Take<'_>) -> Option<Cell> {
         let (segment, as_of) = (take.u64()?, take.u64()?);
-        let count = take.u32()? as usize;
-        if count > HOURS_MAX {
-            return None;
-        }
-        let mut cell = Cell { segment, as_of, ..Cell::default() };
-        for _ in 0..count {
-            let (hour, bytes) = (take.u32()?, take.u64()?);
-            if cell.hours.last().is_some_and(|(last, _)| *last >= hour) {
-                return None;
-            }
-            cell.appended = cell.appended.checked_add(bytes)?;
-            cell.hours.push((hour, bytes));
-        }
-        Some(cell)
+        Some(Cell { segment, as_of, hours: Hours::decode(take)?, ..Cell::default() })
     }
 }
 
@@ -332,6 +316,7 @@ impl Cell {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::hours::HOURS_MAX;
     use super::*;
 
     const SEGMENT: u64 = 1 << 20;
@@ -352,7 +337,7 @@ mod tests {
     }
 
     fn victim(space: &Space) -> Option<u64> {
-        space.victim(HOUR_MS, u64::MAX)
+        space.victim(HOUR_MS, u64::MAX, 0)
     }
 
     #[test]
@@ -369,11 +354,11 @@ mod tests {
     #[test]
     fn only_what_is_full_and_durable_is_a_victim() {
         let space = space(&[10, 10, 10]);
-        assert_eq!(space.victim(0, SEGMENT - 1), None);
-        assert_eq!(space.victim(0, SEGMENT), Some(0));
+        assert_eq!(space.victim(0, SEGMENT - 1, 0), None);
+        assert_eq!(space.victim(0, SEGMENT, 0), Some(0));
         let mut space = Space::new(SEGMENT);
         space.add(5, LEN, 0);
-        assert_eq!(space.victim(0, 4096), None, "it is being written");
+        assert_eq!(space.victim(0, 4096, 0), None, "it is being written");
     }
 
     #[test]
@@ -384,8 +369,8 @@ mod tests {
             space.add(n * u64::from(LEN), LEN, hour * HOUR_MS + 7);
         }
         space.reach(2 * SEGMENT);
-        assert_eq!(space.victim(10 * HOUR_MS + 8, u64::MAX), None, "not the whole hour");
-        assert_eq!(space.victim(11 * HOUR_MS, u64::MAX), Some(0));
+        assert_eq!(space.victim(10 * HOUR_MS + 8, u64::MAX, 0), None, "not the whole hour");
+        assert_eq!(space.victim(11 * HOUR_MS, u64::MAX, 0), Some(0));
         // Half of what remains of the first segment is taken to be expired.
         let mut half = super::tests::space(&[0]);
         for n in 0..1000 {
@@ -398,6 +383,79 @@ mod tests {
         assert_eq!((cell.live_bytes, cell.unexpired(0)), (600_000, 600_000));
         assert_eq!(cell.unexpired(2 * HOUR_MS), 300_000);
         assert_eq!(cell.unexpired(u64::MAX), 300_000, "what never expires stays");
+    }
+
+    #[test]
+    fn what_lies_beside_makes_victims_earlier() {
+        let space = space(&[600, 600, 700, 700]); // 2.6 million bytes in 4 MiB
+        let victim = |beside| space.victim(HOUR_MS, u64::MAX, beside);
+        assert_eq!(victim(SEGMENT - 100_000), None);
+        assert_eq!(victim(SEGMENT), Some(0));
+        // Two thirds full is full enough, whatever lies beside.
+        assert_eq!(super::tests::space(&[700, 700]).victim(HOUR_MS, u64::MAX, u64::MAX), None);
+        assert_eq!(super::tests::space(&[690, 690]).victim(HOUR_MS, u64::MAX, u64::MAX), Some(0));
+    }
+
+    /// Full segments; of the first, so many messages expire in these hours.
+    fn expiring(hours: &[(u64, u64)]) -> Space {
+        let mut space = space(&[0, 1000]);
+        let mut n = 0;
+        for &(hour, count) in hours {
+            for _ in 0..count {
+                space.add(n * u64::from(LEN), LEN, hour * HOUR_MS);
+                n += 1;
+            }
+        }
+        space
+    }
+
+    #[test]
+    fn an_eighth_is_swept_at_once_and_less_after_a_day() {
+        let due = |space: &Space, hour: u64| space.expired(hour * HOUR_MS, u64::MAX);
+        let mut space = expiring(&[(1, 132), (2, 30), (5, 30), (90, 800)]);
+        assert_eq!(due(&space, 1), None);
+        assert_eq!(space.expired(2 * HOUR_MS, SEGMENT - 1), None, "it is being written");
+        assert_eq!(due(&space, 2), Some(0));
+        space.swept(0, 2 * HOUR_MS);
+        assert_eq!(due(&space, 3), None, "what was given up is not looked for again");
+        // The second time it takes two days.
+        assert_eq!(due(&space, 3 + 47), None);
+        assert_eq!(due(&space, 3 + 48), Some(0));
+        space.swept(0, 51 * HOUR_MS);
+        assert_eq!(due(&space, 90), None);
+        assert_eq!(due(&space, 91), Some(0), "nothing else is left");
+        let fresh = expiring(&[(1, 3), (900, 900)]);
+        assert_eq!(due(&fresh, 25), None);
+        assert_eq!(due(&fresh, 26), Some(0));
+    }
+
+    /// However the hours lie and whenever somebody looks.
+    #[test]
+    fn a_segment_is_swept_eight_times_at_most() {
+        for step in [1, 3, 7, 24, 100] {
+            let each: Vec<_> = (1..=1000).map(|hour| (hour, 1)).collect();
+            let mut space = expiring(&each);
+            space.forget_second();
+            let mut sweeps = 0;
+            for now_ms in (0..3000).step_by(step).map(|hour| hour * HOUR_MS) {
+                while space.expired(now_ms, u64::MAX) == Some(0) {
+                    space.swept(0, now_ms);
+                    sweeps += 1;
+                }
+            }
+            assert!((1..=8).contains(&sweeps), "{sweeps} sweeps with steps of {step} hours");
+            assert_eq!(space.cells[0].hours.list(), [], "all of it was given up");
+        }
+    }
+
+    impl Space {
+        /// Takes away what [`space`] put into the second segment.
+        fn forget_second(&mut self) {
+            for n in 0..1000 {
+                self.sub(SEGMENT + n * u64::from(LEN), LEN, 0);
+            }
+            self.forget(1);
+        }
     }
 
     #[test]
@@ -469,7 +527,7 @@ mod tests {
         after.decode(&encoded(&before, 2 * SEGMENT + 200)).unwrap();
         after.add(2 * SEGMENT + 100, LEN, 50 * HOUR_MS); // replayed
         after.add(2 * SEGMENT + 200, LEN, 60 * HOUR_MS); // new
-        let hours: Vec<_> = after.cells.iter().map(|cell| cell.hours.clone()).collect();
+        let hours: Vec<_> = after.cells.iter().map(|cell| cell.hours.list()).collect();
         assert_eq!(hours, [vec![(100, 3000)], vec![(100, 4000)], vec![(50, 1000), (60, 1000)]]);
         assert_eq!(after.total_live(), (2000, 2));
         assert_eq!(after.decode(&encoded(&before, 9)), Err(Malformed::Payload), "twice");
@@ -483,8 +541,9 @@ mod tests {
                 space.add(segment * SEGMENT, 1, hour * HOUR_MS);
             }
         }
-        assert!(space.cells.iter().all(|cell| cell.hours.len() == HOURS_MAX));
-        assert!(space.cells.iter().all(|cell| cell.appended == 2999));
+        assert!(space.cells.iter().all(|cell| cell.hours.list().len() == HOURS_MAX));
+        let sum = |cell: &Cell| cell.hours.list().iter().map(|(_, bytes)| bytes).sum::<u64>();
+        assert!(space.cells.iter().all(|cell| sum(cell) == 2999));
         let mut payload = Vec::new();
         assert_eq!(space.encode(0, 1, &mut payload), Some(3));
         let mut after = Space::new(SEGMENT);
@@ -497,7 +556,7 @@ mod tests {
         fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut space = Space::new(SEGMENT);
             let _ = space.decode(&bytes);
-            let _ = space.victim(HOUR_MS, u64::MAX / 2);
+            let _ = space.victim(HOUR_MS, u64::MAX / 2, 1 << 20);
         }
 
         /// Whatever happens, the sums are those of the messages that are there.
@@ -515,7 +574,7 @@ mod tests {
                     space.sub(live.remove(n as usize % live.len()), LEN, end);
                 }
                 prop_assert_eq!(space.total_live().1, live.len() as u64);
-                if let Some(victim) = space.victim(3 * HOUR_MS, end) {
+                if let Some(victim) = space.victim(3 * HOUR_MS, end, 0) {
                     prop_assert!((victim + 1) * SEGMENT <= end);
                     prop_assert!(live.iter().any(|at| at / SEGMENT == victim));
                 }

@@ -122,7 +122,7 @@ impl Life {
 
     /// Copies what still waits in the next victim to the log's end.
     pub(super) fn clean(&mut self) {
-        let Some(victim) = self.inbox.space.victim(0, self.log.durable()) else { return };
+        let Some(victim) = self.inbox.space.victim(0, self.log.durable(), 0) else { return };
         let mut walker = Walker::new(self.recovered.start.salt, victim, SEGMENT_BYTES, READ_BYTES);
         while let Some(Want { lsn, len, .. }) = walker.want() {
             let (fd, offset) = self.segments.locate(lsn).unwrap();
