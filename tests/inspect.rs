@@ -507,6 +507,31 @@ fn numbers_go_on_above_a_missing_end() {
     check_goes_on(&setup.start(), session);
 }
 
+/// The log of a rewritten layout says nothing of those for whom nothing waits.
+#[test]
+fn numbers_go_on_without_the_snapshots_that_knew_them() {
+    let setup = Setup::new();
+    let server = setup.clone().shards(1).start();
+    let (mut alice, mut bob) = (server.v2("alice", 1), server.v2("bob", 1));
+    pass(&mut alice, &mut bob, 300);
+    let session = bob.into_session();
+    drop(alice);
+    server.stop();
+    setup.clone().shards(2).start().stop();
+    for shard in fs::read_dir(setup.data_dir().join("gen-0001")).unwrap() {
+        for (path, bytes) in contents(&shard.unwrap().path()) {
+            if path.extension().is_some_and(|extension| extension == "snap") {
+                flip(&path, bytes.len() / 2);
+            }
+        }
+    }
+    repair(&setup, &["what only a snapshot said", "far above any"]);
+    // Over a snapshot, a start and a rewriting.
+    setup.start().stop();
+    setup.clone().shards(1).start().stop();
+    check_goes_on(&setup.start(), session);
+}
+
 /// Rot below the snapshot, which a start does not see.
 #[test]
 fn rot_in_old_messages_is_found() {

@@ -217,7 +217,7 @@ impl Inbox {
     /// The numbering begins at `first`, in an empty inbox.
     pub(crate) fn begin_at(&mut self, first: u64) {
         assert!(self.entries.is_empty(), "only an empty inbox begins");
-        self.first = first;
+        (self.first, self.visible) = (first, first - 1);
     }
 
     /// Every entry with its seq.

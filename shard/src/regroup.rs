@@ -87,6 +87,9 @@ pub(crate) fn regroup(
         Newcomer { shard, load: Load::default(), copied: 0 }
     };
     let mut newcomers: Vec<Newcomer> = new.iter().map(newcomer).collect();
+    // Whoever is not known may have been known to any of them.
+    let floor = old.iter().map(|(replay, _)| replay.users().floor()).max().unwrap_or(0);
+    newcomers.iter_mut().for_each(|it| it.shard.users.raise_floor(floor));
     for (at, newcomer) in newcomers.iter().enumerate() {
         let Options { shard, shards, .. } = newcomer.shard.options;
         assert!((usize::from(shard), usize::from(shards)) == (at, new.len()), "in their order");

@@ -169,6 +169,7 @@ impl Restore for Replay {
                 let user = self.user(key, name);
                 self.users[user].last_seen_s = u32::try_from(at_s).unwrap_or(u32::MAX);
             }
+            Record::Floor { name: b"", seq, .. } => self.users.raise_floor(seq),
             Record::Floor { key, name, seq } => {
                 let user = self.user(key, name);
                 self.users[user].inbox_mut().raise_floor(seq);

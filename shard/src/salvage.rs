@@ -8,30 +8,51 @@
 //!
 //! After it the numbering of every inbox goes on above what the lost bytes can
 //! have held: a device that has seen a number takes another message under it for
-//! a repetition, and would lose it.
+//! a repetition, and would lose it. Somebody whom nothing left tells of may have
+//! seen numbers, too, so there is a floor for all who come later
+//! ([`Salvage::floor`]); it is in the log and in each snapshot as that of a user
+//! without a name.
 
 use std::collections::BTreeMap;
 
 use wal::record::{Malformed, Message, Record};
 use wal::salvage::{MESSAGE_BYTES_MIN, Rescue};
 use wal::{Log, LogStart, Lsn, Restore};
+use wire::id::UserKey;
 use wire::limits::DEVICES_MAX;
 
 use crate::dedup::{Numbering, PairKey};
-use crate::inbox::Entry;
+use crate::inbox::{Entry, HOLES_MAX};
 use crate::replay::Replay;
-use crate::user::{Device, UserIndex, V1_DEVICE};
+use crate::user::{Device, User, UserIndex, V1_DEVICE};
 use crate::{KeyHasher, Options, Shard};
 
 /// Numbers that all inboxes together skip at most while messages wait in them:
 /// each costs 16 bytes until those are acknowledged.
 const HOLES_TOTAL_MAX: u64 = 4 << 20;
 
+/// Numbers that an inbox skips in which something waits, when only a snapshot
+/// told of those without a message: far more than logins and restarts leave. An
+/// inbox takes twice as many before it is full.
+const SKIPPED_UNKNOWN: u64 = 1 << 15;
+
+/// Numbers that an inbox is thought to have given out in each millisecond since
+/// 1970, at most: what goes on above them goes on above all there ever were, and
+/// above those of an earlier repair.
+const NUMBERS_PER_MS: u64 = 1000;
+/// The same for a clock that says 1970.
+const NUMBERS_MIN: u64 = 1 << 40;
+/// Later than any clock; all numbers stay below 2^53.
+const MS_MAX: u64 = 1 << 42;
+
 /// A shard that is put together.
 pub struct Salvage {
     replay: Replay,
     /// Bytes of the log that could not be read, since the snapshot.
     lost_bytes: u64,
+    /// What there was before the log that is left is not known, and the wall
+    /// clock says this.
+    forgotten_ms: Option<u64>,
     /// By user, what is known to be missing.
     missing: BTreeMap<UserIndex, Missing>,
     /// What was given up, as runs of neighbours: user, first and last seq.
@@ -67,7 +88,8 @@ impl Salvage {
     /// An empty shard, whose log has segments of this size.
     pub fn new(options: Options, hasher: KeyHasher, segment_bytes: u64) -> Salvage {
         let replay = Replay::new(options, hasher, segment_bytes);
-        Salvage { replay, lost_bytes: 0, missing: BTreeMap::new(), given_up: Vec::new() }
+        let (missing, given_up) = (BTreeMap::new(), Vec::new());
+        Salvage { replay, lost_bytes: 0, forgotten_ms: None, missing, given_up }
     }
 
     /// What waits, in the order of the log.
@@ -112,6 +134,36 @@ impl Salvage {
         self.given_up.iter().map(record)
     }
 
+    /// There were users of whom nothing is left: no snapshot, and not the whole
+    /// log. The wall clock, ms.
+    pub fn forget(&mut self, wall_ms: u64) {
+        self.forgotten_ms = Some(wall_ms);
+    }
+
+    /// The number above which the inboxes of users begin who are not known, when
+    /// they may have been.
+    fn new_floor(&self) -> Option<u64> {
+        let known = self.replay.users().floor();
+        let lost_max = self.lost_max();
+        match self.forgotten_ms {
+            Some(ms) => {
+                let ms = ms.max(self.replay.hlc_ms()).min(MS_MAX);
+                Some((known + lost_max).max(NUMBERS_MIN + ms * NUMBERS_PER_MS))
+            }
+            None => (lost_max > 0).then_some(known + lost_max),
+        }
+    }
+
+    /// The same as the log is to say it.
+    pub fn floor(&self) -> Option<Record<'static>> {
+        self.new_floor().map(|seq| Record::Floor { key: UserKey(0), name: b"", seq })
+    }
+
+    /// Messages that the lost bytes held, at most.
+    fn lost_max(&self) -> u64 {
+        self.lost_bytes.div_ceil(MESSAGE_BYTES_MIN)
+    }
+
     /// A message that waits was copied to `lsn`.
     pub fn moved_to(&mut self, placed: &Placed, lsn: Lsn, expires_ms: u64) {
         self.replay.users_mut()[placed.user].inbox_mut().repoint(placed.inbox_seq, lsn);
@@ -150,26 +202,27 @@ impl Salvage {
 
     /// Has every numbering go on above what can be lost of it.
     fn raise_floors(&mut self) {
-        let lost_max = self.lost_bytes.div_ceil(MESSAGE_BYTES_MIN);
-        if lost_max == 0 {
-            return;
-        }
+        let Some(floor) = self.new_floor() else { return };
+        let (is_forgotten, lost_max) = (self.forgotten_ms.is_some(), self.lost_max());
+        let among_waiting = if is_forgotten { lost_max.max(SKIPPED_UNKNOWN) } else { lost_max };
         let users = self.replay.users_mut();
+        users.raise_floor(floor);
         let waits = |user: &&crate::user::User| user.waiting().next().is_some();
         let waiting = users.iter().filter(waits).count() as u64;
         let each_max = HOLES_TOTAL_MAX / waiting.max(1);
         for at in 0..users.len() as UserIndex {
             let user = &mut users[at];
-            if user.inbox.is_none() && user.devices.is_empty() {
-                continue; // nobody has seen a number of it
-            }
             for device in 0..user.devices.len() {
                 user.advance(device);
             }
             user.burn(|_| {});
             let inbox = user.inbox_mut();
-            let raise = if inbox.len() == 0 { lost_max } else { lost_max.min(each_max) };
-            inbox.raise_floor(inbox.last_seq() + raise);
+            let last = inbox.last_seq();
+            inbox.raise_floor(match inbox.len() {
+                0 if is_forgotten => floor.max(last + lost_max),
+                0 => last + lost_max,
+                _ => last + among_waiting.min(each_max),
+            });
         }
     }
 
@@ -180,14 +233,19 @@ impl Salvage {
         let user = &mut self.replay.users_mut()[at];
         let cursor = user.cursor_min();
         let inbox = user.inbox_mut();
-        let (seq, last) = (message.inbox_seq, inbox.last_seq());
+        let seq = message.inbox_seq;
+        if cursor == 0 && inbox.len() == 0 && inbox.first_seq().saturating_sub(seq) > HOLES_MAX {
+            // It began at the floor of those who are not known, and was known.
+            inbox.begin_at(seq.max(1));
+        }
+        let last = inbox.last_seq();
         if seq > last {
             let unknown = seq - last - 1;
-            if is_lossy && unknown > 0 {
+            if is_lossy && (1..=HOLES_MAX).contains(&unknown) {
                 self.missing.entry(at).or_default().unknown += unknown;
             }
-            inbox.raise_floor(seq - 1);
-            inbox.push(lsn, len);
+            raise(user, seq - 1);
+            user.inbox_mut().push(lsn, len);
         } else if seq > cursor && inbox.put_back(seq, Entry { lsn, len, acked_by_v1: false }) {
             let missing = self.missing.entry(at).or_default();
             missing.unknown = missing.unknown.saturating_sub(1);
@@ -218,12 +276,18 @@ impl Salvage {
                 let _ = self.replay.users_mut().find_or_add(key, name);
                 (key, device, cursor, false)
             }
+            Record::Floor { key, name, seq } if !name.is_empty() => {
+                if let Some(at) = self.replay.users_mut().find_or_add(key, name) {
+                    raise(&mut self.replay.users_mut()[at], seq);
+                }
+                return;
+            }
             _ => return,
         };
         let Some(at) = self.replay.users().find(key) else { return };
         let user = &mut self.replay.users_mut()[at];
         if seq > user.last_seq() {
-            user.inbox_mut().raise_floor(seq);
+            raise(user, seq);
         }
         let is_known = user.device_position(device).is_some();
         if matches!(record, Record::Ack { .. }) && !is_known && user.devices.len() < DEVICES_MAX {
@@ -233,6 +297,17 @@ impl Salvage {
             user.add_device(Device::new(device, cursor));
         }
     }
+}
+
+/// Has the numbering go on after `seq`. So far as a repair leaps only an inbox in
+/// which nothing waited leaps: the acknowledgements of what seems to are lost.
+fn raise(user: &mut User, seq: u64) {
+    let inbox = user.inbox_mut();
+    let last = inbox.last_seq();
+    if seq.saturating_sub(last) > HOLES_MAX {
+        inbox.burn(last, |_| {});
+    }
+    inbox.raise_floor(seq);
 }
 
 impl Rescue for Salvage {
@@ -250,7 +325,7 @@ impl Rescue for Salvage {
 impl Restore for Salvage {
     fn reset(&mut self) {
         self.replay.reset();
-        (self.lost_bytes, self.missing) = (0, BTreeMap::new());
+        (self.lost_bytes, self.forgotten_ms, self.missing) = (0, None, BTreeMap::new());
         self.given_up.clear();
     }
 
@@ -434,5 +509,51 @@ mod tests {
         salvage.record(2, 1, &ack(9, 8));
         salvage.raise_floors();
         assert_eq!(salvage.replay.inbox(NAME).expect("bob is known").last_seq, 28);
+    }
+
+    /// So may somebody have of whom nothing is left.
+    #[test]
+    fn those_who_are_forgotten_begin_above_what_was_lost() {
+        let mut salvage = salvage();
+        salvage.lost(10 * MESSAGE_BYTES_MIN, None);
+        assert_eq!(salvage.floor(), Some(Record::Floor { key: UserKey(0), name: b"", seq: 10 }));
+        salvage.raise_floors();
+        salvage.record(1, 1, &ack(9, 8));
+        let carol = salvage.replay.users_mut().find_or_add(UserKey(5), b"carol").expect("room");
+        assert_eq!(salvage.replay.users()[carol].last_seq(), 10);
+    }
+
+    /// Without a snapshot, and with a log that begins anywhere.
+    #[test]
+    fn what_is_forgotten_is_leapt_over() {
+        let mut salvage = salvage();
+        salvage.record(1, 1, &Record::Message(message(8)));
+        let carol = hasher().key(b"carol");
+        salvage.record(2, 1, &Record::Seen { key: carol, name: b"carol", at_s: 3 });
+        salvage.forget(1_800_000_000_000);
+        let floor = salvage.new_floor().expect("users are forgotten");
+        assert!((1_800_000_000_000_000..1 << 53).contains(&floor), "{floor}");
+        salvage.raise_floors();
+        let bob = salvage.replay.inbox(NAME).expect("bob is known");
+        assert_eq!((bob.last_seq, bob.waiting.len()), (8 + SKIPPED_UNKNOWN, 1));
+        let carol = salvage.replay.inbox(b"carol").expect("carol is known");
+        assert_eq!(carol.last_seq, floor);
+        salvage.forget(1_800_000_000_001);
+        assert!(salvage.new_floor().expect("again") > floor, "a later one is higher");
+    }
+
+    /// A log that is read again after such a repair, without its snapshots.
+    #[test]
+    fn a_leap_tells_that_nothing_waited() {
+        let floor = Record::Floor { key: UserKey(0), name: b"", seq: 1 << 50 };
+        let new = |seq| Record::Message(message(seq));
+        let above = (1 << 50) + 1;
+        assert_eq!(waiting(&[new(7), floor, new(above)]), [(above, 102)]);
+        assert_eq!(waiting(&[floor, new(above), ack(9, above)]), []);
+        assert_eq!(waiting(&[new(7), ack(9, above)]), []);
+        let raised = Record::Floor { key: key(), name: NAME, seq: above };
+        assert_eq!(waiting(&[new(7), raised]), []);
+        // One in which something waited has not leapt.
+        assert_eq!(waiting(&[floor, Record::Moved(message(7)), new(8)]), [(7, 101), (8, 102)]);
     }
 }

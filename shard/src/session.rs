@@ -17,7 +17,7 @@ use crate::Shard;
 use crate::chunks::Chunks;
 use crate::inbox::{Inbox, RAISE_EMPTY_MAX};
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
-use crate::user::{Device, NO_SLOT, UserIndex};
+use crate::user::{Device, NO_SLOT, User, UserIndex};
 
 /// Log bytes that must be free before a login is looked at: for three records
 /// with a name each, and a block because they may not stand together.
@@ -472,7 +472,7 @@ impl Shard {
         }
         let inbox = user.and_then(|user| user.inbox.as_deref());
         let raise_max = inbox.map_or(RAISE_EMPTY_MAX, Inbox::raise_max);
-        let last_seq = inbox.map_or(0, Inbox::last_seq);
+        let last_seq = user.map_or(self.users.floor(), User::last_seq);
         if login.last_seq > last_seq.saturating_add(raise_max) {
             return Err(Code::BadCursor);
         }

@@ -190,6 +190,7 @@ pub(crate) struct Users {
     list: Chunks<User>,
     index: Box<[HashTable<UserIndex>; PARTS]>,
     users_max: usize,
+    floor: u64,
 }
 
 /// The part of the index for a key: by its upper bits, since the table uses the
@@ -201,7 +202,7 @@ fn part(key: UserKey) -> usize {
 impl Users {
     pub(crate) fn new(users_max: usize) -> Users {
         let index = Box::new(std::array::from_fn(|_| HashTable::new()));
-        Users { list: Chunks::default(), index, users_max }
+        Users { list: Chunks::default(), index, users_max, floor: 0 }
     }
 
     /// Bounds the table from now on; what is in it stays.
@@ -211,6 +212,17 @@ impl Users {
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// The number above which the inbox of whoever is not known yet begins: 0,
+    /// unless a repair had to leave users out that may have seen numbers.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Has the inboxes of all users who come from now on begin above `seq`.
+    pub(crate) fn raise_floor(&mut self, seq: u64) {
+        self.floor = self.floor.max(seq);
     }
 
     pub(crate) fn find(&self, key: UserKey) -> Option<UserIndex> {
@@ -239,11 +251,18 @@ impl Users {
             key,
             name: Name::from_slice(name),
             devices: Devices::new(),
-            inbox: None,
+            inbox: self.first_inbox(),
             last_seen_s: 0,
         });
         self.enter(key, at);
         Some(at)
+    }
+
+    /// What a new user begins with: nothing, where nothing has to be known of it.
+    fn first_inbox(&self) -> Option<Box<Inbox>> {
+        let mut inbox = (self.floor > 0).then(Box::<Inbox>::default)?;
+        inbox.raise_floor(self.floor);
+        Some(inbox)
     }
 
     fn enter(&mut self, key: UserKey, at: UserIndex) {

@@ -94,6 +94,13 @@ impl Finding {
         self.dir.needs_snapshot() && self.salvaged.snapshot.is_none()
     }
 
+    /// Whether there may have been users of whom nothing is left.
+    pub(super) fn has_forgotten(&self) -> bool {
+        let is_whole = !self.dir.needs_snapshot() && self.salvaged.lost_before.is_none();
+        let is_empty = self.salvage.contents().users == 0;
+        self.salvaged.snapshot.is_none() && (!is_whole || is_empty)
+    }
+
     /// All of it in words.
     pub(super) fn text(&self) -> String {
         let contents = self.salvage.contents();
@@ -173,6 +180,12 @@ impl Finding {
             out.push_str(
                 "    what only a snapshot said: devices and acknowledgements from before the number of \
                  shards was changed, and which numbers each sender had used\n",
+            );
+        }
+        if self.has_forgotten() {
+            out.push_str(
+                "    the numbers of inboxes: where nothing waits they go on far above any that there \
+                 can have been, where something does a little above it\n",
             );
         }
         if places > 0 {

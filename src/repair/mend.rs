@@ -29,6 +29,9 @@ impl Finding {
     ) -> Result<Mended, Exit> {
         let dir = self.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
+        if self.has_forgotten() {
+            self.salvage.forget(now_ms);
+        }
         dir.make_ready().map_err(failed)?;
         dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
@@ -81,6 +84,9 @@ impl Finding {
             };
             let lsn = append(&mut log, &mut file, &Record::Moved(message))?;
             self.salvage.moved_to(&placed, lsn, message.expires_ms);
+        }
+        if let Some(record) = self.salvage.floor() {
+            append(&mut log, &mut file, &record)?;
         }
         write_all(&mut log, &mut file)?;
         let start = log.checkpoint();

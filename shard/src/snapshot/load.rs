@@ -87,6 +87,10 @@ impl Loader {
         if !is_range || devices.len() > DEVICES_MAX || users.find(key).is_some() {
             return None;
         }
+        if name.is_empty() {
+            users.raise_floor(last);
+            return Some(());
+        }
         let at = users.find_or_add(key, name)?;
         let user = &mut users[at];
         (user.last_seen_s, user.devices) = (last_seen_s, devices);

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! Entries and pairs belong to the user before them; a long inbox has several
-//! of both. Integers are little-endian.
+//! of both. Integers are little-endian. A user without a name, the first one,
+//! is nobody: its last number is the one above which the inboxes of new users
+//! begin (see `salvage`).
 //!
 //! A user's head is exact as of the log's end when it was encoded; replay skips
 //! what stands in the log before that. Entries and pairs of a long inbox may be
@@ -18,11 +20,12 @@
 //! gave up or raised something, and does so again in the replay without harm.
 
 use wal::Lsn;
+use wire::id::UserKey;
 
 use super::Slice;
 use crate::Shard;
 use crate::dedup::PAIR_BYTES;
-use crate::user::{User, UserIndex};
+use crate::user::{Devices, Name, User, UserIndex};
 
 /// Holes in a row that one slice looks at.
 const HOLES_AT_ONCE: u64 = 1 << 16;
@@ -39,6 +42,8 @@ pub(super) const ACKED_BY_V1: u32 = 1 << 31;
 pub(crate) struct Taking {
     /// Pairs untouched since before this hour are left out and forgotten.
     pairs_from_h: u32,
+    /// The floor of new users is encoded.
+    has_floor: bool,
     user: UserIndex,
     part: Part,
 }
@@ -65,7 +70,7 @@ pub(super) struct Walk {
 
 impl Taking {
     pub(crate) fn new(pairs_from_h: u32) -> Taking {
-        Taking { pairs_from_h, user: 0, part: Part::Head }
+        Taking { pairs_from_h, has_floor: false, user: 0, part: Part::Head }
     }
 }
 
@@ -81,6 +86,9 @@ impl Shard {
         let as_of = self.log.end();
         let full = out.len() + bytes_max;
         let mut forgotten = 0;
+        if !std::mem::replace(&mut taking.has_floor, true) && self.users.floor() > 0 {
+            put_floor(self.users.floor(), as_of, out);
+        }
         // At least one step, however small the slice is to be.
         while (taking.user as usize) < self.users.len() {
             let user = &mut self.users[taking.user];
@@ -116,7 +124,21 @@ impl Shard {
     }
 }
 
-fn put_head(user: &User, as_of: Lsn, out: &mut Vec<u8>) -> Part {
+/// As the user that nobody is, so that versions which know of no floor read it
+/// and hand it on.
+pub(super) fn put_floor(seq: u64, as_of: Lsn, out: &mut Vec<u8>) {
+    let mut nobody = User {
+        key: UserKey(0),
+        name: Name::new(),
+        devices: Devices::new(),
+        inbox: None,
+        last_seen_s: 0,
+    };
+    nobody.inbox_mut().raise_floor(seq);
+    let _ = put_head(&nobody, as_of, out);
+}
+
+pub(super) fn put_head(user: &User, as_of: Lsn, out: &mut Vec<u8>) -> Part {
     let inbox = user.inbox.as_deref();
     let (first, last) = inbox.map_or((1, 0), |inbox| (inbox.first_seq(), inbox.last_seq()));
     out.push(USER);

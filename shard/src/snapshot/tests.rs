@@ -11,7 +11,7 @@ use wal::{Log, LogOptions, LogStart, Lsn, Restore, segment};
 use wire::id::{Class, MessageId, UserKey};
 use wire::{v1, v2};
 
-use super::slice::{Part, Walk, put_pairs};
+use super::slice::{Part, Walk, put_floor, put_head, put_pairs};
 use super::{Slice, load::Loader};
 use crate::dedup::{PAIR_BYTES, Pair, PairKey};
 use crate::user::Users;
@@ -377,6 +377,26 @@ fn spaces(shard: &Shard) -> Vec<Vec<u8>> {
         spaces.push(payload);
     }
     spaces
+}
+
+/// It outlives a snapshot, and lowers nobody's numbers.
+#[test]
+fn the_floor_of_new_users_is_kept() {
+    let mut users = Users::new(10);
+    let bob = users.find_or_add(UserKey(1), b"bob").expect("there is room");
+    users[bob].inbox_mut().begin_at(2);
+    users.raise_floor(1 << 50);
+    let (mut payload, mut loader) = (Vec::new(), Loader::default());
+    put_floor(users.floor(), 9, &mut payload);
+    let _ = put_head(&users[bob], 9, &mut payload);
+    let mut loaded = Users::new(10);
+    loader.slice(&payload, &mut loaded).expect("what was encoded");
+    loader.finish(&mut loaded);
+    assert_eq!((loaded.len(), loaded.floor()), (1, 1 << 50));
+    let inbox = loaded[bob].inbox_mut();
+    assert_eq!((inbox.last_seq(), inbox.visible()), (1, 1));
+    let carol = loaded.find_or_add(UserKey(2), b"carol").expect("there is room");
+    assert_eq!(loaded[carol].last_seq(), 1 << 50);
 }
 
 /// Everything that a restart keeps, in words.
