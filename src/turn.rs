@@ -235,6 +235,7 @@ impl Core {
             self.close_late_frames();
             self.look_for_stalled();
             self.resume_paced();
+            self.retry_reads();
             self.begin_census();
             self.drain_if_asked();
             self.apply();

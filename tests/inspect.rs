@@ -198,6 +198,9 @@ fn snapshots_are_shown() {
     let snapshots = shard["snapshots"].as_array().unwrap();
     assert_eq!(snapshots.last().unwrap()["used"], true);
     assert_eq!(shard["segments"][0]["below_snapshot"], true);
+    // What a start does not read is not read here, and that is said.
+    assert!(shard["log"]["unchecked_below"].as_u64() > Some(0));
+    check(&iris_shard("inspect", setup.data_dir(), &[]), 0, &["not checked: bytes before"]);
     // A damaged one is told of, and the start would use another.
     let newest = PathBuf::from(snapshots.last().unwrap()["file"].as_str().unwrap());
     let mut bytes = fs::read(&newest).unwrap();
@@ -676,4 +679,42 @@ fn any_rot_can_be_repaired() {
     let got = numbers(&taken(&setup.start(), "bob"));
     assert!(got.is_sorted() && got.first().is_some_and(|first| *first >= 100), "{got:?}");
     assert!(got.len() >= 500 - flips, "{} of 500 after {flips} flips", got.len());
+}
+
+/// A start does not read what a snapshot covers. Who comes to a rotten message
+/// there is given all others, and that one once it can be read again.
+#[test]
+fn a_rotten_message_does_not_hold_up_the_others() {
+    let setup = filled(600);
+    let path = segment(&setup, 0);
+    let at = find(&path, "xxxx") + 40_000;
+    flip(&path, at);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    let mut got = Vec::new();
+    while got.last() != Some(&600) {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        got.push(delivery.inbox_seq);
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    let missing: Vec<u64> = (1..=600).filter(|seq| !got.contains(seq)).collect();
+    assert!(got.is_sorted() && missing.len() == 1, "missing: {missing:?}");
+    server.wait_said("it is kept and not delivered");
+    server.wait_metric("iris_damaged_records_total", |n| n >= 1.0);
+    // It goes on, and nothing comes again.
+    let mut bob = client::blocking::Client::connect_session(server.addr(), bob.into_session())
+        .expect("a login");
+    server.v2("alice", 2).send_and_wait(b"bob", b"later", PATIENCE).unwrap();
+    let later = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(later.body, b"later");
+    bob.ack(later.inbox_seq).unwrap();
+    bob.ping(1, PATIENCE).unwrap();
+    drop(bob);
+    let setup = server.stop();
+    let shown = iris_shard("inspect", setup.data_dir(), &["--inbox", "bob"]);
+    check(&shown, 3, &["damaged:", &format!("everything up to {}", missing[0] - 1)]);
+    flip(&path, at);
+    let server = setup.start();
+    let first = server.v2("bob", 2).next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(first.inbox_seq, missing[0]);
 }

@@ -248,7 +248,7 @@ impl Shard {
         for seq in first..=last {
             if let Some(entry) = self.users[user].inbox_mut().make_hole(seq) {
                 self.expire(&entry);
-                self.note_hole(user, seq, NO_SLOT);
+                self.note_hole(user, seq, &entry, NO_SLOT);
             }
         }
         for device in 0..self.users[user].devices.len() {

@@ -94,7 +94,6 @@ impl Shard {
         if !session.is_logged_in() {
             return;
         }
-        let Some(bytes) = bytes else { return self.damaged(now, conn, lsn, out) };
         let (at, device) = (session.user, usize::from(session.device));
         // An entry that has moved since is not among these bytes; the pump
         // below reads it again where it is now.
@@ -104,11 +103,15 @@ impl Shard {
         let mut expired = Expired::default();
         let mut damaged = None;
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
+            let Some(bytes) = bytes else {
+                damaged = (entry.lsn == lsn).then_some(seq);
+                break;
+            };
             let Some(record) = record_at(bytes, lsn, &entry) else { break };
             let Ok(Record::Message(message) | Record::Moved(message)) =
                 wal::record::verify(record, self.salt, entry.lsn)
             else {
-                damaged = Some(entry.lsn);
+                damaged = Some(seq);
                 break;
             };
             if is_expired(now, &message) {
@@ -122,11 +125,12 @@ impl Shard {
             self.metrics.counters.delivered += 1;
         }
         self.bury(now, conn, &expired);
-        match damaged {
-            Some(lsn) => self.damaged(now, conn, lsn, out),
-            // Another read would come back before there is room.
-            None if expired.is_starved => {}
-            None => self.pump(now, conn.slot, out),
+        if let Some(seq) = damaged {
+            self.set_aside(conn, seq, out);
+        }
+        // Without room another read would come back before there is some.
+        if !expired.is_starved {
+            self.pump(now, conn.slot, out);
         }
     }
 
@@ -147,7 +151,7 @@ impl Shard {
         self.append(now, &Record::Dropped { key, first: expired.first, last: expired.last() });
         for (seq, entry) in (expired.first..).zip(&expired.entries) {
             self.expire(entry);
-            self.note_hole(user, seq, conn.slot);
+            self.note_hole(user, seq, entry, conn.slot);
         }
         self.advance(user, device);
         self.burn(user);
@@ -155,36 +159,44 @@ impl Shard {
     }
 
     /// Moves a device's cursor over what it will never acknowledge; returns
-    /// where it is now.
+    /// how far the device has everything now, see [`Shard::reached`].
     pub(crate) fn advance(&mut self, user: UserIndex, device: usize) -> u64 {
         self.move_cursor(user, device, 0)
     }
 
     /// Moves a device's cursor to `seq`, if it is not there yet, and over what
-    /// follows there and will never be acknowledged. Before a burn: what has
-    /// been burned without an acknowledgement counts as a hole.
+    /// follows there and will never be acknowledged, but not over what could not
+    /// be read. Before a burn: what has been burned without an acknowledgement
+    /// counts as a hole.
     pub(crate) fn move_cursor(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
-        let user = &mut self.users[user];
-        let before = user.devices[device].cursor;
-        user.devices[device].cursor = before.max(seq);
-        let cursor = user.advance(device);
-        let slot = user.devices[device].slot;
+        let before = self.reached(user, device);
+        let cursor_max = self.cursor_max(user, device, seq);
+        self.reaches(user, device, seq);
+        let it = &mut self.users[user];
+        it.devices[device].cursor = it.devices[device].cursor.max(cursor_max);
+        it.advance(device);
+        let reached = self.reached(user, device);
+        let it = &self.users[user];
+        let slot = it.devices[device].slot;
         if slot != NO_SLOT
-            && let Some(inbox) = user.inbox.as_deref()
+            && let Some(inbox) = it.inbox.as_deref()
         {
-            self.sessions.at(slot).cursor_moved(inbox, before, cursor);
+            self.sessions.at(slot).cursor_moved(inbox, before, reached);
         }
-        cursor
+        reached
     }
 
-    /// The windows of the other connections hear of a new hole.
-    pub(crate) fn note_hole(&mut self, user: UserIndex, seq: u64, except: u32) {
-        for device in &self.users[user].devices {
-            if device.slot == NO_SLOT || device.slot == except {
+    /// The windows of the other connections hear of a new hole, and what stood
+    /// there. Who was not given that has counted it.
+    pub(crate) fn note_hole(&mut self, user: UserIndex, seq: u64, was: &Entry, except: u32) {
+        for at in 0..self.users[user].devices.len() {
+            let slot = self.users[user].devices[at].slot;
+            if slot == NO_SLOT || slot == except || was.is_missed_by(at) {
                 continue;
             }
-            let session = self.sessions.at(device.slot);
-            let is_between = device.cursor < seq && seq <= session.sent;
+            let reached = self.reached(user, at);
+            let session = self.sessions.at(slot);
+            let is_between = reached < seq && seq <= session.sent;
             session.passed += u32::from(is_between && session.kind == Kind::V2);
         }
     }
@@ -209,18 +221,6 @@ impl Shard {
         }
     }
 
-    /// What cannot be read is neither skipped nor called delivered: the
-    /// connection ends, the message stays, and the operator hears of it.
-    fn damaged(&mut self, now: Now, conn: Conn, lsn: Lsn, out: &mut Effects) {
-        self.metrics.counters.damaged += 1;
-        out.push(Effect::Damaged { lsn });
-        if self.sessions.at(conn.slot).kind == Kind::V2 {
-            self.goaway(now, conn, wire::refuse::Code::StorageFailed, 60_000, out);
-        } else {
-            self.dismiss(now, conn, out);
-        }
-    }
-
     pub(crate) fn drained(&mut self, now: Now, conn: Conn, out: &mut Effects) {
         let Some(session) = self.sessions.get(conn) else { return };
         if session.drain_burst() {
@@ -229,7 +229,8 @@ impl Shard {
     }
 }
 
-/// Holes take up no window: the device cannot acknowledge them one by one. Each
+/// Holes take up no window, and neither does what cannot be read: the device
+/// cannot acknowledge them one by one. Each
 /// is counted when it is passed and once more when the cursor comes there; to
 /// count them whenever the window is asked for would cost a walk through it.
 impl Session {
@@ -243,7 +244,7 @@ impl Session {
     fn cursor_moved(&mut self, inbox: &Inbox, from: u64, to: u64) {
         if self.passed > 0 {
             let end = to.min(self.sent);
-            let holes = (from + 1..=end).filter(|seq| is_hole(inbox, *seq)).count();
+            let holes = (from + 1..=end).filter(|seq| self.is_hole(inbox, *seq)).count();
             self.passed = self.passed.saturating_sub(holes as u32);
         }
     }
@@ -254,19 +255,21 @@ impl Session {
         if self.kind != Kind::V2 || self.window > 1000 || self.sent <= cursor {
             return true;
         }
-        let holes = (cursor + 1..=self.sent).filter(|seq| is_hole(inbox, *seq)).count();
+        let holes = (cursor + 1..=self.sent).filter(|seq| self.is_hole(inbox, *seq)).count();
         holes == self.passed as usize
+    }
+
+    /// What is burned and was not acknowledged was a hole.
+    fn is_hole(&self, inbox: &Inbox, seq: u64) -> bool {
+        let device = usize::from(self.device);
+        inbox.entry(seq).is_none_or(|it| it.is_hole() || it.is_missed_by(device))
     }
 }
 
-/// What is burned and was not acknowledged was a hole.
-fn is_hole(inbox: &Inbox, seq: u64) -> bool {
-    inbox.entry(seq).is_none_or(Entry::is_hole)
-}
-
 /// The next entry to hand out, or `None` when the inbox, the window or the
-/// burst is at its end. Moves over what the device has already.
-fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64, Entry)> {
+/// burst is at its end. Moves over what the device has already, and what could
+/// not be read.
+fn next_entry(session: &mut Session, inbox: &mut Inbox, cursor: u64) -> Option<(u64, Entry)> {
     // What every device has is burned; what this one has lies below its cursor.
     if session.sent < cursor {
         (session.sent, session.passed) = (cursor, 0);
@@ -283,6 +286,11 @@ fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64,
         }
         if session.kind == Kind::V1 && entry.acked_by_v1 {
             session.sent = seq;
+            continue;
+        }
+        if entry.is_unreadable() {
+            inbox.miss(seq, session.device.into());
+            session.pass(seq);
             continue;
         }
         let has_window = session.unacknowledged(cursor) < u64::from(session.window);

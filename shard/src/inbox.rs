@@ -20,13 +20,28 @@ pub(crate) struct Entry {
     pub(crate) len: u32,
     /// Protocol v1 acknowledges single messages, not a cursor.
     pub(crate) acked_by_v1: bool,
+    /// By position: devices that it was not given because it could not be read.
+    missed_by: u8,
 }
 
 const _: () = assert!(size_of::<Entry>() == 16, "a waiting message costs 16 bytes");
 
 impl Entry {
     /// A number that was given out and never will be again.
-    const HOLE: Entry = Entry { lsn: 0, len: 0, acked_by_v1: true };
+    const HOLE: Entry = Entry { lsn: 0, len: 0, acked_by_v1: true, missed_by: 0 };
+
+    pub(crate) fn new(lsn: Lsn, len: u32, acked_by_v1: bool) -> Entry {
+        Entry { lsn, len, acked_by_v1, missed_by: 0 }
+    }
+
+    /// Whether it could not be read when its turn came for any device.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.missed_by != 0
+    }
+
+    pub(crate) fn is_missed_by(&self, device: usize) -> bool {
+        self.missed_by & 1 << device != 0
+    }
 
     pub(crate) fn is_hole(&self) -> bool {
         self.len == 0
@@ -156,7 +171,7 @@ impl Inbox {
 
     /// Appends a message and returns its seq.
     pub(crate) fn push(&mut self, lsn: Lsn, len: u32) -> u64 {
-        self.put(Entry { lsn, len, acked_by_v1: false });
+        self.put(Entry::new(lsn, len, false));
         self.last_seq()
     }
 
@@ -264,6 +279,12 @@ impl Inbox {
             self.receipts.remove(at);
         }
         Some(given_up)
+    }
+
+    /// A device goes on without this entry, which cannot be read.
+    pub(crate) fn miss(&mut self, seq: u64, device: usize) {
+        let at = seq.checked_sub(self.first).expect("what is missed waits");
+        self.entries[at as usize].missed_by |= 1 << device;
     }
 
     /// A waiting message has moved to `lsn`, if it still waits.

@@ -29,6 +29,7 @@ mod user;
 
 mod commit;
 mod deliver;
+mod missed;
 mod receipt;
 
 mod chunks;
@@ -72,6 +73,7 @@ use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
 use metrics::{Metrics, Stage};
+use missed::Missed;
 use session::Sessions;
 use snapshot::Snapshots;
 use timer::Deadlines;
@@ -136,6 +138,7 @@ pub struct Shard {
     starved: Vec<Conn>,
     /// Inboxes that give memory back at the next tick.
     drained: Vec<UserIndex>,
+    missed: Missed,
     metrics: Metrics,
     /// Grows whenever something that was blocked may fit now.
     room_epoch: u64,
@@ -161,6 +164,7 @@ impl Shard {
             vouched: Vouched::default(),
             starved: Vec::new(),
             drained: Vec::new(),
+            missed: Missed::default(),
             log,
             gate: Gate::default(),
             durables: Durables::default(),

@@ -26,7 +26,7 @@ impl Shard {
         let (user, device, sent) = (session.user, usize::from(session.device), session.sent);
         // Nobody can have what was not handed out.
         let seq = seq.min(sent);
-        if seq > self.users[user].devices[device].cursor && !self.log.is_poisoned() {
+        if seq > self.reached(user, device) && !self.log.is_poisoned() {
             self.acknowledge(now, user, device, seq);
             self.send_receipts(user, seq, out);
             self.pump(now, conn.slot, out);
@@ -67,7 +67,8 @@ impl Shard {
         Outcome::Taken
     }
 
-    /// Moves a device's cursor up to `seq`, in the log and in memory.
+    /// Moves a device's cursor up to `seq`, in the log and in memory, but not
+    /// over what could not be read.
     pub(crate) fn acknowledge(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
         // A poisoned log takes nothing more; after the restart the device says
         // again what it has.
@@ -77,7 +78,10 @@ impl Shard {
         self.metrics.counters.acks += 1;
         let key = self.users[user].key;
         let id = self.users[user].devices[device].id;
-        self.append(now, &Record::Ack { key, device: id, seq, exact: false });
+        let cursor = self.cursor_max(user, device, seq);
+        if cursor > self.users[user].devices[device].cursor {
+            self.append(now, &Record::Ack { key, device: id, seq: cursor, exact: false });
+        }
         self.move_cursor(user, device, seq);
         self.burn(user);
     }

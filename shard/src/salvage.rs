@@ -246,7 +246,7 @@ impl Salvage {
             }
             raise(user, seq - 1);
             user.inbox_mut().push(lsn, len);
-        } else if seq > cursor && inbox.put_back(seq, Entry { lsn, len, acked_by_v1: false }) {
+        } else if seq > cursor && inbox.put_back(seq, Entry::new(lsn, len, false)) {
             let missing = self.missing.entry(at).or_default();
             missing.unknown = missing.unknown.saturating_sub(1);
         }
@@ -472,7 +472,7 @@ mod tests {
         let mut inbox = crate::inbox::Inbox::default();
         inbox.raise_floor(5);
         inbox.push(100, 1);
-        assert!(inbox.put_back(2, Entry { lsn: 101, len: 1, acked_by_v1: false }));
+        assert!(inbox.put_back(2, Entry::new(101, 1, false)));
         assert_eq!((inbox.len(), inbox.holes(), inbox.waiting()), (5, 3, 2));
     }
 

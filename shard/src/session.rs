@@ -426,12 +426,11 @@ impl Shard {
         let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
         self.raise_floor(now, user, login);
         let device = self.register(now, user, login);
-        let cursor = self.users[user].devices[device].cursor;
-        self.send_receipts(user, cursor, out);
+        let sent = self.reached(user, device);
+        self.send_receipts(user, sent, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;
         self.users[user].devices[device].since_s = now.mono_s();
-        let sent = self.users[user].devices[device].cursor;
         let session = self.sessions.at(conn.slot);
         session.user = user;
         session.device = device as u8;

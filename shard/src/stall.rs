@@ -21,16 +21,18 @@ impl Shard {
     pub(crate) fn looked(&mut self, now: Now, conn: Conn, unsent: Unsent, out: &mut Effects) {
         let Some(session) = self.sessions.get(conn) else { return };
         let kind = session.kind;
+        let (user, device) = (session.user, usize::from(session.device));
         let is_stuck = match unsent {
             Unsent::Same => kind != Kind::Leaving,
             Unsent::Moved => false,
             Unsent::None => {
                 kind == Kind::V2 && {
-                    let device = &self.users[session.user].devices[usize::from(session.device)];
-                    session.unacknowledged(device.cursor) > 0
+                    let reached = self.reached(user, device);
+                    self.sessions.at(conn.slot).unacknowledged(reached) > 0
                 }
             }
         };
+        let session = self.sessions.at(conn.slot);
         if !is_stuck {
             session.progressed();
         } else if session.look() > LOOKS {

@@ -33,6 +33,9 @@ struct LogReport {
     commits: u64,
     /// Log bytes that a start reads.
     replayed_bytes: u64,
+    /// What stands before this position was not read, as a start would not: it
+    /// may be damaged all the same.
+    unchecked_below: Option<u64>,
     torn: Option<TornReport>,
 }
 
@@ -126,6 +129,7 @@ impl ShardReport {
             end: recovered.start.lsn,
             commits: recovered.start.commit_seq,
             replayed_bytes: recovered.replayed_bytes,
+            unchecked_below: None,
             torn: torn.map(|torn| TornReport { position: torn.lsn, bytes: torn.bytes }),
         });
         let contents = replay.contents();
@@ -167,6 +171,10 @@ impl ShardReport {
             }
         };
         self.segments = files.segments.iter().map(segment).collect();
+        if let Some((log, used)) = self.log.as_mut().zip(used) {
+            let is_before = |file: &SegmentFile| file.index * segment_bytes < used;
+            log.unchecked_below = files.segments.iter().any(is_before).then_some(used);
+        }
         let snapshot = |seen: &SnapshotSeen| SnapshotReport {
             file: seen.path.display().to_string(),
             start: seen.start,
@@ -205,6 +213,13 @@ impl ShardReport {
                     torn.bytes, torn.position
                 );
             }
+        }
+        if let Some(below) = self.log.as_ref().and_then(|log| log.unchecked_below) {
+            let _ = writeln!(
+                out,
+                "  not checked: bytes before position {below}, which the snapshot covers; \
+                 `iris-shard repair` without --yes reads them all and changes nothing"
+            );
         }
         if let Some(holds) = &self.holds {
             let _ = writeln!(

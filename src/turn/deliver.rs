@@ -45,8 +45,8 @@ impl Core {
             Effect::Damaged { lsn } => tracing::error!(
                 shard = self.id,
                 lsn,
-                "what is stored does not match its checksum; it is kept and not delivered, and \
-                 docs/DURABILITY.md says what can be done"
+                "what is stored cannot be read or does not match its checksum; it is kept and \
+                 not delivered, what follows it is, and docs/DURABILITY.md says what can be done"
             ),
         }
     }

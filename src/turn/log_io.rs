@@ -186,7 +186,13 @@ impl Core {
     }
 
     pub(super) fn read_log(&mut self, reader: Reader, lsn: Lsn, len_min: u32, len: u32) {
-        self.log.waiting.push(Read { reader, lsn, len_min, len });
+        self.log.waiting.push(Read::new(reader, lsn, len_min, len));
+        self.start_reads();
+    }
+
+    /// Tries again what has failed a while ago.
+    pub(super) fn retry_reads(&mut self) {
+        self.log.waiting.wake(self.now.mono_ns);
         self.start_reads();
     }
 
@@ -240,9 +246,13 @@ impl Core {
                 self.hands.release(buffer);
             }
             Err(error) => {
-                tracing::error!(shard = self.id, lsn = first, %error, "reading the log failed");
                 for read in reads {
-                    self.tell(answer(read.reader, read.lsn, None));
+                    if self.log.waiting.failed(self.now.mono_ns, read) {
+                        continue;
+                    }
+                    let lsn = read.lsn;
+                    tracing::error!(shard = self.id, lsn, %error, "reading the log failed twice");
+                    self.tell(answer(read.reader, lsn, None));
                 }
             }
         }

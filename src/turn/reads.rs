@@ -5,8 +5,12 @@
 //! its own; in the order of the log one read serves everybody who waits for
 //! something near. The sweep goes on from where it is and begins again at the
 //! start, so that nobody waits for more than one round of it.
+//!
+//! What the disk does not give is asked for again: less of it and by itself, so
+//! that a bad sector takes with it only what stands there, and in the end once
+//! more after a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use wal::Lsn;
 
@@ -16,6 +20,9 @@ use super::log_io::Reader;
 const JOINED_BYTES_MAX: u64 = 256 * 1024;
 /// A read bridges this much that nobody asked for.
 const GAP_BYTES_MAX: u64 = 64 * 1024;
+
+/// After this long a read that has failed is tried for the last time.
+const LATER_NS: u64 = 1_000_000_000;
 
 /// Who is served by one read: each may get a whole burst, and all that in one
 /// turn.
@@ -29,9 +36,17 @@ pub(super) struct Read {
     /// Without so many bytes there is nothing to be had.
     pub(super) len_min: u32,
     pub(super) len: u32,
+    /// It has failed: nothing is read together with it.
+    is_alone: bool,
+    /// It is not tried again.
+    is_last: bool,
 }
 
 impl Read {
+    pub(super) fn new(reader: Reader, lsn: Lsn, len_min: u32, len: u32) -> Read {
+        Read { reader, lsn, len_min, len, is_alone: false, is_last: false }
+    }
+
     fn end(&self) -> Lsn {
         self.lsn + u64::from(self.len)
     }
@@ -41,6 +56,8 @@ impl Read {
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<(Lsn, u64), Read>,
+    /// What has failed, and when it is tried again; the next one first.
+    later: VecDeque<(u64, Read)>,
     /// Tells apart those that want the same place.
     count: u64,
     /// Where the sweep is.
@@ -60,6 +77,29 @@ impl Reads {
         reads.into_iter().for_each(|read| self.push(read));
     }
 
+    /// The disk did not give this one; whether it will be tried again.
+    pub(super) fn failed(&mut self, now_ns: u64, read: Read) -> bool {
+        let read = Read { is_alone: true, ..read };
+        if read.len > read.len_min {
+            self.push(Read { len: read.len_min.max(read.len / 2), ..read });
+        } else if !read.is_last {
+            self.later.push_back((now_ns + LATER_NS, Read { is_last: true, ..read }));
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Lets those wait with the others again whose time has come.
+    pub(super) fn wake(&mut self, now_ns: u64) {
+        while let Some(&(due_ns, read)) = self.later.front()
+            && due_ns <= now_ns
+        {
+            self.later.pop_front();
+            self.push(read);
+        }
+    }
+
     /// The next reads that one read of the disk can serve, the first of them
     /// first; `is_beside` says whether two places are in one file.
     pub(super) fn next(&mut self, is_beside: impl Fn(Lsn, Lsn) -> bool) -> Vec<Read> {
@@ -69,10 +109,11 @@ impl Reads {
         };
         let mut end = first.end();
         let mut keys = vec![key];
-        for (&key, read) in self.waiting.range(key..).skip(1).take(JOINED_MAX - 1) {
+        let joined_max = if first.is_alone { 0 } else { JOINED_MAX - 1 };
+        for (&key, read) in self.waiting.range(key..).skip(1).take(joined_max) {
             let is_near = read.lsn <= end + GAP_BYTES_MAX;
             let fits = read.end() <= first.lsn + JOINED_BYTES_MAX || read.end() <= end;
-            if !is_near || !fits || !is_beside(first.lsn, read.lsn) {
+            if !is_near || !fits || read.is_alone || !is_beside(first.lsn, read.lsn) {
                 break;
             }
             end = end.max(read.end());
@@ -97,7 +138,7 @@ mod tests {
     fn reads(list: &[(Lsn, u32)]) -> Reads {
         let mut reads = Reads::default();
         for &(lsn, len) in list {
-            reads.push(Read { reader: Reader::Cleaner, lsn, len_min: len, len });
+            reads.push(Read::new(Reader::Cleaner, lsn, len, len));
         }
         reads
     }
@@ -136,7 +177,7 @@ mod tests {
         let mut reads = reads(&[(999_900, 100), (1_000_000, 100), (1_200_000, 90_000)]);
         assert_eq!(next(&mut reads), [999_900]);
         assert_eq!(next(&mut reads), [1_000_000]);
-        reads.push(Read { reader: Reader::Cleaner, lsn: 1_250_000, len_min: 1, len: 250_000 });
+        reads.push(Read::new(Reader::Cleaner, 1_250_000, 1, 250_000));
         assert_eq!(next(&mut reads), [1_200_000]);
         assert_eq!(next(&mut reads), [1_250_000]);
     }
@@ -145,7 +186,7 @@ mod tests {
     fn the_sweep_goes_on_and_begins_again() {
         let mut reads = reads(&[(500_000, 100), (700_000, 100)]);
         assert_eq!(next(&mut reads), [500_000]);
-        reads.push(Read { reader: Reader::Cleaner, lsn: 100, len_min: 1, len: 1 });
+        reads.push(Read::new(Reader::Cleaner, 100, 1, 1));
         assert_eq!(next(&mut reads), [700_000]);
         assert_eq!(next(&mut reads), [100]);
     }
@@ -155,6 +196,27 @@ mod tests {
         let mut reads = reads(&[(100, 10); JOINED_MAX + 1]);
         assert_eq!(next(&mut reads).len(), JOINED_MAX);
         assert_eq!(next(&mut reads).len(), 1);
+    }
+
+    /// Half, by itself; then as little as will do; then once more, later.
+    #[test]
+    fn what_has_failed_is_tried_again() {
+        let mut reads = Reads::default();
+        reads.push(Read::new(Reader::Cleaner, 100, 150, 500));
+        for len in [500, 250, 150] {
+            let first = reads.next(|_, _| true)[0];
+            assert_eq!((first.lsn, first.len), (100, len));
+            assert!(reads.failed(7, first));
+            if len == 500 {
+                reads.push(Read::new(Reader::Cleaner, 200, 100, 100));
+            }
+        }
+        assert_eq!(next(&mut reads), [200], "nobody waits with it");
+        reads.wake(LATER_NS);
+        assert!(next(&mut reads).is_empty(), "it is not time yet");
+        reads.wake(LATER_NS + 7);
+        let last = reads.next(|_, _| true)[0];
+        assert!(!reads.failed(8, last));
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn load_entries(take: &mut Take<'_>, inbox: &mut Inbox, last: u64) -> Option<()>
         let parts = bytes.as_chunks::<4>().0;
         let word = |n: usize| u32::from_le_bytes(parts[n]);
         let (lsn, len) = (u64::from(word(1)) << 32 | u64::from(word(0)), word(2));
-        Entry { lsn, len: len & !ACKED_BY_V1, acked_by_v1: len & ACKED_BY_V1 != 0 }
+        Entry::new(lsn, len & !ACKED_BY_V1, len & ACKED_BY_V1 != 0)
     });
     inbox.load(start, entries).then_some(())
 }

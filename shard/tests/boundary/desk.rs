@@ -12,7 +12,7 @@
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
-//! 0 looked [same | moved]
+//! 0 looked [same | moved]                                      rot LETTER   reads fail | work
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -70,6 +70,7 @@ struct Desk {
     /// Reads and surveys (no connection) that wait, when they are held.
     held: Vec<(Option<Conn>, Lsn, u32)>,
     holds_reads: bool,
+    fails_reads: bool,
     /// Effects not compared yet.
     seen: std::collections::VecDeque<String>,
 }
@@ -148,6 +149,7 @@ impl Desk {
             taking: None,
             held: Vec::new(),
             holds_reads: false,
+            fails_reads: false,
             seen: std::collections::VecDeque::new(),
         }
     }
@@ -236,6 +238,8 @@ impl Desk {
                     self.answer(conn, lsn, len);
                 }
             }
+            ["reads", how] => self.fails_reads = *how == "fail",
+            ["rot", letter] => self.rot(letter.as_bytes()[0]),
             ["restart"] => {
                 self.flying.clear();
                 self.links.clear();
@@ -283,11 +287,18 @@ impl Desk {
         let segment_end = ((lsn >> 16) + 1) << 16;
         let end = (lsn + Lsn::from(len)).min(segment_end).min(self.disk.len() as Lsn);
         let bytes = self.disk[lsn as usize..end as usize].to_vec();
-        let bytes = Some(&bytes[..]);
+        let bytes = (!self.fails_reads).then_some(&bytes[..]);
         self.feed(match conn {
             Some(conn) => Input::Read { conn, lsn, bytes },
             None => Input::Surveyed { lsn, bytes },
         });
+    }
+
+    /// Turns a bit in the first long body that is made of this letter; done twice
+    /// everything is as it was.
+    fn rot(&mut self, letter: u8) {
+        let body = self.disk.windows(100).position(|window| window == [letter; 100]);
+        self.disk[body.expect("such a body is on the disk") + 200] ^= 1;
     }
 
     /// Nothing may look at it any more.
