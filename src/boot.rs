@@ -126,6 +126,7 @@ pub(crate) fn run(
         return Ok(());
     };
     shared.board.note_empty();
+    data.note_begun();
     announce(config, &addresses, admin.addr(), shards);
     // Not before all that counts has been read back. Without a thread the next
     // start does it.

@@ -270,6 +270,36 @@ fn rot_after_a_clean_stop_is_damage() {
     check_untouched(&setup, &words);
 }
 
+/// A shard without a file looks like a new one.
+#[test]
+fn a_shard_that_lost_all_of_its_files_stops_the_boot() {
+    let setup = Setup::new().shards(2);
+    let setup = setup.start().stop();
+    let shard = setup.data_dir().join("shard-0001");
+    let aside = setup.data_dir().join("../aside");
+    fs::rename(&shard, &aside).unwrap();
+    fs::create_dir(&shard).unwrap();
+    check_untouched(&setup, &["shard-0001 has lost all segments", "iris-shard repair"]);
+    fs::remove_dir(&shard).unwrap();
+    fs::rename(&aside, &shard).unwrap();
+    let setup = setup.start().stop();
+    // A repair begins it anew.
+    for file in fs::read_dir(&shard).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    let repair = |code: i32, arguments: &[&str]| {
+        let mut repair = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+        let output = repair.arg("repair").arg("--data-dir").arg(setup.data_dir()).args(arguments);
+        let output = output.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        said
+    };
+    assert!(repair(3, &[]).contains("has lost all segments"));
+    repair(0, &["--yes"]);
+    setup.start().stop();
+}
+
 #[test]
 fn strange_files_are_told_of_and_left_alone() {
     let setup = Setup::new().shards(1);

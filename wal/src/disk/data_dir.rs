@@ -52,6 +52,8 @@ pub struct OpenOptions {
 pub struct DataDir {
     pub(super) path: PathBuf,
     pub(super) manifest: Manifest,
+    /// Whether every shard has a segment, unless it lost it.
+    pub(super) has_begun: bool,
     pub(super) lock: Arc<File>,
 }
 
@@ -76,10 +78,11 @@ impl DataDir {
             Err(error) => return Err(manifest_error(path, error)),
         };
         remove_leftovers(path).map_err(|error| DataDirError::from_io(path, error))?;
-        let dir = DataDir { path: path.into(), manifest, lock: Arc::new(lock) };
+        let has_begun = manifest_copy::says_begun(path, &manifest);
+        let dir = DataDir { path: path.into(), manifest, has_begun, lock: Arc::new(lock) };
         shard_paths(path, &dir.manifest)?;
         let dir = dir.upgrade()?;
-        manifest_copy::refresh(path, &dir.manifest);
+        manifest_copy::refresh(path, &dir.manifest, has_begun);
         dir.sync_names()?;
         Ok(dir)
     }
@@ -99,7 +102,13 @@ impl DataDir {
     /// # Panics
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
-        ShardDir::new(&self.path, &self.manifest, shard, &self.lock)
+        ShardDir::new(&self.path, &self.manifest, shard, self.has_begun, &self.lock)
+    }
+
+    /// Every shard has its segments now: from the next start on, one that has
+    /// none has lost them. Writes a file, unless it is known already.
+    pub fn note_begun(&self) {
+        manifest_copy::refresh(&self.path, &self.manifest, true);
     }
 
     /// The process before may have died between giving a file its name and
@@ -319,7 +328,7 @@ fn remove_leftovers(path: &Path) -> io::Result<()> {
         let ours = name == manifest::TEMPORARY_NAME
             || name == manifest_copy::COPY_TEMPORARY_NAME
             || name.to_str().is_some_and(is_leftover);
-        if ours && entry.file_type()?.is_file() {
+        if ours && !entry.file_type()?.is_dir() {
             fs::remove_file(entry.path())?;
         }
     }

@@ -235,6 +235,11 @@ pub enum RecoverError {
         /// The file that should be there.
         path: PathBuf,
     },
+    /// No segment is there although the log once had one.
+    NoLog {
+        /// The shard's directory.
+        path: PathBuf,
+    },
     /// A segment is not there although messages in it still wait.
     MissingMessages {
         /// The file that should be there.
@@ -295,6 +300,12 @@ impl fmt::Display for RecoverError {
                 f,
                 "{} is missing although later parts of the log are there; bring it back from where \
                  it was moved or from a backup",
+                path.display()
+            )?,
+            RecoverError::NoLog { path } => write!(
+                f,
+                "{} has lost all segments of its log; nothing was changed; bring them back from \
+                 where they were moved or from a backup",
                 path.display()
             )?,
             RecoverError::MissingMessages { path, messages, bytes } => write!(

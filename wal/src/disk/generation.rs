@@ -81,7 +81,8 @@ impl DataDir {
             return Err(DataDirError::from_io(&self.path, error));
         }
         self.manifest = next.manifest;
-        manifest_copy::refresh(&self.path, &self.manifest);
+        self.has_begun = false;
+        manifest_copy::refresh(&self.path, &self.manifest, false);
         Ok(())
     }
 
@@ -139,7 +140,7 @@ impl Generation {
     /// # Panics
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
-        ShardDir::new(&self.path, &self.manifest, shard, &self.lock)
+        ShardDir::new(&self.path, &self.manifest, shard, false, &self.lock)
     }
 
     /// Gives it up and frees its space.

@@ -101,6 +101,19 @@ fn a_crash_at_any_step_leaves_one_layout() {
     }
 }
 
+/// Every shard of a later layout has a snapshot from the beginning.
+#[test]
+fn an_empty_shard_of_a_later_layout_has_lost_everything() {
+    let (dir, mut data) = written();
+    data.note_begun();
+    let next = data.next_generation(1).unwrap();
+    next.make().unwrap();
+    data.switch(next).unwrap();
+    let recovered = data.shard(0).recover(&mut Found::default(), &mut |_| {});
+    assert!(matches!(recovered, Err(RecoverError::NoState { damaged: None, .. })));
+    drop((data, dir));
+}
+
 #[test]
 fn a_start_syncs_the_names_in_the_layout_that_counts() {
     let (dir, mut data) = written();

@@ -14,6 +14,7 @@ use wire::id::ShardId;
 
 use super::data_dir::{self, Holder, manifest_error};
 use super::error::{DataDirError, RecoverError};
+use super::manifest_copy;
 use super::recovery::{Progress, Recovered};
 use super::shard_dir::ShardDir;
 use super::snapshots::{self, Loaded};
@@ -29,6 +30,7 @@ use crate::segment;
 pub struct Inspection {
     path: PathBuf,
     manifest: Manifest,
+    has_begun: bool,
     /// Stands where a lock would.
     dir: Arc<File>,
 }
@@ -57,7 +59,8 @@ impl Inspection {
             Err(error) => return Err(manifest_error(path, error)),
         };
         let dir = Arc::new(File::open(path).map_err(failed)?);
-        Ok(Inspection { path: path.into(), manifest, dir })
+        let has_begun = manifest_copy::says_begun(path, &manifest);
+        Ok(Inspection { path: path.into(), manifest, has_begun, dir })
     }
 
     /// What the directory says about itself.
@@ -75,7 +78,7 @@ impl Inspection {
     /// # Panics
     /// When there is no such shard.
     pub fn shard(&self, shard: ShardId) -> ShardDir {
-        ShardDir::new(&self.path, &self.manifest, shard, &self.dir)
+        ShardDir::new(&self.path, &self.manifest, shard, self.has_begun, &self.dir)
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Everything else in a data directory can be read around its damage; without
 //! the seed and the salts nothing can. A start that has read the manifest keeps
-//! a copy beside it; only a repair ever reads that.
+//! a copy beside it; only a repair ever takes that for the manifest.
+//!
+//! It says one thing more: that the logs of this layout have begun, which is to
+//! say that every shard has got its first segment. One without any has lost all
+//! of them then. That the copy says it, and not the manifest, spares a new
+//! format: versions that do not know the line pass over it.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
@@ -18,14 +23,29 @@ pub(super) const COPY_NAME: &str = "manifest.copy.toml";
 /// Where the next copy is written before it replaces the present one.
 pub(super) const COPY_TEMPORARY_NAME: &str = "manifest.copy.toml.tmp";
 
-/// Makes sure that the copy says what the manifest says. On a full disk, say,
-/// it does not, and the next start tries again.
-pub(super) fn refresh(dir: &Path, manifest: &Manifest) {
-    let text = manifest.encode();
+/// What the copy says behind the manifest's text once the logs have begun.
+const BEGUN: &str = "begun = true";
+
+/// Makes sure that the copy says what the manifest says, and whether the logs
+/// have begun. On a full disk, say, it does not, and the next start tries again.
+pub(super) fn refresh(dir: &Path, manifest: &Manifest, has_begun: bool) {
+    let mut text = manifest.encode();
+    if has_begun {
+        text += BEGUN;
+        text += "\n";
+    }
     if fs::read_to_string(dir.join(COPY_NAME)).is_ok_and(|copy| copy == text) {
         return;
     }
     let _ = write(dir, &text);
+}
+
+/// Whether the copy says that the logs of this layout have begun.
+pub(super) fn says_begun(dir: &Path, manifest: &Manifest) -> bool {
+    let Ok(text) = fs::read_to_string(dir.join(COPY_NAME)) else { return false };
+    let is_of_layout =
+        |copy: Manifest| copy.salts == manifest.salts && copy.generation == manifest.generation;
+    text.lines().any(|line| line == BEGUN) && Manifest::decode(&text).is_ok_and(is_of_layout)
 }
 
 fn write(dir: &Path, text: &str) -> io::Result<()> {

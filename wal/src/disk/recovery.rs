@@ -110,8 +110,12 @@ impl ShardDir {
         // which its name says even if its bytes say nothing any more.
         let named = listing.snapshots.last().copied().unwrap_or(0);
         let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
-        self.check_state(&listing, snapshot.as_ref(), &damaged)?;
+        self.check_state(snapshot.as_ref(), &damaged)?;
         self.check_segments(&listing, snapshot.as_ref(), vouched, &damaged)?;
+        // The last segment is never deleted.
+        if self.has_begun && listing.segments.is_empty() {
+            return Err(RecoverError::NoLog { path: self.path.clone() });
+        }
         let from = snapshot.as_ref().map(|loaded| loaded.start);
         let (start, torn, durable) = self.replay(&listing, from, vouched, into, progress)?;
         self.check_needed(&listing, into)?;
@@ -157,13 +161,10 @@ impl ShardDir {
     /// waited; who waits for it is in the snapshots alone.
     fn check_state(
         &self,
-        listing: &Listing,
         snapshot: Option<&Loaded>,
         damaged: &[(PathBuf, String)],
     ) -> Result<(), RecoverError> {
-        // One that is quite empty was given up by hand.
-        let is_empty = listing.segments.is_empty() && listing.snapshots.is_empty();
-        if snapshot.is_some() || !self.needs_snapshot() || is_empty {
+        if snapshot.is_some() || !self.needs_snapshot() {
             return Ok(());
         }
         let damaged = damaged.first().cloned();

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::data_dir::{DataDir, sync_dir};
 use super::error::{DataDirError, RecoverError};
 use super::inspect::Inspection;
+use super::manifest_copy;
 use super::probe::DirectMode;
 use super::recovery::{Phase, Progress};
 use super::segments::make_segment;
@@ -81,7 +82,8 @@ impl DataDir {
         // Says what is wrong before anything is made, a lock's file included.
         let manifest = Inspection::open(path)?.manifest().clone();
         let lock = super::data_dir::take_lock(path)?;
-        Ok(DataDir { path: path.into(), manifest, lock: Arc::new(lock) })
+        let has_begun = manifest_copy::says_begun(path, &manifest);
+        Ok(DataDir { path: path.into(), manifest, has_begun, lock: Arc::new(lock) })
     }
 
     /// Says in the manifest that this version has written to the directory.

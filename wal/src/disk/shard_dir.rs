@@ -32,6 +32,8 @@ pub struct ShardDir {
     pub(super) salt: u64,
     pub(super) segment_bytes: u64,
     pub(super) generation: u64,
+    /// Whether the log has a segment, unless it lost it.
+    pub(super) has_begun: bool,
     _lock: Arc<File>,
 }
 
@@ -40,6 +42,7 @@ impl ShardDir {
         dir: &Path,
         manifest: &Manifest,
         shard: ShardId,
+        has_begun: bool,
         lock: &Arc<File>,
     ) -> ShardDir {
         ShardDir {
@@ -48,6 +51,7 @@ impl ShardDir {
             salt: manifest.salts[usize::from(shard)],
             segment_bytes: manifest.segment_bytes,
             generation: manifest.generation,
+            has_begun,
             _lock: Arc::clone(lock),
         }
     }
@@ -136,13 +140,15 @@ impl ShardDir {
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let path = entry.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let kind = entry.file_type()?;
             // A directory or a link with one of our names is somebody's own
-            // arrangement, and no log was ever written through it.
-            if !entry.file_type()?.is_file() {
+            // arrangement, and no log was ever written through it. But nothing
+            // must be written through a link that stands where a file will be.
+            if !kind.is_file() && !(kind.is_symlink() && is_leftover(name)) {
                 listing.foreign.push(path);
                 continue;
             }
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             match segment_index(name) {
                 Some(index) => listing.segments.push(index),
                 None if is_leftover(name) => listing.leftovers.push(path),

@@ -321,6 +321,41 @@ fn a_start_syncs_the_names_of_the_files() {
     assert_eq!(synced(), [dir.path().join("shard-0000")]);
 }
 
+/// Nothing in a shard's directory looks like one that was just made.
+#[test]
+fn a_shard_that_lost_everything_is_no_new_one() {
+    let (dir, start) = filled(1);
+    let path = dir.path().join("shard-0000");
+    // A start that was killed before every shard had a segment.
+    assert_eq!(recover(&DataDir::open(dir.path(), options(None)).unwrap().shard(1)).unwrap().1, []);
+    let data = DataDir::open(dir.path(), options(None)).unwrap();
+    data.shard(1).open_segments(0, DirectMode::BufferedFdatasync).unwrap();
+    data.note_begun();
+    drop(data);
+    assert_eq!(recover_again(&dir).unwrap().0.start, start);
+    let kept = fs::read(segment_path(&dir, 0)).unwrap();
+    for entry in fs::read_dir(&path).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    for _ in 0..2 {
+        let error = recover_again(&dir).unwrap_err();
+        assert!(matches!(&error, RecoverError::NoLog { path: it } if *it == path), "{error}");
+        assert!(error.to_string().contains("shard-0000 has lost all segments"), "{error}");
+    }
+    let look = |shard: ShardDir| shard.look_back(&mut Found::default(), &mut |_| {});
+    assert!(look(Inspection::open(dir.path()).unwrap().shard(0)).is_err());
+    assert!(look(DataDir::open_as_it_is(dir.path()).unwrap().shard(0)).is_err());
+    assert!(look(DataDir::open_as_it_is(dir.path()).unwrap().shard(1)).is_ok());
+    fs::write(segment_path(&dir, 0), kept).unwrap();
+    assert_eq!(recover_again(&dir).unwrap().0.start, start);
+    // The copy still stands in for a manifest that is lost.
+    let manifest = fs::read(dir.path().join("manifest.toml")).unwrap();
+    fs::remove_file(dir.path().join("manifest.toml")).unwrap();
+    assert!(manifest_copy::has_copy(dir.path()));
+    manifest_copy::restore(dir.path(), &dir.path().join("aside")).unwrap();
+    assert_eq!(fs::read(dir.path().join("manifest.toml")).unwrap(), manifest);
+}
+
 /// Names that are nearly ours, and ours on what is no file.
 #[test]
 fn only_our_very_names_on_regular_files_are_ours() {
@@ -334,6 +369,13 @@ fn only_our_very_names_on_regular_files_are_ours() {
     std::os::unix::fs::symlink(segment_path(&dir, 2), shard.join("segment-0000000077.log"))
         .unwrap();
     foreign.push(shard.join("segment-0000000077.log"));
+    let outside = dir.path().join("outside");
+    fs::write(&outside, b"mine").unwrap();
+    for link in
+        [shard.join("snapshot-00000000000000000000.snap.tmp"), dir.path().join("manifest.toml.tmp")]
+    {
+        std::os::unix::fs::symlink(&outside, link).unwrap();
+    }
     let directories = [
         "segment-0000000099.log",
         "segment-0000000003.log.tmp",
@@ -354,6 +396,9 @@ fn only_our_very_names_on_regular_files_are_ours() {
     assert_eq!((seen.foreign, seen.segments.len(), seen.snapshots.len()), (foreign.clone(), 3, 0));
     super::snapshots::delete_older(&shard).unwrap();
     assert!(foreign.iter().all(|path| path.exists()), "not ours to remove");
+    assert!(!shard.join("snapshot-00000000000000000000.snap.tmp").is_symlink());
+    assert!(!dir.path().join("manifest.toml.tmp").is_symlink());
+    assert_eq!(fs::read(&outside).unwrap(), b"mine");
 }
 
 #[test]
