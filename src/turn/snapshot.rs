@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use shard::{Input, SLICE_BYTES, Slice};
 use wal::Lsn;
-use wal::disk::{ShardDir, SnapshotFile};
+use wal::disk::{Finished, ShardDir, SnapshotFile};
 use wal::snapshot::{Kind, Writer};
 
 use super::Core;
@@ -55,7 +55,7 @@ enum Done {
     /// The file took what it was given, or is new.
     Written(SnapshotFile),
     /// It has its name and this length, bytes.
-    Finished(u64),
+    Finished(Finished),
     Abandoned,
 }
 
@@ -206,8 +206,15 @@ impl Core {
                 file.abandon();
                 Ok(Done::Abandoned)
             }),
-            (Done::Finished(bytes), Some(taking)) => {
+            (Done::Finished(Finished { bytes, forgotten }), Some(taking)) => {
                 let start = taking.start;
+                for path in forgotten {
+                    let path = path.display();
+                    tracing::info!(
+                        shard = self.id,
+                        "deleted {path}, which an earlier start could not use and had set aside"
+                    );
+                }
                 self.snapshots.taking = None;
                 tracing::debug!(shard = self.id, start, bytes, "took a snapshot");
                 self.tell(Input::Snapshotted { start, bytes });

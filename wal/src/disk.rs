@@ -27,6 +27,8 @@ mod generation_tests;
 #[cfg(test)]
 mod life_tests;
 #[cfg(test)]
+mod names_tests;
+#[cfg(test)]
 mod tests;
 
 pub use data_dir::{DataDir, Holder, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -38,4 +40,4 @@ pub use recovery::{Phase, Progress, Recovered};
 pub use repair::{Continuation, Lost, Records, Salvaged};
 pub use segments::{Prepare, Prepared, Removal, Segments};
 pub use shard_dir::ShardDir;
-pub use snapshots::{Loaded, SNAPSHOTS_KEPT, SnapshotFile};
+pub use snapshots::{Finished, Loaded, SNAPSHOTS_KEPT, SnapshotFile};

@@ -233,6 +233,7 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
 /// The kernel lets go of the lock with the process, however it ends.
 pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
     let path = dir.join(LOCK_NAME);
+    refuse_linked_lock(dir)?;
     let failed = |error| DataDirError::from_io(&path, error);
     let mut file = fs::OpenOptions::new()
         .read(true)
@@ -240,6 +241,8 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
         .create(true)
         .truncate(false)
         .mode(0o600)
+        // The process id would be written over whatever a link leads to.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .map_err(failed)?;
     match file.try_lock() {
@@ -255,6 +258,15 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
     // starting and freeing it.
     let _ = write_pid(&mut file);
     Ok(file)
+}
+
+/// A lock that is a link would lock, and overwrite, somebody else's file.
+pub(super) fn refuse_linked_lock(dir: &Path) -> Result<(), DataDirError> {
+    let path = dir.join(LOCK_NAME);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_symlink() => Err(DataDirError::LinkedLock { path }),
+        _ => Ok(()),
+    }
 }
 
 /// Who holds a data directory.

@@ -70,6 +70,11 @@ pub enum DataDirError {
         /// The directory that should be there.
         path: PathBuf,
     },
+    /// The lock is a symbolic link.
+    LinkedLock {
+        /// The link.
+        path: PathBuf,
+    },
     /// An option that cannot be.
     Options {
         /// What is wrong with it.
@@ -177,6 +182,12 @@ impl fmt::Display for DataDirError {
                 f,
                 "{} is missing, and with it the messages of one shard; bring it back from where \
                  it was moved or from a backup, or see what `iris-shard repair` says",
+                path.display()
+            ),
+            DataDirError::LinkedLock { path } => write!(
+                f,
+                "{} is a symbolic link, and what it leads to would be overwritten; remove it or \
+                 choose another data directory",
                 path.display()
             ),
             DataDirError::Options { why } => f.write_str(why),

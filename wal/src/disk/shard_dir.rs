@@ -145,7 +145,7 @@ impl ShardDir {
             // A directory or a link with one of our names is somebody's own
             // arrangement, and no log was ever written through it. But nothing
             // must be written through a link that stands where a file will be.
-            if !kind.is_file() && !(kind.is_symlink() && is_leftover(name)) {
+            if !(kind.is_file() || kind.is_symlink() && is_leftover(name)) {
                 listing.foreign.push(path);
                 continue;
             }

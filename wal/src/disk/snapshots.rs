@@ -42,6 +42,16 @@ pub struct SnapshotFile {
     synced: u64,
 }
 
+/// A snapshot that counts.
+#[derive(Debug)]
+pub struct Finished {
+    /// How long the file is.
+    pub bytes: u64,
+    /// Snapshots that had been set aside as damaged and were deleted: both that
+    /// are kept are newer, so nothing is to be learned for them any more.
+    pub forgotten: Vec<PathBuf>,
+}
+
 impl SnapshotFile {
     /// Begins the snapshot whose replay starts at `start`.
     ///
@@ -76,20 +86,20 @@ impl SnapshotFile {
 
     /// Makes it durable, gives it its name, and deletes those that are older
     /// than the [`SNAPSHOTS_KEPT`] newest. Call it only when the log is durable
-    /// up to what the last frame says. Returns how long the file is, bytes.
+    /// up to what the last frame says.
     ///
     /// # Errors
     /// What the system said. Nobody knows then whether the snapshot has its
     /// name, so it must not be counted on; if it has, it is whole.
-    pub fn finish(self) -> io::Result<u64> {
+    pub fn finish(self) -> io::Result<Finished> {
         let dir = self.dir.clone();
         let bytes = self.finish_beside()?;
         // What stays behind takes space until the next one is finished.
-        let _ = delete_older(dir.path());
-        Ok(bytes)
+        let forgotten = delete_older(dir.path()).unwrap_or_default();
+        Ok(Finished { bytes, forgotten })
     }
 
-    /// The same, deleting nothing.
+    /// The same, deleting nothing. Returns how long the file is, bytes.
     ///
     /// # Errors
     /// As for [`SnapshotFile::finish`].
@@ -121,8 +131,8 @@ fn name(file: BufWriter<File>, path: &Path) -> io::Result<()> {
 }
 
 /// Deletes all snapshots but the newest ones, and those that were set aside and
-/// are older than these.
-pub(super) fn delete_older(dir: &Path) -> io::Result<()> {
+/// are older than these; which of the latter.
+pub(super) fn delete_older(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let (mut whole, mut aside) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -138,15 +148,16 @@ pub(super) fn delete_older(dir: &Path) -> io::Result<()> {
     }
     whole.sort_unstable();
     if whole.len() < SNAPSHOTS_KEPT {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let older = whole.len() - SNAPSHOTS_KEPT;
     let oldest_kept = whole[older].0;
     aside.retain(|(start, _)| *start < oldest_kept);
+    let forgotten = aside.iter().map(|(_, path)| path.clone()).collect();
     for (_, path) in whole.drain(..older).chain(aside) {
         fs::remove_file(path)?;
     }
-    Ok(())
+    Ok(forgotten)
 }
 
 /// The start in the name of a snapshot's file, and whether it was set aside.

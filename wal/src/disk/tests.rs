@@ -29,7 +29,7 @@ pub(super) fn log_options() -> LogOptions {
     }
 }
 
-fn refusal(path: &Path, options: OpenOptions) -> DataDirError {
+pub(super) fn refusal(path: &Path, options: OpenOptions) -> DataDirError {
     match DataDir::open(path, options) {
         Ok(_) => panic!("it was opened"),
         Err(error) => {
@@ -72,7 +72,7 @@ fn file_of(fd: i32) -> io::Result<File> {
 }
 
 /// A data directory whose shard 0 holds `messages` messages of 10,000 bytes.
-fn filled(messages: u64) -> (TempDir, LogStart) {
+pub(super) fn filled(messages: u64) -> (TempDir, LogStart) {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::open(dir.path(), options(None)).unwrap();
     let end = append(&data.shard(0), 0, messages);
@@ -80,7 +80,7 @@ fn filled(messages: u64) -> (TempDir, LogStart) {
 }
 
 /// Recovers, appends messages numbered from `first`, and writes them.
-fn append(shard: &ShardDir, first: u64, messages: u64) -> LogStart {
+pub(super) fn append(shard: &ShardDir, first: u64, messages: u64) -> LogStart {
     let start = recover(shard).unwrap().0.start;
     let mut segments = shard.open_segments(start.lsn, probe(shard.path())).unwrap();
     let mut log = Log::new(log_options(), start);
@@ -97,7 +97,7 @@ fn append(shard: &ShardDir, first: u64, messages: u64) -> LogStart {
 }
 
 /// What was found, and the inbox seqs of the messages read.
-fn recover(shard: &ShardDir) -> Result<(Recovered, Vec<u64>), RecoverError> {
+pub(super) fn recover(shard: &ShardDir) -> Result<(Recovered, Vec<u64>), RecoverError> {
     let mut found = Found::default();
     let recovered = shard.recover(&mut found, &mut |_| {})?;
     Ok((recovered, found.seqs))
@@ -137,11 +137,11 @@ impl Restore for Found {
     }
 }
 
-fn recover_again(dir: &TempDir) -> Result<(Recovered, Vec<u64>), RecoverError> {
+pub(super) fn recover_again(dir: &TempDir) -> Result<(Recovered, Vec<u64>), RecoverError> {
     recover(&DataDir::open(dir.path(), options(None)).unwrap().shard(0))
 }
 
-fn segment_path(dir: &TempDir, index: u64) -> std::path::PathBuf {
+pub(super) fn segment_path(dir: &TempDir, index: u64) -> std::path::PathBuf {
     dir.path().join(format!("shard-0000/segment-{index:010}.log"))
 }
 
@@ -306,99 +306,6 @@ fn our_leftovers_go_and_foreign_files_stay() {
     assert_eq!(recovered.start, start);
     assert!(!shard.join("segment-0000000001.log.tmp").exists());
     assert!(!shard.join("probe-1-0.tmp").exists());
-}
-
-/// A name that the process before gave and did not sync could go with a power
-/// cut, and what was confirmed in the meantime with it.
-#[test]
-fn a_start_syncs_the_names_of_the_files() {
-    let (dir, _) = filled(1);
-    let synced = || super::data_dir::SYNCED.take();
-    synced();
-    let data = DataDir::open(dir.path(), options(None)).unwrap();
-    assert!(synced().contains(&dir.path().into()));
-    recover(&data.shard(0)).unwrap();
-    assert_eq!(synced(), [dir.path().join("shard-0000")]);
-}
-
-/// Nothing in a shard's directory looks like one that was just made.
-#[test]
-fn a_shard_that_lost_everything_is_no_new_one() {
-    let (dir, start) = filled(1);
-    let path = dir.path().join("shard-0000");
-    // A start that was killed before every shard had a segment.
-    assert_eq!(recover(&DataDir::open(dir.path(), options(None)).unwrap().shard(1)).unwrap().1, []);
-    let data = DataDir::open(dir.path(), options(None)).unwrap();
-    data.shard(1).open_segments(0, DirectMode::BufferedFdatasync).unwrap();
-    data.note_begun();
-    drop(data);
-    assert_eq!(recover_again(&dir).unwrap().0.start, start);
-    let kept = fs::read(segment_path(&dir, 0)).unwrap();
-    for entry in fs::read_dir(&path).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
-    }
-    for _ in 0..2 {
-        let error = recover_again(&dir).unwrap_err();
-        assert!(matches!(&error, RecoverError::NoLog { path: it } if *it == path), "{error}");
-        assert!(error.to_string().contains("shard-0000 has lost all segments"), "{error}");
-    }
-    let look = |shard: ShardDir| shard.look_back(&mut Found::default(), &mut |_| {});
-    assert!(look(Inspection::open(dir.path()).unwrap().shard(0)).is_err());
-    assert!(look(DataDir::open_as_it_is(dir.path()).unwrap().shard(0)).is_err());
-    assert!(look(DataDir::open_as_it_is(dir.path()).unwrap().shard(1)).is_ok());
-    fs::write(segment_path(&dir, 0), kept).unwrap();
-    assert_eq!(recover_again(&dir).unwrap().0.start, start);
-    // The copy still stands in for a manifest that is lost.
-    let manifest = fs::read(dir.path().join("manifest.toml")).unwrap();
-    fs::remove_file(dir.path().join("manifest.toml")).unwrap();
-    assert!(manifest_copy::has_copy(dir.path()));
-    manifest_copy::restore(dir.path(), &dir.path().join("aside")).unwrap();
-    assert_eq!(fs::read(dir.path().join("manifest.toml")).unwrap(), manifest);
-}
-
-/// Names that are nearly ours, and ours on what is no file.
-#[test]
-fn only_our_very_names_on_regular_files_are_ours() {
-    let (dir, start) = filled(250);
-    let shard = dir.path().join("shard-0000");
-    let mut foreign = Vec::new();
-    for name in ["segment-00000000002.log", "segment-18446744073709551615.log"] {
-        fs::copy(segment_path(&dir, 2), shard.join(name)).unwrap();
-        foreign.push(shard.join(name));
-    }
-    std::os::unix::fs::symlink(segment_path(&dir, 2), shard.join("segment-0000000077.log"))
-        .unwrap();
-    foreign.push(shard.join("segment-0000000077.log"));
-    let outside = dir.path().join("outside");
-    fs::write(&outside, b"mine").unwrap();
-    for link in
-        [shard.join("snapshot-00000000000000000000.snap.tmp"), dir.path().join("manifest.toml.tmp")]
-    {
-        std::os::unix::fs::symlink(&outside, link).unwrap();
-    }
-    let directories = [
-        "segment-0000000099.log",
-        "segment-0000000003.log.tmp",
-        "snapshot-00000000000000000000.snap",
-        "snapshot-x.tmp",
-    ];
-    for name in directories {
-        fs::create_dir(shard.join(name)).unwrap();
-        foreign.push(shard.join(name));
-    }
-    fs::create_dir(dir.path().join("probe-x.tmp")).unwrap();
-    foreign.sort_unstable();
-    let (recovered, seqs) = recover_again(&dir).unwrap();
-    assert_eq!((recovered.start, seqs.len()), (start, 250));
-    assert_eq!((recovered.foreign, &recovered.segments[..]), (foreign.clone(), &[0, 1, 2][..]));
-    append(&DataDir::open(dir.path(), options(None)).unwrap().shard(0), 250, 1);
-    let seen = Inspection::open(dir.path()).unwrap().shard(0).files().unwrap();
-    assert_eq!((seen.foreign, seen.segments.len(), seen.snapshots.len()), (foreign.clone(), 3, 0));
-    super::snapshots::delete_older(&shard).unwrap();
-    assert!(foreign.iter().all(|path| path.exists()), "not ours to remove");
-    assert!(!shard.join("snapshot-00000000000000000000.snap.tmp").is_symlink());
-    assert!(!dir.path().join("manifest.toml.tmp").is_symlink());
-    assert_eq!(fs::read(&outside).unwrap(), b"mine");
 }
 
 #[test]

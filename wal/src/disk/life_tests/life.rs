@@ -111,7 +111,7 @@ impl Life {
     pub(super) fn snapshot_while(&mut self, happens: impl FnOnce(&mut Life)) {
         let start = self.log.checkpoint();
         happens(self);
-        let bytes = self.write_snapshot(start, usize::MAX).finish().unwrap();
+        let bytes = self.write_snapshot(start, usize::MAX).finish().unwrap().bytes;
         let start = start.lsn;
         let found = fs::metadata(self.shard().snapshot_path(start)).unwrap().len();
         assert_eq!(bytes, found);
