@@ -94,14 +94,35 @@ impl Shard {
         if !session.is_logged_in() {
             return;
         }
+        loop {
+            match self.hand_out_read(now, conn, (lsn, bytes), out) {
+                // The rest of what has expired is among the same bytes.
+                Handed::PartOfIt => {}
+                // An entry that has moved since is not among them; the pump
+                // reads it again where it is now.
+                Handed::All => return self.pump(now, conn.slot, out),
+                // Without room another read would come back before there is some.
+                Handed::Starved => return,
+            }
+        }
+    }
+
+    /// Hands out what is among these bytes, up to the second run of what has
+    /// expired: each run is a record of its own.
+    fn hand_out_read(
+        &mut self,
+        now: Now,
+        conn: Conn,
+        (lsn, bytes): (Lsn, Option<&[u8]>),
+        out: &mut Effects,
+    ) -> Handed {
+        let session = self.sessions.at(conn.slot);
         let (at, device) = (session.user, usize::from(session.device));
-        // An entry that has moved since is not among these bytes; the pump
-        // below reads it again where it is now.
         let cursor = self.advance(at, device);
         let session = self.sessions.at(conn.slot);
-        let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return };
+        let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return Handed::Starved };
         let mut expired = Expired::default();
-        let mut damaged = None;
+        let (mut damaged, mut is_cut) = (None, false);
         while let Some((seq, entry)) = next_entry(session, inbox, cursor) {
             let Some(bytes) = bytes else {
                 damaged = (entry.lsn == lsn).then_some(seq);
@@ -116,6 +137,7 @@ impl Shard {
             };
             if is_expired(now, &message) {
                 if !expired.has_room_for(seq, &self.log) {
+                    is_cut = true;
                     break;
                 }
                 expired.take(seq, session, inbox);
@@ -128,9 +150,10 @@ impl Shard {
         if let Some(seq) = damaged {
             self.set_aside(conn, seq, out);
         }
-        // Without room another read would come back before there is some.
-        if !expired.is_starved {
-            self.pump(now, conn.slot, out);
+        match (expired.is_starved, is_cut) {
+            (true, _) => Handed::Starved,
+            (false, true) => Handed::PartOfIt,
+            (false, false) => Handed::All,
         }
     }
 
@@ -336,6 +359,15 @@ fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) 
 
 pub(crate) fn is_expired(now: Now, message: &Message<'_>) -> bool {
     message.expires_ms != 0 && message.expires_ms <= now.wall_ms
+}
+
+/// How far a read has been handed out.
+enum Handed {
+    All,
+    /// The log had room for one record of what expired, and there is more.
+    PartOfIt,
+    /// The log has no room, or nothing waits any more.
+    Starved,
 }
 
 /// A run of entries that a pump found to be expired.

@@ -13,6 +13,7 @@
 //! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
 //! 0 looked [same | moved]                                      rot LETTER   reads fail | work
+//! reads were N (since the start)
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -237,6 +238,9 @@ impl Desk {
                 for (conn, lsn, len) in std::mem::take(&mut self.held) {
                     self.answer(conn, lsn, len);
                 }
+            }
+            ["reads", "were", count] => {
+                assert_eq!(self.shard.metrics().counters.reads, count.parse::<u64>().unwrap());
             }
             ["reads", how] => self.fails_reads = *how == "fail",
             ["rot", letter] => self.rot(letter.as_bytes()[0]),

@@ -273,6 +273,41 @@ fn what_expired_is_not_delivered() {
     );
 }
 
+/// One read serves all that lies in it, also where what has expired stands
+/// between what has not.
+#[test]
+fn the_expired_between_others_cost_no_reads() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a*3000 ttl=1
+         0 send bob 2 b*3000
+         0 send bob 3 c*3000 ttl=1
+         0 send bob 4 d*3000
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         > 0 sent bob 4
+         0 send carol 1 e*20000
+         0 send carol 2 f*20000
+         commit
+         > 0 sent carol 1
+         > 0 sent carol 2
+         0 send carol 3 g*20000
+         0 send carol 4 h*20000
+         commit
+         > 0 sent carol 3
+         > 0 sent carol 4
+         jump 2000
+         1 hello bob 1
+         > 1 welcome 1..4
+         > 1 deliver 2 alice b…3000
+         > 1 deliver 4 alice d…3000
+         reads were 1",
+    );
+}
+
 /// What expires while it is handed out leaves its window to the next.
 #[test]
 fn a_window_goes_on_behind_what_expires() {
