@@ -4,7 +4,7 @@
 //! Every message outside the damaged bytes is kept. What is cut out is moved
 //! aside, never deleted. Shard by shard: read whatever is left (`finding`), copy
 //! messages out of the segments that are given up, take a snapshot after them,
-//! move the rest aside (`mend`).
+//! move the rest aside (`mend`), and read it back as a start would.
 
 mod finding;
 mod mend;
@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use wal::disk::{DataDir, DataDirError, manifest_copy};
+use wire::id::ShardId;
 
 use crate::exit::Exit;
 use crate::inspect::{time, to_json};
@@ -87,7 +88,10 @@ fn look_and_mend(
                 let to = aside.join(format!("shard-{id:04}"));
                 let mended = finding.mend(&to, now_ms, &mut teller)?;
                 told.say(&mended.text(&to));
-                report.mended(&mended);
+                let held = data.as_ref().expect("held until the end");
+                let still_refused = Finding::refusal_now(held, id, &mut teller);
+                told.check(id, still_refused.as_deref());
+                report.mended(&mended, still_refused);
             }
         }
         told.report.shards.push(report);
@@ -125,6 +129,8 @@ fn restore_manifest(
 struct Told {
     json: bool,
     damaged: usize,
+    /// Shards that were mended and that a start refuses all the same.
+    refused: usize,
     /// For whoever asks later.
     text: String,
     report: DirectoryReport,
@@ -140,7 +146,7 @@ impl Told {
             aside: None,
             shards: Vec::new(),
         };
-        Told { json, damaged: 0, text: String::new(), report }
+        Told { json, damaged: 0, refused: 0, text: String::new(), report }
     }
 
     fn say(&mut self, text: &str) {
@@ -150,8 +156,18 @@ impl Told {
         }
     }
 
+    /// What a start says of a shard that was mended.
+    fn check(&mut self, id: ShardId, refusal: Option<&str>) {
+        if let Some(refusal) = refusal {
+            self.refused += 1;
+            self.say(&format!(
+                "  Shard {id} was read back, and a start is still refused: {refusal}\n"
+            ));
+        }
+    }
+
     fn repaired(&mut self, aside: &Path) {
-        self.report.healthy = true;
+        self.report.healthy = self.refused == 0;
         self.report.repaired = true;
         self.report.aside = Some(aside.display().to_string());
     }
@@ -171,7 +187,14 @@ impl Told {
             // The repair is done without it.
             let _ = keep_report(aside, &self.text);
             self.repaired(aside);
-            self.say(&format!("\nRepaired: a server starts on {path} now.\n"));
+            self.say(&match self.refused {
+                0 => format!("\nRepaired: a server starts on {path} now.\n"),
+                _ => format!(
+                    "\nNot repaired: a server does not start on {path}. What was moved is in {}; \
+                     run `iris-shard repair` again, and please report this with the directory.\n",
+                    aside.display()
+                ),
+            });
         }
     }
 }

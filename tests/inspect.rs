@@ -510,6 +510,29 @@ fn numbers_go_on_above_a_missing_end() {
     check_goes_on(&setup.start(), session);
 }
 
+/// Its devices are still out there, and have numbers.
+#[test]
+fn a_shard_that_is_gone_costs_everything_but_what_comes() {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let (mut alice, mut bob) = (server.v2("alice", 1), server.v2("bob", 1));
+    pass(&mut alice, &mut bob, 200);
+    let session = bob.into_session();
+    drop(alice);
+    let setup = server.stop();
+    let dir = setup.data_dir().join("shard-0000");
+    fs::rename(&dir, setup.data_dir().join("../aside")).unwrap();
+    setup.check_refused(3, &["shard-0000"]);
+    let looked = json(&iris_shard("repair", setup.data_dir(), &["--json"]), 3);
+    assert_eq!(looked["shards"][0]["cost"]["everything"], true);
+    let done = json(&iris_shard("repair", setup.data_dir(), &["--json", "--yes"]), 0);
+    assert_eq!(done["healthy"], true);
+    assert_eq!(done["shards"][0]["still_refused"], Value::Null);
+    // The log alone says it, too.
+    snapshots(&setup).iter().for_each(|path| fs::remove_file(path).unwrap());
+    check_goes_on(&setup.start(), session);
+}
+
 /// The log of a rewritten layout says nothing of those for whom nothing waits.
 #[test]
 fn numbers_go_on_without_the_snapshots_that_knew_them() {
@@ -570,7 +593,8 @@ fn a_repair_that_cannot_be_is_refused() {
     let shard = dir.join("shard-0001");
     let aside = dir.join("../aside");
     fs::rename(&shard, &aside).unwrap();
-    check(&iris_shard("repair", &dir, &[]), 3, &["shard-0001 is missing"]);
+    let everything = "everything of this shard: its messages, devices and numbers";
+    check(&iris_shard("repair", &dir, &[]), 3, &["shard-0001 is missing", everything]);
     std::os::unix::fs::symlink(&aside, &shard).unwrap();
     check(&iris_shard("repair", &dir, &["--yes"]), 3, &["is a symbolic link"]);
     fs::remove_file(&shard).unwrap();

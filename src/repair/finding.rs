@@ -38,7 +38,7 @@ impl Finding {
         let (shards, segment_bytes) = (manifest.shards, manifest.segment_bytes);
         let hasher = KeyHasher::new(manifest.seed);
         let dir = data.shard(id);
-        let refusal = refusal(&dir, id, replay(id, shards, hasher, segment_bytes), teller);
+        let refusal = Finding::refusal_now(data, id, teller);
         let mut salvage = Salvage::new(options(id, shards), hasher, segment_bytes);
         let salvaged = dir.salvage(&mut salvage, &mut |at| teller.reading(id, at))?;
         let mut finding =
@@ -80,6 +80,14 @@ impl Finding {
             && found.lost.is_empty()
     }
 
+    /// Why a start would be refused now, if it would: asked again after a repair.
+    pub(super) fn refusal_now(data: &DataDir, id: ShardId, teller: &mut Teller) -> Option<String> {
+        let manifest = data.manifest();
+        let hasher = KeyHasher::new(manifest.seed);
+        let replay = replay(id, manifest.shards, hasher, manifest.segment_bytes);
+        refusal(&data.shard(id), id, replay, teller)
+    }
+
     /// What waits in segments that are given up.
     pub(super) fn to_copy(&self) -> Vec<Placed> {
         let mut waiting = self.salvage.waiting();
@@ -94,11 +102,15 @@ impl Finding {
         self.dir.needs_snapshot() && self.salvaged.snapshot.is_none()
     }
 
+    /// Whether nothing at all is left of the shard, its directory perhaps neither.
+    pub(super) fn has_lost_everything(&self) -> bool {
+        self.salvaged.snapshot.is_none() && self.salvage.contents().users == 0
+    }
+
     /// Whether there may have been users of whom nothing is left.
     pub(super) fn has_forgotten(&self) -> bool {
         let is_whole = !self.dir.needs_snapshot() && self.salvaged.lost_before.is_none();
-        let is_empty = self.salvage.contents().users == 0;
-        self.salvaged.snapshot.is_none() && (!is_whole || is_empty)
+        self.has_lost_everything() || self.salvaged.snapshot.is_none() && !is_whole
     }
 
     /// All of it in words.
@@ -171,6 +183,9 @@ impl Finding {
     fn tell_cost(&self, out: &mut String) {
         let (places, lost) = self.salvaged.lost_total;
         out.push_str("  What would be lost:\n");
+        if self.has_lost_everything() {
+            out.push_str("    everything of this shard: its messages, devices and numbers\n");
+        }
         let _ = writeln!(
             out,
             "    {} messages that wait and whose bytes are damaged or gone",

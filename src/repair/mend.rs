@@ -50,12 +50,13 @@ impl Finding {
         let mut starts = vec![start, last];
         starts.dedup();
         starts.retain(|start| used != Some(start.lsn));
+        let mut moved = Vec::new();
         for start in &starts {
-            dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?;
+            moved.extend(dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?);
         }
         take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
-        let moved =
-            dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]).map_err(failed)?;
+        let rest = dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]);
+        moved.extend(rest.map_err(failed)?);
         Ok(Mended { copied, snapshots: [start.lsn, last.lsn], moved })
     }
 
@@ -118,6 +119,7 @@ impl Mended {
         );
         let _ = match self.moved.len() {
             0 => writeln!(out),
+            1 => writeln!(out, ", 1 file moved to {}", aside.display()),
             files => writeln!(out, ", {files} files moved to {}", aside.display()),
         };
         for path in &self.moved {

@@ -41,6 +41,8 @@ pub(super) struct ShardReport {
     /// Segments to move aside.
     to_move_segments: Vec<u64>,
     done: Option<DoneReport>,
+    /// Why a start is still refused although that was done: a defect.
+    still_refused: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -74,6 +76,8 @@ struct PlaceReport {
 struct CostReport {
     /// Messages that wait and whose bytes are damaged or gone.
     messages: u64,
+    /// Nothing at all is left of the shard: no message, device or number.
+    everything: bool,
     /// What only a snapshot said is gone.
     snapshot_only: bool,
     inboxes: Vec<InboxReport>,
@@ -132,10 +136,12 @@ impl ShardReport {
             to_copy_bytes: to_copy.iter().map(|it| u64::from(it.len)).sum(),
             to_move_segments: found.aside.clone(),
             done: None,
+            still_refused: None,
         }
     }
 
-    pub(super) fn mended(&mut self, mended: &Mended) {
+    pub(super) fn mended(&mut self, mended: &Mended, still_refused: Option<String>) {
+        self.still_refused = still_refused;
         self.done = Some(DoneReport {
             copied_messages: mended.copied,
             snapshots: mended.snapshots,
@@ -154,6 +160,7 @@ impl CostReport {
         });
         CostReport {
             messages: finding.given_up,
+            everything: !finding.is_healthy() && finding.has_lost_everything(),
             snapshot_only: finding.has_lost_its_state(),
             inboxes: if finding.is_healthy() { Vec::new() } else { inboxes.collect() },
         }

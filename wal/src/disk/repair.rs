@@ -330,13 +330,17 @@ impl ShardDir {
     }
 
     /// Moves a damaged snapshot out of the way of the one that is to begin at
-    /// the same place.
+    /// the same place. What was moved, if one was there.
     ///
     /// # Errors
     /// What the system said.
-    pub fn set_aside_snapshot(&self, to: &Path, start: Lsn) -> io::Result<()> {
+    pub fn set_aside_snapshot(&self, to: &Path, start: Lsn) -> io::Result<Option<PathBuf>> {
         let path = self.snapshot_path(start);
-        if path.try_exists()? { self.move_to(to, &[path]) } else { Ok(()) }
+        if !path.try_exists()? {
+            return Ok(None);
+        }
+        self.move_to(to, std::slice::from_ref(&path))?;
+        Ok(Some(path))
     }
 
     fn move_to(&self, to: &Path, paths: &[PathBuf]) -> io::Result<()> {
