@@ -209,7 +209,7 @@ impl ShardReport {
                 let _ = writeln!(
                     out,
                     "  torn tail: {} bytes from position {} on belong to no whole commit; a start \
-                     goes on over them",
+                     cuts them, which loses nothing unless the disk had confirmed them",
                     torn.bytes, torn.position
                 );
             }
