@@ -1,6 +1,8 @@
 //! How long a node takes to read back what waits, and what that costs in
 //! memory: a directory full of waiting messages, read from the log alone, then
-//! from a snapshot, each in a process of its own with one thread per shard.
+//! from a snapshot, each in a process of its own with one thread per shard. Then
+//! the same messages otherwise, for what an inbox, one more message in it and
+//! one more pair cost by themselves; and how long a slice of a snapshot takes.
 //!
 //! `cargo bench -p iris-shard --bench restart -- --messages 10000000 --users 1000000`
 //! (several GiB of disk and a few minutes; the defaults are a hundredth of it).
@@ -20,10 +22,18 @@ use wire::id::{Class, MessageId, ShardId, UserKey};
 
 const NOW: Now = Now { mono_ns: 1_000_000_000, wall_ms: 1_800_000_000_000 };
 const SENDERS: u64 = 1000;
+/// Devices that send to each user, for what a pair costs: an inbox keeps so many
+/// in a list, more in a table.
+const PAIRS: u64 = 8;
+/// So many times longer are the inboxes of the fewer users, for what a message
+/// costs.
+const LONGER: u64 = 100;
 
 struct Asked {
     messages: u64,
     users: u64,
+    /// For each user.
+    pairs: u64,
     shards: u16,
     body: usize,
     dir: Option<PathBuf>,
@@ -31,7 +41,8 @@ struct Asked {
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let mut asked = Asked { messages: 100_000, users: 10_000, shards: 2, body: 100, dir: None };
+    let (messages, users, shards) = (100_000, 10_000, 2);
+    let mut asked = Asked { messages, users, pairs: 1, shards, body: 100, dir: None };
     while let Some(name) = arguments.next() {
         let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
         let number = || value.parse().unwrap_or_else(|_| panic!("{name}: {value} is no number"));
@@ -62,8 +73,38 @@ fn main() {
     let log = measure("from the log alone", &dir);
     println!("    {:.0} B per waiting message", per(log.saturating_sub(empty), messages));
     println!("    {:.0} B per user", per(empty, users));
-    again("--snapshot", &dir);
+    print!("{}", again("--snapshot", &dir));
     measure("from a snapshot", &dir);
+    if asked.dir.is_none() {
+        fs::remove_dir_all(&dir).expect("it is ours");
+    }
+    measure_parts(temporary.path(), &asked, empty, log);
+}
+
+/// What an inbox, a message and a pair cost, by difference to `empty`, the users
+/// alone, and `log`, their messages from one pair each.
+fn measure_parts(temporary: &Path, asked: &Asked, empty: u64, log: u64) {
+    let Asked { messages, users, .. } = *asked;
+    let dir = temporary.join("parts");
+    let resident = |what: &str, users: u64, pairs: u64| {
+        fill(&dir, &Asked { users, pairs, dir: None, ..*asked });
+        let bytes = measure(what, &dir);
+        fs::remove_dir_all(&dir).expect("it is ours");
+        bytes
+    };
+    let few = (users / LONGER).max(asked.shards.into());
+    let long = resident("few users, long inboxes", few, 1);
+    let message = per(long.saturating_sub(empty / users * few), messages);
+    println!("    {message:.1} B for one more message in an inbox of {}", messages / few);
+    let inbox = per(log.saturating_sub(empty), users) - message * per(messages, users);
+    println!("    {inbox:.0} B for an inbox with one pair, without its messages");
+    for (users, pairs, without) in [(users, PAIRS, log), (few, messages / few, long)] {
+        if (2..=messages / users).contains(&pairs) {
+            let bytes = resident(&format!("{pairs} pairs for each of {users} users"), users, pairs);
+            let pair = per(bytes.saturating_sub(without), users * (pairs - 1));
+            println!("    {pair:.0} B for one more pair");
+        }
+    }
 }
 
 fn per(bytes: u64, count: u64) -> f64 {
@@ -189,8 +230,8 @@ fn fill_shard(dir: &ShardDir, id: ShardId, hasher: &KeyHasher, asked: &Asked) {
             id: MessageId::new(NOW.wall_ms, n as u32, 0, id),
             from: from.as_bytes(),
             from_key: hasher.key(from.as_bytes()),
-            device: 1,
-            send_seq: round + 1,
+            device: round % asked.pairs + 1,
+            send_seq: round / asked.pairs + 1,
             time_ms: NOW.wall_ms,
             expires_ms: NOW.wall_ms + (30 << 30),
             class: Class::Guaranteed,
@@ -266,8 +307,10 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kB") << 10
 }
 
+/// Prints how long their slices took.
 fn take_snapshots(dir: &Path) {
     let data = open(dir, None);
+    let mut took_us = Vec::new();
     for (id, (mut shard, _)) in shards(&data).into_iter().enumerate() {
         let start = shard.begin_snapshot(NOW);
         let mut bytes = Vec::new();
@@ -277,7 +320,9 @@ fn take_snapshots(dir: &Path) {
         let mut payload = Vec::new();
         let end = loop {
             payload.clear();
+            let began = Instant::now();
             let slice = shard.snapshot_slice(SLICE_BYTES, &mut payload);
+            took_us.push(began.elapsed().as_micros());
             writer.frame(Kind::State, &payload, &mut bytes);
             file.write(&bytes).expect("the disk has room");
             bytes.clear();
@@ -294,4 +339,9 @@ fn take_snapshots(dir: &Path) {
         writer.end(end, &mut bytes);
         file.write(&bytes).and_then(|()| file.finish()).expect("the disk has room");
     }
+    took_us.sort_unstable();
+    let at = |share: usize| took_us[(took_us.len() - 1) * share / 1000];
+    let (half, most, longest) = (at(500), at(990), at(1000));
+    let count = took_us.len();
+    println!("{count} slices of a snapshot: p50 {half} µs, p99 {most} µs, longest {longest} µs");
 }

@@ -70,7 +70,8 @@ impl Pairs {
                 list.push(pair);
             }
             Kept::Few(list) => {
-                let mut table = HashTable::with_capacity(2 * FEW_MAX);
+                // Sixteen places; room for twice as many would take 32.
+                let mut table = HashTable::with_capacity(FEW_MAX + 1);
                 for pair in list.drain(..).chain([pair]) {
                     table.insert_unique(pair.key.hash(), pair, |pair| pair.key.hash());
                 }
