@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use client::blocking::Client;
 use server::peer::{Peer, hello, send};
+use server::vanish::vanish;
 use server::{Deadline, PATIENCE, Server, Setup};
 use wire::refuse::Code;
 use wire::v1::{self, BatchEntries, Packet};
@@ -552,4 +553,25 @@ fn connections_that_move_make_no_room_for_more() {
     drop(held);
     server.wait_metric("iris_connections", |now| now == 2.0);
     drop(Peer::v1(server.addr(), "later"));
+}
+
+/// Half-open: the server still has a connection of which the other side knows
+/// nothing any more. It finds out when it says something, and nothing is lost.
+#[test]
+fn a_peer_that_vanishes_loses_nothing() {
+    let server = Setup::new().shards(2).start();
+    let mut alice = server.v2("alice", 1);
+    let (mut bob, _) = Peer::v2(server.addr(), &hello("bob", 1));
+    let stream = bob.stream().try_clone().expect("a second handle");
+    drop(bob);
+    if let Err(error) = vanish(stream) {
+        eprintln!("skipped: {error}; this needs root");
+        return;
+    }
+    server.wait_metric("iris_sessions", |count| count == 2.0);
+    alice.send_and_wait(b"bob", b"are you there", PATIENCE).expect("it is stored");
+    server.wait_metric("iris_sessions", |count| count == 1.0);
+    let (mut bob, _) = Peer::v2(server.addr(), &hello("bob", 1));
+    bob.expect_deliver(b"are you there");
+    bob.expect_quiet_v2(1);
 }

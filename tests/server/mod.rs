@@ -8,6 +8,7 @@
 
 pub mod mounted;
 pub mod peer;
+pub mod vanish;
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
