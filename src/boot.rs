@@ -88,7 +88,8 @@ pub(crate) fn run(
     if !config.data_dir.exists() {
         // A start that cannot serve leaves no directory behind, whose number of
         // shards would be kept from then on.
-        config.listen.iter().try_for_each(|address| refuse_taken(*address))?;
+        config.listen.iter().try_for_each(|address| refuse_taken(*address, "--listen"))?;
+        refuse_taken(config.admin, "--admin")?;
     }
     let mut data = open_data(config, plan)?;
     let log = log_options(plan, data.manifest().segment_bytes)?;
@@ -169,7 +170,7 @@ fn bind_all(
     let mut addresses = Vec::new();
     let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
     for &wanted in listen {
-        refuse_taken(wanted)?;
+        refuse_taken(wanted, "--listen")?;
         let mut address = wanted;
         for listeners in &mut by_shard {
             let listener = net::listen::bind(address)
@@ -188,7 +189,7 @@ fn bind_all(
 ///
 /// The listeners of a server that was just killed are closed in the background,
 /// 0.2 to 0.5 s after its end, so a taken port is tried for a while.
-fn refuse_taken(address: SocketAddr) -> Result<(), Exit> {
+fn refuse_taken(address: SocketAddr, flag: &str) -> Result<(), Exit> {
     if address.port() == 0 {
         return Ok(());
     }
@@ -205,7 +206,7 @@ fn refuse_taken(address: SocketAddr) -> Result<(), Exit> {
                 }
                 std::thread::park_timeout(PORT_RETRY);
             }
-            Err(error) => return Err(cannot_bind(address, "--listen", &error)),
+            Err(error) => return Err(cannot_bind(address, flag, &error)),
         }
     }
 }

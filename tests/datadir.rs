@@ -321,8 +321,8 @@ fn a_port_that_is_taken_is_named() {
     let port = addr.port().to_string();
     let setup = Setup::new().shards(2);
     setup.clone().listen(addr).check_refused(4, &[&port, "taken", "--listen"]);
+    setup.clone().admin(addr).check_refused(4, &[&port, "taken", "--admin"]);
     assert!(!setup.data_dir().exists(), "a start that cannot serve leaves nothing behind");
-    setup.clone().admin(addr).check_refused(4, &[&port, "--admin"]);
     // Also when it is another server that has it.
     let server = setup.start();
     let other = Setup::new().shards(1);

@@ -81,7 +81,7 @@ const REST_NS: u64 = 30_000;
 
 impl Rest {
     /// Whether the core has little time left, so that what it saves counts.
-    pub(super) fn is_rare(&self) -> bool {
+    pub(super) fn has_high_load(&self) -> bool {
         self.load.is_high
     }
 
@@ -130,7 +130,7 @@ impl Core {
             return;
         }
         self.commit();
-        let is_holding = was_busy && self.rest.is_rare() && self.hands.has_late();
+        let is_holding = was_busy && self.rest.has_high_load() && self.hands.has_late();
         if !is_holding {
             self.hands.flush_late();
         }

@@ -34,6 +34,20 @@ use wire::{v1, v2};
 const SALT: u64 = 7;
 const START_MS: u64 = 1_800_000_000_000;
 
+/// Pushes everything before it out of the log's memory. Of a script in which
+/// alice is on connection 0 and has not written to carol.
+pub(crate) const PUSH_OUT: &str = "
+    0 send carol 1 d*20000
+    0 send carol 2 e*20000
+    commit
+    > 0 sent carol 1
+    > 0 sent carol 2
+    0 send carol 3 f*20000
+    0 send carol 4 g*20000
+    commit
+    > 0 sent carol 3
+    > 0 sent carol 4\n";
+
 /// Runs a script. Small limits: users 8, inbox 4 messages.
 #[track_caller]
 pub(crate) fn check(script: &str) {
