@@ -74,6 +74,10 @@ impl Durables {
     /// When the log became durable up to `end`; `None` when that is too long
     /// ago or has not happened.
     pub(crate) fn when(&self, end: Lsn) -> Option<u64> {
+        // Best effort asks before it has happened.
+        if self.recent.back().is_none_or(|(durable, _)| *durable < end) {
+            return None;
+        }
         let at = self.recent.partition_point(|(durable, _)| *durable < end);
         if at == 0 && self.recent.len() == DURABLES_MAX {
             return None;

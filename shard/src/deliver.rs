@@ -46,8 +46,12 @@ impl Shard {
         if !session.is_logged_in() || session.is_reading() {
             return false;
         }
-        let (at, device) = (session.user, usize::from(session.device));
+        let (at, device, sent) = (session.user, usize::from(session.device), session.sent);
         let conn = Conn { slot, generation: session.generation };
+        // After most acknowledgements.
+        if self.users[at].inbox.as_deref().is_none_or(|inbox| inbox.visible() <= sent) {
+            return false;
+        }
         let cursor = self.advance(at, device);
         let session = self.sessions.at(slot);
         let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return false };
@@ -161,6 +165,9 @@ impl Shard {
     /// log as well: a restart must not bring it back, its segment may be gone
     /// by then. Whether there may be more to hand out now.
     fn bury(&mut self, now: Now, conn: Conn, expired: &Expired) -> bool {
+        if expired.entries.is_empty() && !expired.is_starved {
+            return false;
+        }
         let session = self.sessions.at(conn.slot);
         let (user, device) = (session.user, usize::from(session.device));
         if expired.is_starved && !session.is_starved() && !self.log.is_poisoned() {
@@ -193,20 +200,27 @@ impl Shard {
     /// counts as a hole.
     pub(crate) fn move_cursor(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
         let before = self.reached(user, device);
-        let cursor_max = self.cursor_max(user, device, seq);
-        self.reaches(user, device, seq);
-        let it = &mut self.users[user];
-        it.devices[device].cursor = it.devices[device].cursor.max(cursor_max);
-        it.advance(device);
-        let reached = self.reached(user, device);
+        let reached = if self.is_nothing_missed() {
+            self.users[user].move_cursor(device, seq)
+        } else {
+            self.move_cursor_with_missed(user, device, seq)
+        };
         let it = &self.users[user];
         let slot = it.devices[device].slot;
-        if slot != NO_SLOT
+        if reached > before
+            && slot != NO_SLOT
             && let Some(inbox) = it.inbox.as_deref()
         {
             self.sessions.at(slot).cursor_moved(inbox, before, reached);
         }
         reached
+    }
+
+    fn move_cursor_with_missed(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
+        let cursor_max = self.cursor_max(user, device, seq);
+        self.reaches(user, device, seq);
+        self.users[user].move_cursor(device, cursor_max);
+        self.reached(user, device)
     }
 
     /// The windows of the other connections hear of a new hole, and what stood

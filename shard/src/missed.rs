@@ -34,6 +34,12 @@ impl Missed {
 }
 
 impl Shard {
+    /// Whether no device of any user was ever passed over: nearly always, and
+    /// then cursors need no second look.
+    pub(crate) fn is_nothing_missed(&self) -> bool {
+        self.missed.users.is_empty()
+    }
+
     /// The device has everything up to here, but for what could not be read.
     pub(crate) fn reached(&self, user: UserIndex, device: usize) -> u64 {
         let cursor = self.users[user].devices[device].cursor;

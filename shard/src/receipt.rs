@@ -11,7 +11,7 @@ use crate::hop::Hop;
 use crate::inbox::Receipt;
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::session::Kind;
-use crate::user::{NO_SLOT, UserIndex};
+use crate::user::{Device, NO_SLOT, UserIndex};
 
 /// Log bytes of an acknowledgement.
 const ACK_LOG_BYTES: usize = 128;
@@ -76,11 +76,11 @@ impl Shard {
             return;
         }
         self.metrics.counters.acks += 1;
-        let key = self.users[user].key;
-        let id = self.users[user].devices[device].id;
-        let cursor = self.cursor_max(user, device, seq);
-        if cursor > self.users[user].devices[device].cursor {
-            self.append(now, &Record::Ack { key, device: id, seq: cursor, exact: false });
+        let seq_max = self.cursor_max(user, device, seq);
+        let it = &self.users[user];
+        let (key, Device { id, cursor, .. }) = (it.key, it.devices[device]);
+        if seq_max > cursor {
+            self.append(now, &Record::Ack { key, device: id, seq: seq_max, exact: false });
         }
         self.move_cursor(user, device, seq);
         self.burn(user);

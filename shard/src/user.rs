@@ -113,7 +113,13 @@ impl User {
     /// Moves a device's cursor over what it will never acknowledge (holes) or,
     /// with protocol v1, has acknowledged one by one; returns where it is now.
     pub(crate) fn advance(&mut self, position: usize) -> u64 {
-        let cursor = self.advanced(&self.devices[position]);
+        self.move_cursor(position, 0)
+    }
+
+    /// The same after an acknowledgement of everything up to `seq`.
+    pub(crate) fn move_cursor(&mut self, position: usize, seq: u64) -> u64 {
+        let device = self.devices[position];
+        let cursor = self.advanced(&Device { cursor: device.cursor.max(seq), ..device });
         self.devices[position].cursor = cursor;
         cursor
     }
