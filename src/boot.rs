@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use wire::id::ShardId;
 use crate::admin::{self, Board, ServerInfo};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::pulse::{self, Pulse, Watch};
 use crate::read_back::read_back;
 use crate::reshard::{Layout, reshard, sweep};
 use crate::signal::Signals;
@@ -47,7 +48,7 @@ const _: () = assert!(tuning::plan::READ_BUFFER_BYTES == net::READ_BYTES_MAX as 
 /// What a core reports to the main thread.
 enum Report {
     /// It accepts connections; ring it to make it look around.
-    Ready(Waker),
+    Ready(ShardId, Waker),
     /// It could not start.
     Failed(Exit),
     /// Its thread ends without a word; how it ended says why.
@@ -113,6 +114,7 @@ pub(crate) fn run(
         stop: AtomicBool::new(false),
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
         board,
+        pulses: (0..shards).map(|_| Pulse::default()).collect(),
         frame_ms: config.frame_ms,
         stalled_ms: config.stalled_ms,
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
@@ -376,7 +378,7 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
     let (last, waker) = match start_core(seat) {
         Err(exit) => (Report::Failed(exit), None),
         Ok((core, waker)) => {
-            voice.say(Report::Ready(waker.clone()));
+            voice.say(Report::Ready(voice.id, waker.clone()));
             (Report::Ended(core.run().await), Some(waker))
         }
     };
@@ -407,10 +409,10 @@ fn wait_until_ready(
     from_cores: &Receiver<Report>,
     threads: &mut Threads,
 ) -> Result<Option<Vec<Waker>>, Exit> {
-    let mut wakers = Vec::new();
-    while wakers.len() < threads.len() {
+    let mut wakers: Vec<Option<Waker>> = vec![None; threads.len()];
+    while wakers.iter().any(Option::is_none) {
         match from_cores.recv() {
-            Ok(Report::Ready(waker)) => wakers.push(waker),
+            Ok(Report::Ready(id, waker)) => wakers[usize::from(id)] = Some(waker),
             Ok(Report::Failed(exit)) => return Err(exit),
             Ok(Report::Lost(id)) => return Err(why_lost(id, threads)),
             Ok(Report::Asked(name)) => {
@@ -422,7 +424,7 @@ fn wait_until_ready(
             }
         }
     }
-    Ok(Some(wakers))
+    Ok(wakers.into_iter().collect())
 }
 
 /// Why a core's thread ended before the core was there.
@@ -493,11 +495,23 @@ pub(crate) fn cannot_thread(error: &std::io::Error) -> Exit {
     ))
 }
 
-/// What a core or a signal says next; `None` when nobody does in time.
-fn next_report(from_cores: &Receiver<Report>, by: Option<Instant>) -> Option<Report> {
-    match by {
-        None => from_cores.recv().ok(),
-        Some(by) => from_cores.recv_timeout(by.saturating_duration_since(Instant::now())).ok(),
+/// What a core or a signal says next; `None` when nobody does in time. While it
+/// waits it looks after the cores.
+fn next_report(
+    from_cores: &Receiver<Report>,
+    by: Option<Instant>,
+    mut look: impl FnMut(),
+) -> Option<Report> {
+    loop {
+        let left = by.map(|by| by.saturating_duration_since(Instant::now()));
+        match from_cores.recv_timeout(left.map_or(pulse::LOOK, |left| left.min(pulse::LOOK))) {
+            Ok(report) => return Some(report),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) if left.is_some_and(|left| left.is_zero()) => {
+                return None;
+            }
+            Err(RecvTimeoutError::Timeout) => look(),
+        }
     }
 }
 
@@ -511,8 +525,9 @@ fn wait_for_end(
     let mut running = cores;
     let mut result = Ok(());
     let mut stop_by = None;
+    let mut watch = Watch::new(cores);
     while running > 0 {
-        match next_report(from_cores, stop_by) {
+        match next_report(from_cores, stop_by, || watch.look(&shared.pulses, wakers)) {
             Some(Report::Asked(name)) => tracing::info!("{name}: asking every connection to leave"),
             Some(Report::Ended(ended)) => {
                 running -= 1;
@@ -522,7 +537,7 @@ fn wait_for_end(
             Some(Report::Lost(id)) => {
                 return Err(Exit::internal(format!("shard {id} ended without saying why")));
             }
-            Some(Report::Ready(_)) => return Err(Exit::internal("a core started twice")),
+            Some(Report::Ready(..)) => return Err(Exit::internal("a core started twice")),
             None => {
                 return result.and(Err(Exit::internal(format!(
                     "{running} of {cores} shards have not ended {} s after they were asked to; \

@@ -9,6 +9,7 @@ mod heap;
 mod inspect;
 mod log;
 mod progress;
+mod pulse;
 mod read_back;
 mod repair;
 mod reshard;

@@ -35,6 +35,7 @@ use wire::id::ShardId;
 
 use crate::admin::{self, Board};
 use crate::exit::Exit;
+use crate::pulse::{Doing, Pulse};
 use census::Census;
 use inbound::Inbound;
 use log_io::LogIo;
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     /// Where each core's connections can be sent, as soon as its ring exists.
     pub(crate) peers: Vec<OnceLock<Peer>>,
     pub(crate) board: Arc<Board>,
+    /// By shard: whether it turns.
+    pub(crate) pulses: Vec<Pulse>,
     /// Time for the rest of a frame, milliseconds.
     pub(crate) frame_ms: u64,
     /// Time after which a connection is cut on which nothing moves,
@@ -158,7 +161,9 @@ impl Core {
     /// # Errors
     /// A write of the log failed. What was acknowledged is on the disk.
     pub(crate) async fn run(mut self) -> Result<(), Exit> {
+        self.pulse().begin();
         while !self.is_done() {
+            self.pulse().turn(self.turns);
             self.now = clock();
             let began_ns = self.now.mono_ns;
             self.reap();
@@ -179,7 +184,13 @@ impl Core {
             self.sleep().await;
         }
         self.publish();
+        self.pulse().is(Doing::Nothing);
         self.fault.take().map_or(Ok(()), Err)
+    }
+
+    /// What others see of this core.
+    fn pulse(&self) -> &Pulse {
+        &self.shared.pulses[usize::from(self.id)]
     }
 
     /// What the kernel has done since the last turn, and what clients sent.

@@ -3,7 +3,10 @@
 
 mod server;
 
+use std::io::ErrorKind;
+
 use client::blocking::Client;
+use server::halt::Halted;
 use server::peer::{Peer, hello, send};
 use server::{PATIENCE, Server, Setup};
 use shard::KeyHasher;
@@ -265,4 +268,32 @@ fn a_restart_finds_every_shard_again() {
             }
         }
     }
+}
+
+/// A core that is kept from turning is noticed and named, the others serve
+/// meanwhile, and it goes on where it was.
+#[test]
+fn a_core_that_stands_still_is_named_and_rung() {
+    let server = Setup::new().shards(2).start();
+    let names = users(&server, 2, 2);
+    let (here, there) = names.split_at(2);
+    let mut clients: Vec<Client> = names.iter().map(|name| server.v2(name, 1)).collect();
+    let halted = match Halted::new(server.pid(), "shard-1") {
+        Ok(halted) => halted,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            eprintln!("not tried: tracing a child is forbidden here ({error})");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    server.wait_said("this shard has not turned for 3 s");
+    assert!(server.stderr().contains("shard=1"), "{}", server.stderr());
+    clients[0].send(here[1].as_bytes(), b"meanwhile", Class::Guaranteed).unwrap();
+    let delivery = clients[1].next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(delivery.body, b"meanwhile");
+    clients[2].send(there[1].as_bytes(), b"later", Class::Guaranteed).unwrap();
+    drop(halted);
+    server.wait_said("this shard turns again");
+    let delivery = clients[3].next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(delivery.body, b"later");
 }

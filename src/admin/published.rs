@@ -209,16 +209,17 @@ impl Board {
         self.began
     }
 
-    /// When the server started, [`net::Now::mono_ns`].
     /// Remembers how large the process is without any connection.
     pub(crate) fn note_empty(&self) {
         self.empty.get_or_init(Process::read);
     }
 
+    /// That size, once it is known.
     pub(super) fn empty(&self) -> Option<&Process> {
         self.empty.get()
     }
 
+    /// When the server started, [`net::Now::mono_ns`].
     pub(super) fn began_mono_ns(&self) -> u64 {
         self.began_mono_ns
     }

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::{Core, clock};
+use super::{Core, Doing, clock};
 
 /// The executor runs at least this often while there is traffic.
 const BREATHE_NS: u64 = 1_000_000;
@@ -120,7 +120,9 @@ impl Core {
         }
         if now_ns - self.rest.breathed_ns >= BREATHE_NS {
             self.rest.breathed_ns = now_ns;
+            self.pulse().is(Doing::Outside);
             self.hands.breathe().await;
+            self.pulse().is(Doing::Turning);
             // What other tasks did meanwhile was work, too.
             self.rest.turned_ns = clock().mono_ns;
         } else {
@@ -134,6 +136,7 @@ impl Core {
         if !is_holding {
             self.hands.flush_late();
         }
+        self.pulse().is(Doing::InRing);
         if self.mesh.is_stuck() {
             // A ring that cannot be emptied would keep the core awake, so sleep
             // is not announced. Room comes with the end of a write, which the
@@ -155,6 +158,7 @@ impl Core {
             self.hands.wait(WAIT);
         } else {
             let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
+            self.pulse().is(Doing::Parked);
             self.hands.park(timeout).await;
         }
     }
