@@ -393,6 +393,7 @@ impl World {
             &mut knobs.snapshot_fails,
             &mut knobs.resize,
             &mut knobs.restart,
+            &mut knobs.sync_fails,
         ] {
             *fault = 0;
         }

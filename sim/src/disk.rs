@@ -3,7 +3,9 @@
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
 //! disks, garbage. What was cut by a recovery stays where it is: only the
-//! log's chain tells that it is stale. A deleted segment may come back with a
+//! log's chain tells that it is stale. A sync may fail by itself: its write is
+//! there or partly there, nobody knows, and what completes afterwards is as
+//! doubtful until somebody reads it back. A deleted segment may come back with a
 //! crash. Snapshots are files of their own, there with their name or not at all.
 //!
 //! A new layout is written through a cache: what was not synced can be read, and
@@ -51,6 +53,8 @@ pub(crate) struct Disk {
     /// Completed writes beyond a gap: where each begins and ends.
     done: BTreeMap<Lsn, Lsn>,
     durable: Lsn,
+    /// A sync failed: no completion means anything before the next start.
+    is_doubtful: bool,
     /// Deleted segments, and whether that is certain to survive a crash.
     deleted: BTreeMap<u64, bool>,
     /// Oldest first.
@@ -70,6 +74,7 @@ impl Disk {
             flights: Vec::new(),
             done: BTreeMap::new(),
             durable: 0,
+            is_doubtful: false,
             deleted: BTreeMap::new(),
             snapshots: Vec::new(),
             unsynced: Vec::new(),
@@ -176,7 +181,12 @@ impl Disk {
     }
 
     /// The write reaches the disk.
-    pub(crate) fn complete(&mut self, id: u64) {
+    pub(crate) fn complete(&mut self, id: u64, faults: &mut Chance) {
+        if self.is_doubtful {
+            // An error is told once: the next sync of the same pages is called
+            // good, whatever has become of them.
+            return self.fail_sync(id, faults);
+        }
         let flight = self.land(id);
         let at = flight.lsn as usize;
         self.bytes[at..at + flight.bytes.len()].copy_from_slice(&flight.bytes);
@@ -190,6 +200,14 @@ impl Disk {
     pub(crate) fn fail(&mut self, id: u64, chance: &mut Chance, garbage_permille: u32) {
         let flight = self.land(id);
         self.tear(&flight, Tear::Sectors, chance, garbage_permille);
+    }
+
+    /// The write arrives, all of it or part, and its sync fails.
+    pub(crate) fn fail_sync(&mut self, id: u64, faults: &mut Chance) {
+        let flight = self.land(id);
+        let tear = faults.pick(&[Tear::Everything, Tear::Everything, Tear::Prefix, Tear::Sectors]);
+        self.tear(&flight, tear, faults, 0);
+        self.is_doubtful = true;
     }
 
     /// The process or the machine dies.
@@ -206,6 +224,7 @@ impl Disk {
             self.tear(&lost, tear, chance, garbage_permille);
         }
         self.done.clear();
+        self.is_doubtful = false;
         // Deleting is not synced: nothing depends on it.
         self.deleted.retain(|_, is_certain| {
             *is_certain |= chance.below(2) == 0;

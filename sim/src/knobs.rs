@@ -81,6 +81,9 @@ pub struct Knobs {
     /// The server dies while it rewrites its directory.
     pub(crate) resize_dies: u32,
 
+    /// A write arrives, or part of it, and its sync fails; see [`FAULTS_FROM`].
+    pub(crate) sync_fails: u32,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -91,7 +94,9 @@ pub struct Knobs {
 pub(crate) const STORE_FROM: u64 = 1200;
 /// Below this one the number of shards stays what it is, for the same reason.
 pub(crate) const RESIZE_FROM: u64 = 3_000_000;
-/// One of so many seeds from there on is steady.
+/// Below this one a sync does not fail by itself, for the same reason.
+pub(crate) const FAULTS_FROM: u64 = 6_000_000;
+/// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
 impl Knobs {
@@ -101,6 +106,8 @@ impl Knobs {
         let store = &mut Chance::new(!seed);
         let resize = &mut Chance::new(seed.rotate_left(40));
         let resizes = seed >= RESIZE_FROM;
+        let fault = &mut Chance::new(seed.rotate_left(24));
+        let fails = seed >= FAULTS_FROM;
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
         let knobs = Knobs {
@@ -159,6 +166,8 @@ impl Knobs {
             restart: if resizes { some(resize, 150) } else { 0 },
             resize_dies: some(resize, 700),
 
+            sync_fails: if fails { rarely(fault, 20) } else { 0 },
+
             is_steady: false,
         };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
@@ -206,6 +215,7 @@ impl Knobs {
             hours: 0,
             resize: 0,
             restart: 0,
+            sync_fails: 0,
             is_steady: true,
             ..self
         }

@@ -111,7 +111,7 @@ fn live_many(args: &Args) -> ExitCode {
     });
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
-         ({} deliveries, {} failed writes, {} reads back, {} blocked, {} takeovers, {} skips, \
+         ({} deliveries, {} failed writes, {} failed syncs, {} reads back, {} blocked, {} takeovers, {} skips, \
          {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way)",
         sum.seeds,
@@ -122,6 +122,7 @@ fn live_many(args: &Args) -> ExitCode {
         started.elapsed().as_secs_f64(),
         sum.stats.deliveries,
         sum.stats.failed_writes,
+        sum.stats.failed_syncs,
         sum.stats.reads,
         sum.stats.blocked,
         sum.stats.takeovers,

@@ -27,6 +27,8 @@ pub enum Plant {
     SwitchUnsynced,
     /// The old layout is removed before the new one counts.
     SweepEarly,
+    /// The shard is told that a write is durable whose sync failed.
+    AckFailedSync,
 }
 
 impl Plant {

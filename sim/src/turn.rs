@@ -13,6 +13,7 @@ use wire::{v1, v2};
 
 use crate::history::records_of;
 use crate::link::{LinkId, Place, Speaks};
+use crate::plant::Plant;
 use crate::world::{Event, World};
 
 /// Hops and bytes of one parcel that would be a queue without a bound. Replies
@@ -98,14 +99,7 @@ impl World {
     }
 
     pub(crate) fn written(&mut self, shard: usize, id: u64, lsn: Lsn) {
-        let ok = !self.chance.permille(self.knobs.write_fails);
-        self.note("written: shard, id, ok", [shard as u64, id, u64::from(ok), 0]);
-        if ok {
-            self.layout.disks[shard].complete(id);
-        } else {
-            self.stats.failed_writes += 1;
-            self.layout.disks[shard].fail(id, &mut self.chance, self.knobs.garbage_sectors);
-        }
+        let ok = self.end_write(shard, id) || self.plant == Plant::AckFailedSync;
         self.count_down();
         if self.plant.acks_early() {
             return;
@@ -115,6 +109,26 @@ impl World {
         if !ok && !was_poisoned {
             self.poisoned(shard, epoch);
         }
+    }
+
+    /// What the disk makes of a write; whether it calls it good.
+    fn end_write(&mut self, shard: usize, id: u64) -> bool {
+        let disk = &mut self.layout.disks[shard];
+        let writes = !self.chance.permille(self.knobs.write_fails);
+        let syncs = !self.fault_chance.permille(self.knobs.sync_fails);
+        if !writes {
+            self.stats.failed_writes += 1;
+            disk.fail(id, &mut self.chance, self.knobs.garbage_sectors);
+        } else if !syncs {
+            self.stats.failed_syncs += 1;
+            disk.fail_sync(id, &mut self.fault_chance);
+            self.note("its sync fails: shard, id", [shard as u64, id, 0, 0]);
+        } else {
+            disk.complete(id, &mut self.fault_chance);
+        }
+        let ok = writes && syncs;
+        self.note("written: shard, id, ok", [shard as u64, id, u64::from(ok), 0]);
+        ok
     }
 
     /// A short life ends after a few writes.

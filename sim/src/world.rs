@@ -180,6 +180,8 @@ pub struct Stats {
     pub deliveries: u64,
     /// Writes that failed on purpose.
     pub failed_writes: u64,
+    /// Syncs that failed, their writes being there or not.
+    pub failed_syncs: u64,
     /// Reads of the log for devices that catch up.
     pub reads: u64,
     /// Inputs that found no room.
@@ -214,6 +216,7 @@ impl Stats {
         self.messages += other.messages;
         self.deliveries += other.deliveries;
         self.failed_writes += other.failed_writes;
+        self.failed_syncs += other.failed_syncs;
         self.reads += other.reads;
         self.blocked += other.blocked;
         self.takeovers += other.takeovers;
@@ -240,6 +243,8 @@ pub struct World {
     pub(crate) store_chance: Chance,
     /// For what belongs to other numbers of shards.
     pub(crate) resize_chance: Chance,
+    /// For what else goes wrong with disks.
+    pub(crate) fault_chance: Chance,
     /// Records that may still be looked at again when a segment is deleted.
     pub(crate) looks_back: usize,
     wall_offset_ms: i64,
@@ -317,6 +322,7 @@ impl World {
             now_ns: 0,
             store_chance: Chance::new(seed.rotate_left(32)),
             resize_chance: Chance::new(seed.rotate_left(48)),
+            fault_chance: Chance::new(seed.rotate_left(16)),
             looks_back: LOOKS_BACK,
             wall_offset_ms: 0,
             queue: BinaryHeap::new(),

@@ -65,6 +65,11 @@ fn an_old_layout_removed_too_early_is_noticed() {
 }
 
 #[test]
+fn an_acknowledgement_after_a_failed_sync_is_noticed() {
+    check(Plant::AckFailedSync, 6_000_000..6_000_040);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }
