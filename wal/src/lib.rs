@@ -22,6 +22,7 @@
 //! stored when `durable >= lsn + len`. docs/decisions/0002-log-format.md says
 //! why the format is as it is.
 
+mod checksum;
 pub mod clean;
 pub mod commit;
 pub mod disk;

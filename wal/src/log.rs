@@ -134,6 +134,7 @@ pub struct Write {
 /// The log of one shard: its tail in memory and its writes in flight.
 pub struct Log {
     options: LogOptions,
+    record_bytes_max: usize,
     salt: u64,
     tail: Tail,
     /// Where this run began; nothing before it is in the tail.
@@ -161,6 +162,9 @@ struct Batch {
     used_end: Lsn,
     /// End of its padding; meaningless while it is open.
     end: Lsn,
+    /// No record of it may end behind this: it is as long as a write may be
+    /// there, or the tail is at its end.
+    end_max: Lsn,
     hlc_ms: u64,
 }
 
@@ -196,6 +200,7 @@ impl Log {
         let closed_max = 2 * (options.tail_bytes / options.commit_bytes_max) + 4;
         Log {
             options,
+            record_bytes_max: options.record_bytes_max(),
             salt: start.salt,
             tail: Tail::new(options.tail_bytes),
             start: start.lsn,
@@ -355,7 +360,7 @@ impl Log {
 
     /// Where a record of this length would go, if it may go anywhere now.
     fn place_checked(&self, record_bytes: usize) -> Option<Place> {
-        if record_bytes > self.options.record_bytes_max() {
+        if record_bytes > self.record_bytes_max {
             return None;
         }
         let bytes = record_bytes as Lsn;
@@ -369,11 +374,8 @@ impl Log {
     }
 
     fn place(&self, bytes: Lsn) -> Place {
-        if let Some(open) = &self.open {
-            let longest = open.start + self.options.commit_bytes_max as Lsn;
-            if self.end + bytes <= longest.min(self.lap_end(open.start)) {
-                return Place::Open;
-            }
+        if self.open.as_ref().is_some_and(|open| self.end + bytes <= open.end_max) {
+            return Place::Open;
         }
         let next = block_end(self.end);
         let lap_end = self.lap_end(next);
@@ -403,9 +405,10 @@ impl Log {
                 at
             }
         };
-        self.end = at + COMMIT_LSN;
-        let hlc_ms = self.hlc_ms;
-        self.open = Some(Batch { start: at, used_end: self.end, end: self.end, hlc_ms });
+        let end = at + COMMIT_LSN;
+        let end_max = self.lap_end(at).min(at + self.options.commit_bytes_max as Lsn);
+        self.open = Some(Batch { start: at, used_end: end, end, end_max, hlc_ms: self.hlc_ms });
+        self.end = end;
     }
 
     /// Closes the open batch, if there is one, padded up to `end`.
@@ -426,7 +429,8 @@ impl Log {
         }
         let start = self.end;
         let used_end = start + COMMIT_LSN;
-        self.closed.push_back(Batch { start, used_end, end: lap_end, hlc_ms: self.hlc_ms });
+        let (end, end_max) = (lap_end, lap_end);
+        self.closed.push_back(Batch { start, used_end, end, end_max, hlc_ms: self.hlc_ms });
         self.end = lap_end;
     }
 

@@ -21,7 +21,7 @@ use std::fmt;
 
 use wire::id::{Class, MessageId, UserKey};
 
-use crate::Lsn;
+use crate::{Lsn, checksum};
 
 /// Bytes of a record's header.
 pub const HEADER_BYTES: usize = 16;
@@ -229,7 +229,9 @@ const FLAG_EXACT: u8 = 1;
 /// Header flag of a Device that is forgotten.
 const FLAG_GONE: u8 = 1;
 
-const MESSAGE_FIXED: usize = 3 * 16 + 5 * 8 + 8;
+const MESSAGE_FIXED: usize = 16 + FIXED_AFTER_KEY;
+/// Of those the ones that follow the key.
+const FIXED_AFTER_KEY: usize = 2 * 16 + 5 * 8 + 8;
 const ACK_FIXED: usize = 16 + 2 * 8;
 const DEVICE_FIXED: usize = 16 + 2 * 8;
 const SEEN_FIXED: usize = 16 + 8;
@@ -252,7 +254,8 @@ impl Header {
     /// The header at the start of `bytes`, when they can hold one. Nothing is
     /// checked.
     pub(crate) fn read(bytes: &[u8]) -> Option<Header> {
-        let mut take = Take(bytes);
+        // Of a known length, so that the fields need no checks of their own.
+        let mut take = Take(bytes.first_chunk::<HEADER_BYTES>()?);
         Some(Header {
             len: take.u32()?,
             crc: take.u32()?,
@@ -263,7 +266,12 @@ impl Header {
         })
     }
 
+    /// Writes it to the front of `bytes`.
+    ///
+    /// # Panics
+    /// When they cannot hold it.
     pub(crate) fn write(&self, bytes: &mut [u8]) {
+        let bytes = bytes.first_chunk_mut::<HEADER_BYTES>().expect("room for a header");
         let mut put = Put::new(bytes);
         put.u32(self.len);
         put.u32(self.crc);
@@ -283,7 +291,7 @@ impl Header {
         put.u8(self.flags);
         put.u16(self.partition);
         put.u32(self.len);
-        crc32c::crc32c_append(crc32c::crc32c(&head), payload)
+        checksum::append(checksum::append(0, &head), payload)
     }
 }
 
@@ -295,32 +303,32 @@ pub(crate) fn encode(record: &Record<'_>, bytes: &mut [u8]) {
     Header { len, crc: 0, prev: 0, kind, flags, partition: key.partition() }.write(bytes);
     let mut put = Put::new(&mut bytes[HEADER_BYTES..]);
     put.u128(key.0);
-    match *record {
-        Record::Message(m) | Record::Moved(m) => put_message(&mut put, &m),
-        Record::Ack { device, seq, .. } => {
+    match record {
+        Record::Message(m) | Record::Moved(m) => put_message(&mut put, m),
+        &Record::Ack { device, seq, .. } => {
             put.u64(device);
             put.u64(seq);
         }
-        Record::Device { name, device, cursor, .. } => {
+        &Record::Device { name, device, cursor, .. } => {
             put.u64(device);
             put.u64(cursor);
             put.bytes(name);
         }
-        Record::Seen { name, at_s, .. } => {
+        &Record::Seen { name, at_s, .. } => {
             put.u64(at_s);
             put.bytes(name);
         }
-        Record::Floor { name, seq, .. } => {
+        &Record::Floor { name, seq, .. } => {
             put.u64(seq);
             put.bytes(name);
         }
-        Record::Consumed { name, from_key, device, send_seq, .. } => {
+        &Record::Consumed { name, from_key, device, send_seq, .. } => {
             put.u128(from_key.0);
             put.u64(device);
             put.u64(send_seq);
             put.bytes(name);
         }
-        Record::Dropped { first, last, .. } => {
+        &Record::Dropped { first, last, .. } => {
             put.u64(first);
             put.u64(last);
         }
@@ -351,31 +359,32 @@ pub(crate) fn check(bytes: &[u8], salt: u64, lsn: Lsn) -> Result<Header, Malform
 }
 
 fn identity(record: &Record<'_>) -> (u8, u8, UserKey) {
-    match *record {
+    match record {
         Record::Message(m) => (KIND_MESSAGE, m.flags, m.key),
-        Record::Ack { key, exact, .. } => (KIND_ACK, if exact { FLAG_EXACT } else { 0 }, key),
-        Record::Device { key, gone, .. } => (KIND_DEVICE, if gone { FLAG_GONE } else { 0 }, key),
-        Record::Seen { key, .. } => (KIND_SEEN, 0, key),
-        Record::Floor { key, .. } => (KIND_FLOOR, 0, key),
-        Record::Consumed { key, .. } => (KIND_CONSUMED, 0, key),
+        &Record::Ack { key, exact, .. } => (KIND_ACK, if exact { FLAG_EXACT } else { 0 }, key),
+        &Record::Device { key, gone, .. } => (KIND_DEVICE, if gone { FLAG_GONE } else { 0 }, key),
+        &Record::Seen { key, .. } => (KIND_SEEN, 0, key),
+        &Record::Floor { key, .. } => (KIND_FLOOR, 0, key),
+        &Record::Consumed { key, .. } => (KIND_CONSUMED, 0, key),
         Record::Moved(m) => (KIND_MOVED, m.flags, m.key),
-        Record::Dropped { key, .. } => (KIND_DROPPED, 0, key),
+        &Record::Dropped { key, .. } => (KIND_DROPPED, 0, key),
     }
 }
 
 fn put_message(put: &mut Put<'_>, m: &Message<'_>) {
     let name_len = |name: &[u8]| u16::try_from(name.len()).expect("names are at most 65,535 bytes");
-    put.bytes(&m.id.0);
-    put.u128(m.from_key.0);
-    put.u64(m.inbox_seq);
-    put.u64(m.device);
-    put.u64(m.send_seq);
-    put.u64(m.time_ms);
-    put.u64(m.expires_ms);
-    put.u8(m.class as u8);
-    put.bytes(&[0; 3]);
-    put.u16(name_len(m.to));
-    put.u16(name_len(m.from));
+    let mut fixed = Put::new(put.array::<FIXED_AFTER_KEY>());
+    fixed.bytes(&m.id.0);
+    fixed.u128(m.from_key.0);
+    fixed.u64(m.inbox_seq);
+    fixed.u64(m.device);
+    fixed.u64(m.send_seq);
+    fixed.u64(m.time_ms);
+    fixed.u64(m.expires_ms);
+    fixed.u8(m.class as u8);
+    fixed.bytes(&[0; 3]);
+    fixed.u16(name_len(m.to));
+    fixed.u16(name_len(m.from));
     put.bytes(m.to);
     put.bytes(m.from);
     put.bytes(m.body);
@@ -431,15 +440,17 @@ fn payload<'a>(
 }
 
 fn take_message<'a>(flags: u8, key: UserKey, take: &mut Take<'a>) -> Option<Message<'a>> {
-    let id = MessageId(take.array()?);
-    let from_key = UserKey(take.u128()?);
-    let (inbox_seq, device, send_seq) = (take.u64()?, take.u64()?, take.u64()?);
-    let (time_ms, expires_ms) = (take.u64()?, take.u64()?);
-    let class = Class::from_u8(take.u8()?)?;
-    if take.array()? != [0; 3] {
+    let fixed = take.array::<FIXED_AFTER_KEY>()?;
+    let mut fixed = Take(&fixed);
+    let id = MessageId(fixed.array()?);
+    let from_key = UserKey(fixed.u128()?);
+    let (inbox_seq, device, send_seq) = (fixed.u64()?, fixed.u64()?, fixed.u64()?);
+    let (time_ms, expires_ms) = (fixed.u64()?, fixed.u64()?);
+    let class = Class::from_u8(fixed.u8()?)?;
+    if fixed.array()? != [0; 3] {
         return None;
     }
-    let (to_len, from_len) = (take.u16()?, take.u16()?);
+    let (to_len, from_len) = (fixed.u16()?, fixed.u16()?);
     let to = take.bytes(to_len.into())?;
     let from = take.bytes(from_len.into())?;
     let body = take.rest();
@@ -506,6 +517,13 @@ impl<'a> Put<'a> {
         let (head, rest) = std::mem::take(&mut self.rest).split_at_mut(bytes.len());
         head.copy_from_slice(bytes);
         self.rest = rest;
+    }
+
+    /// The next `N` bytes, to write them in one go.
+    fn array<const N: usize>(&mut self) -> &mut [u8; N] {
+        let (head, rest) = std::mem::take(&mut self.rest).split_at_mut(N);
+        self.rest = rest;
+        head.first_chunk_mut().expect("split there")
     }
 
     fn u8(&mut self, value: u8) {
