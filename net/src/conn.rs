@@ -173,7 +173,8 @@ const CHUNK: usize = 1024;
 /// The connections of one core.
 #[derive(Debug)]
 pub(crate) struct Table {
-    chunks: Vec<Box<[Conn]>>,
+    /// Arrays, so that a place in one needs no check.
+    chunks: Vec<Box<[Conn; CHUNK]>>,
     /// First free slot, linked through `fd`.
     free: u32,
     live: usize,
@@ -244,14 +245,26 @@ impl Table {
 
     /// The slot, if the id still means the connection it was given for, in whatever state.
     pub(crate) fn current(&self, conn: ConnId) -> Option<u32> {
-        let known = (conn.slot as usize) < self.chunks.len() * CHUNK
-            && self[conn.slot].generation == conn.generation;
-        known.then_some(conn.slot)
+        let entry = &self.chunks.get(conn.slot as usize / CHUNK)?[conn.slot as usize % CHUNK];
+        (entry.generation == conn.generation).then_some(conn.slot)
     }
 
     /// The slot, if the caller may still use the connection.
     pub(crate) fn open(&self, conn: ConnId) -> Option<u32> {
-        self.current(conn).filter(|&slot| self[slot].flags.any(Flags::OPEN))
+        self.open_entry(conn).map(|_| conn.slot)
+    }
+
+    /// The entry itself, if the caller may still use the connection.
+    pub(crate) fn open_entry(&self, conn: ConnId) -> Option<&Conn> {
+        let entry = &self.chunks.get(conn.slot as usize / CHUNK)?[conn.slot as usize % CHUNK];
+        (entry.generation == conn.generation && entry.flags.any(Flags::OPEN)).then_some(entry)
+    }
+
+    /// The same, to change it.
+    pub(crate) fn open_entry_mut(&mut self, conn: ConnId) -> Option<&mut Conn> {
+        let chunk = self.chunks.get_mut(conn.slot as usize / CHUNK)?;
+        let entry = &mut chunk[conn.slot as usize % CHUNK];
+        (entry.generation == conn.generation && entry.flags.any(Flags::OPEN)).then_some(entry)
     }
 
     fn grow(&mut self) {
@@ -263,7 +276,7 @@ impl Table {
                 ..Conn::VACANT
             })
             .collect();
-        self.chunks.push(chunk);
+        self.chunks.push(chunk.try_into().expect("as many as a chunk has"));
         self.free = first;
     }
 }

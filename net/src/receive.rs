@@ -5,7 +5,7 @@
 //! has one, bytes are received straight into it.
 
 use crate::close::CloseReason;
-use crate::conn::{ConnId, Flags, NONE};
+use crate::conn::{Conn, ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
 use crate::ring::{Op, Token};
@@ -14,13 +14,23 @@ use crate::ring::{Op, Token};
 /// behind them in one event, and the receive that follows shows the bytes only.
 const POLL_ENDS: i32 = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as i32;
 
+impl Conn {
+    /// Holds a slice that the kernel is done with.
+    fn has_slice_bytes(&self) -> bool {
+        self.slice != NONE && !self.flags.any(Flags::RECEIVE)
+    }
+
+    fn wants_receive(&self) -> bool {
+        let may = self.flags.any(Flags::OPEN.or(Flags::LINGERING));
+        let held = Flags::RECEIVE.or(Flags::PAUSED).or(Flags::CHOKED).or(Flags::REVISIT);
+        may && self.flags.any(Flags::READABLE) && !self.flags.any(held) && self.slice == NONE
+    }
+}
+
 impl Hands {
     /// All bytes received and not consumed yet, in one piece. Empty for a stale id.
     pub fn received(&self, conn: ConnId) -> &[u8] {
-        match self.table.open(conn) {
-            Some(slot) => self.unconsumed(slot),
-            None => &[],
-        }
+        self.table.open_entry(conn).map_or(&[], |entry| self.unconsumed(entry))
     }
 
     /// Says that the first `n` of the [received](Hands::received) bytes are done with. The rest is
@@ -33,18 +43,20 @@ impl Hands {
     /// # Panics
     /// If fewer than `n` bytes were received.
     pub fn consume(&mut self, conn: ConnId, n: usize) {
-        let Some(slot) = self.table.open(conn) else {
+        let Some(entry) = self.table.open_entry_mut(conn) else {
             return;
         };
-        assert!(n <= self.unconsumed(slot).len(), "consumed what never came");
-        self.table[slot].flags.clear(Flags::REVISIT);
-        if self.table[slot].partial != NONE {
-            self.consume_partial(slot, n);
-        } else if self.has_slice_bytes(slot) {
-            self.table[slot].start += n as u16;
-            self.retire_slice(slot);
+        entry.flags.clear(Flags::REVISIT);
+        if entry.partial != NONE {
+            self.consume_partial(conn.slot, n);
+        } else if entry.has_slice_bytes() {
+            assert!(n <= usize::from(entry.end - entry.start), "consumed what never came");
+            entry.start += n as u16;
+            self.retire_slice(conn.slot);
+        } else {
+            assert!(n == 0, "consumed what never came");
         }
-        self.queue_receive(slot);
+        self.queue_receive(conn.slot);
     }
 
     /// Stops receiving. Bytes already received stay where they are.
@@ -77,7 +89,7 @@ impl Hands {
             return;
         }
         self.table[slot].flags.clear(Flags::PAUSED);
-        if !self.unconsumed(slot).is_empty() {
+        if !self.unconsumed(&self.table[slot]).is_empty() {
             return self.revisit(slot);
         }
         self.queue_receive(slot);
@@ -91,21 +103,14 @@ impl Hands {
         self.pending.push(Event::Received { conn });
     }
 
-    pub(crate) fn unconsumed(&self, slot: u32) -> &[u8] {
-        let entry = &self.table[slot];
+    pub(crate) fn unconsumed(&self, entry: &Conn) -> &[u8] {
         if entry.partial != NONE {
             self.buffers.partials.bytes(entry.partial)
-        } else if self.has_slice_bytes(slot) {
+        } else if entry.has_slice_bytes() {
             self.buffers.arena.bytes(entry.slice, entry.start, entry.end)
         } else {
             &[]
         }
-    }
-
-    /// Holds a slice that the kernel is done with.
-    fn has_slice_bytes(&self, slot: u32) -> bool {
-        let entry = &self.table[slot];
-        entry.slice != NONE && !entry.flags.any(Flags::RECEIVE)
     }
 
     fn consume_partial(&mut self, slot: u32, n: usize) {
@@ -142,11 +147,9 @@ impl Hands {
     pub(crate) fn reclaim_slices(&mut self) {
         let mut lent = std::mem::take(&mut self.lent);
         for conn in lent.drain(..) {
-            if let Some(slot) = self.table.open(conn)
-                && self.has_slice_bytes(slot)
-            {
-                self.retire_slice(slot);
-                self.queue_receive(slot);
+            if self.table.open_entry(conn).is_some_and(Conn::has_slice_bytes) {
+                self.retire_slice(conn.slot);
+                self.queue_receive(conn.slot);
             }
         }
         self.lent = lent;
@@ -189,18 +192,12 @@ impl Hands {
         }
     }
 
-    fn wants_receive(&self, slot: u32) -> bool {
-        let entry = &self.table[slot];
-        let may = entry.flags.any(Flags::OPEN.or(Flags::LINGERING));
-        let held = Flags::RECEIVE.or(Flags::PAUSED).or(Flags::CHOKED).or(Flags::REVISIT);
-        may && entry.flags.any(Flags::READABLE) && !entry.flags.any(held) && entry.slice == NONE
-    }
-
     /// Puts the connection into the list of those to receive from, if it should be there.
     pub(crate) fn queue_receive(&mut self, slot: u32) {
-        if self.wants_receive(slot) && !self.table[slot].flags.any(Flags::QUEUED) {
-            self.table[slot].flags.set(Flags::QUEUED);
-            self.ready.push_back(self.table.id(slot));
+        let entry = &mut self.table[slot];
+        if entry.wants_receive() && !entry.flags.any(Flags::QUEUED) {
+            entry.flags.set(Flags::QUEUED);
+            self.ready.push_back(ConnId { slot, generation: entry.generation });
         }
     }
 
@@ -209,12 +206,13 @@ impl Hands {
         let mut issued = false;
         while let Some(&conn) = self.ready.front() {
             if let Some(slot) = self.table.current(conn) {
-                if self.wants_receive(slot) && !self.issue_receive(slot) {
+                if self.table[slot].wants_receive() && !self.issue_receive(slot) {
                     self.stats.arena_empty += 1;
                     break;
                 }
-                issued |= self.table[slot].flags.any(Flags::RECEIVE);
-                self.table[slot].flags.clear(Flags::QUEUED);
+                let flags = &mut self.table[slot].flags;
+                issued |= flags.any(Flags::RECEIVE);
+                flags.clear(Flags::QUEUED);
             }
             self.ready.pop_front();
         }
@@ -289,7 +287,7 @@ impl Hands {
                 entry.slice = NONE;
             }
         }
-        if !self.table[slot].flags.any(Flags::OPEN) {
+        if !entry.flags.any(Flags::OPEN) {
             self.release_received(slot);
         }
     }
@@ -302,13 +300,13 @@ impl Hands {
             entry.flags.set(Flags::READABLE); // there may be more
         }
         if entry.flags.any(Flags::OPEN) {
+            let conn = ConnId { slot, generation: entry.generation };
             if entry.slice == NONE {
                 // A receive that ends late, seen by a reap that goes on to receive more.
                 entry.flags.set(Flags::REVISIT);
             } else {
-                self.lent.push(self.table.id(slot));
+                self.lent.push(conn);
             }
-            let conn = self.table.id(slot);
             self.pending.push(Event::Received { conn });
         }
         self.read_on(slot);

@@ -164,7 +164,7 @@ impl Hands {
 
     /// Everything but the descriptor leaves the table.
     fn pack(&mut self, slot: u32, carrier: Carrier) -> Moved {
-        let unread = self.unconsumed(slot).to_vec();
+        let unread = self.unconsumed(&self.table[slot]).to_vec();
         let entry = &mut self.table[slot];
         let unsent = match entry.outgoing {
             NONE => Vec::new(),

@@ -405,13 +405,12 @@ impl Ring {
 
     /// Takes everything that has completed.
     pub(crate) fn take(&mut self, into: &mut Vec<Completion>) {
-        let before = into.len();
-        into.extend(self.uring.completion().map(|entry| Completion {
-            token: Token::unpack(entry.user_data()),
-            result: entry.result(),
-            more: cqueue::more(entry.flags()),
+        let mut ended = 0;
+        into.extend(self.uring.completion().map(|entry| {
+            let more = cqueue::more(entry.flags());
+            ended += usize::from(!more);
+            Completion { token: Token::unpack(entry.user_data()), result: entry.result(), more }
         }));
-        let ended = into[before..].iter().filter(|c| !c.more).count();
         self.inflight -= ended;
     }
 

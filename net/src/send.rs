@@ -6,7 +6,7 @@
 //! `unsent_bytes_max_total` those that have more than a little are cut when they ask for more.
 
 use crate::close::CloseReason;
-use crate::conn::{ConnId, Flags, NONE};
+use crate::conn::{Conn, ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
 
@@ -17,6 +17,16 @@ const LITTLE_BYTES: usize = 16 << 10;
 /// Waiting for company has to have paid this often, see [`Flags::trust`].
 const TRUST_MIN: u32 = 1;
 
+impl Conn {
+    /// Has something to send, and is on the list of those who have.
+    fn mark_dirty(&mut self, slot: u32, dirty: &mut Vec<ConnId>) {
+        if !self.flags.any(Flags::DIRTY) {
+            self.flags.set(Flags::DIRTY);
+            dirty.push(ConnId { slot, generation: self.generation });
+        }
+    }
+}
+
 impl Hands {
     /// Appends `bytes` to what the connection has to send; nothing goes out before
     /// [`flush`](Hands::flush), [`wait`](Hands::wait) or [`park`](Hands::park).
@@ -25,15 +35,17 @@ impl Hands {
     /// does asking for more while all connections together are at their bound
     /// (`unsent_bytes_max_total`) and this one has more than 16 KiB unsent already.
     pub fn send(&mut self, conn: ConnId, bytes: &[u8]) {
-        let Some(slot) = self.append(conn, bytes) else { return };
-        let flags = &mut self.table[slot].flags;
-        if flags.any(Flags::LATE) {
-            flags.clear(Flags::LATE);
+        if self.append(conn, bytes).is_none() {
+            return;
+        }
+        let entry = &mut self.table[conn.slot];
+        if entry.flags.any(Flags::LATE) {
+            entry.flags.clear(Flags::LATE);
             // From nothing to more than one failure takes away again.
-            flags.set_trust((flags.trust() + 1).max(TRUST_MIN + 1));
+            entry.flags.set_trust((entry.flags.trust() + 1).max(TRUST_MIN + 1));
             self.stats.late_joined += 1;
         }
-        self.mark_dirty(slot);
+        entry.mark_dirty(conn.slot, &mut self.dirty);
     }
 
     /// As [`send`](Hands::send), for bytes that may wait to share a send with something more
@@ -42,22 +54,19 @@ impl Hands {
     ///
     /// They wait only on connections where that has paid lately, or while `probing`.
     pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], probing: bool) {
-        let was_empty = self.unsent(conn) == 0;
-        let Some(slot) = self.append(conn, bytes) else { return };
         // Whoever put bytes there before has seen to it that the rest follows.
-        if !was_empty {
+        if self.append(conn, bytes) != Some(0) {
             return;
         }
-        let is_odd = self.late_is_odd;
-        let flags = &mut self.table[slot].flags;
-        if flags.trust() < TRUST_MIN && !probing {
-            return self.mark_dirty(slot);
+        let entry = &mut self.table[conn.slot];
+        if entry.flags.trust() < TRUST_MIN && !probing {
+            return entry.mark_dirty(conn.slot, &mut self.dirty);
         }
-        flags.set(Flags::LATE);
-        if is_odd {
-            flags.set(Flags::LATE_ODD);
+        entry.flags.set(Flags::LATE);
+        if self.late_is_odd {
+            entry.flags.set(Flags::LATE_ODD);
         } else {
-            flags.clear(Flags::LATE_ODD);
+            entry.flags.clear(Flags::LATE_ODD);
         }
         self.late.push(conn);
     }
@@ -93,53 +102,54 @@ impl Hands {
         self.late_is_odd = !self.late_is_odd;
     }
 
-    /// Whether the connection may have `more` bytes in addition to those unsent.
-    fn has_send_room(&self, slot: u32, more: usize) -> bool {
-        let unsent = self.unsent_in(slot);
+    /// Whether a connection with `unsent` bytes may have `more`.
+    fn has_send_room(&self, unsent: usize, more: usize) -> bool {
         let crowded = self.unsent_bytes + more > self.options.unsent_bytes_max_total;
         unsent + more <= self.options.send_buffer_bytes_max && !(crowded && unsent > LITTLE_BYTES)
     }
 
-    /// Puts bytes behind what is unsent; `None` when nobody is there to get them.
-    fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<u32> {
-        let slot = self.table.open(conn)?;
-        if bytes.is_empty() || self.table[slot].flags.any(Flags::DEAF) {
+    /// Puts bytes behind what is unsent, and says how much that was; `None` when nobody is there to
+    /// get them.
+    fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<usize> {
+        let entry = self.table.open_entry(conn)?;
+        if bytes.is_empty() || entry.flags.any(Flags::DEAF) {
             return None;
         }
-        if !self.has_send_room(slot, bytes.len()) {
-            self.cut(slot, CloseReason::SlowReader);
+        let unsent = self.unsent_of(entry);
+        if !self.has_send_room(unsent, bytes.len()) {
+            self.cut(conn.slot, CloseReason::SlowReader);
             return None;
         }
-        let entry = &mut self.table[slot];
+        let entry = &mut self.table[conn.slot];
         if entry.outgoing == NONE {
             entry.outgoing = self.buffers.outgoing.take();
         }
         self.buffers.outgoing.append(entry.outgoing, bytes);
         self.unsent_bytes += bytes.len();
-        if self.unsent_in(slot) > self.options.send_pause_bytes {
-            self.table[slot].flags.set(Flags::CHOKED);
+        if unsent + bytes.len() > self.options.send_pause_bytes {
+            entry.flags.set(Flags::CHOKED);
         }
-        Some(slot)
+        Some(unsent)
     }
 
     /// Bytes that the kernel has not taken yet. 0 for a stale id.
     pub fn unsent(&self, conn: ConnId) -> usize {
-        self.table.open(conn).map_or(0, |slot| self.unsent_in(slot))
+        self.table.open_entry(conn).map_or(0, |entry| self.unsent_of(entry))
     }
 
     pub(crate) fn unsent_in(&self, slot: u32) -> usize {
-        match self.table[slot].outgoing {
+        self.unsent_of(&self.table[slot])
+    }
+
+    fn unsent_of(&self, entry: &Conn) -> usize {
+        match entry.outgoing {
             NONE => 0,
             index => self.buffers.outgoing.unsent(index),
         }
     }
 
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
-        let flags = &mut self.table[slot].flags;
-        if !flags.any(Flags::DIRTY) {
-            flags.set(Flags::DIRTY);
-            self.dirty.push(self.table.id(slot));
-        }
+        self.table[slot].mark_dirty(slot, &mut self.dirty);
     }
 
     /// Queues a send for every connection that has something new and none in flight.
@@ -189,8 +199,8 @@ impl Hands {
 
     fn on_sent(&mut self, slot: u32) {
         let unsent = self.unsent_in(slot);
-        let choked = self.table[slot].flags.any(Flags::CHOKED);
-        if choked && unsent <= self.options.send_pause_bytes / 2 {
+        let is_choked = self.table[slot].flags.any(Flags::CHOKED);
+        if is_choked && unsent <= self.options.send_pause_bytes / 2 {
             self.table[slot].flags.clear(Flags::CHOKED);
             self.queue_receive(slot);
         }
