@@ -1,7 +1,7 @@
 //! From received bytes to inputs of the shard.
 
 use net::{After, ConnId};
-use shard::{Conn, Input, Outcome};
+use shard::{Conn, Effects, Input, Now, Outcome, Shard};
 use wire::id::ShardId;
 use wire::sniff::{Protocol, V2_PREFACE, sniff};
 use wire::{v1, v2};
@@ -95,10 +95,6 @@ impl Core {
         self.tell(Input::Closed { conn: name(conn) });
     }
 
-    fn speak(&mut self, conn: ConnId, speaks: Speaks) {
-        self.inbound.slot(conn).speaks = speaks;
-    }
-
     /// Forgets what another connection has left in the slot.
     fn begin(&mut self, conn: ConnId, speaks: Speaks) {
         let slot = conn.slot as usize;
@@ -109,13 +105,19 @@ impl Core {
     }
 
     pub(super) fn received(&mut self, conn: ConnId) {
-        let mut used = 0;
-        let stop = loop {
-            if let Some(stop) = self.decode_one(conn, &mut used) {
-                break stop;
-            }
+        let Slot { speaks, .. } = &mut self.inbound.slots[conn.slot as usize];
+        let bytes = self.hands.received(conn);
+        let mut intake = Intake {
+            conn: name(conn),
+            now: self.now,
+            shard: &mut self.shard,
+            out: &mut self.out,
+            bytes,
+            used: 0,
         };
-        let is_partial = matches!(stop, Stop::Dry) && self.hands.received(conn).len() > used;
+        let stop = intake.take_all(speaks);
+        let used = intake.used;
+        let is_partial = matches!(stop, Stop::Dry) && bytes.len() > used;
         self.left(conn, is_partial, used > 0);
         self.hands.consume(conn, used);
         match stop {
@@ -128,71 +130,6 @@ impl Core {
             Stop::Foreign(answer) => {
                 self.hands.send(conn, answer);
                 self.hands.close(conn, After::Flush);
-            }
-        }
-    }
-
-    /// Decodes and handles what is at the front; `None` to go on.
-    fn decode_one(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
-        let bytes = &self.hands.received(conn)[*used..];
-        if bytes.is_empty() {
-            return Some(Stop::Dry);
-        }
-        match self.inbound.slot(conn).speaks {
-            Speaks::V1 => self.decode_v1(conn, used),
-            Speaks::V2 => self.decode_v2(conn, used),
-            Speaks::Unknown => match sniff(bytes) {
-                None => Some(Stop::Dry),
-                Some(Protocol::V1) => {
-                    self.speak(conn, Speaks::V1);
-                    None
-                }
-                Some(Protocol::V2) => {
-                    *used += V2_PREFACE.len();
-                    self.speak(conn, Speaks::V2);
-                    None
-                }
-                Some(Protocol::Http) => Some(Stop::Foreign(HTTP_REFUSAL)),
-                Some(Protocol::Tls) => Some(Stop::Foreign(b"")),
-            },
-        }
-    }
-
-    fn decode_v1(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
-        let bytes = &self.hands.received(conn)[*used..];
-        match v1::decode(bytes) {
-            v1::Decoded::Incomplete => Some(Stop::Dry),
-            v1::Decoded::Packet(packet, len) => {
-                let input = Input::V1 { conn: name(conn), packet };
-                let outcome = self.shard.handle(self.now, input, &mut self.out);
-                taken(outcome, used, len)
-            }
-            v1::Decoded::Bad => {
-                // As the original: what was read is dropped, the connection
-                // stays.
-                *used += bytes.len();
-                self.tell(Input::V1Bad { conn: name(conn) });
-                Some(Stop::Dry)
-            }
-        }
-    }
-
-    fn decode_v2(&mut self, conn: ConnId, used: &mut usize) -> Option<Stop> {
-        let bytes = &self.hands.received(conn)[*used..];
-        match v2::decode_request(bytes) {
-            Ok(None) => Some(Stop::Dry),
-            Ok(Some((request, len))) => {
-                let input = Input::V2 { conn: name(conn), request };
-                let outcome = self.shard.handle(self.now, input, &mut self.out);
-                taken(outcome, used, len)
-            }
-            Err(wrong) => {
-                *used += match wrong {
-                    v2::Wrong::Length => bytes.len(),
-                    v2::Wrong::Fields(len) | v2::Wrong::UnknownType(_, len) => len,
-                };
-                self.tell(Input::V2Bad { conn: name(conn), wrong });
-                None
             }
         }
     }
@@ -249,13 +186,97 @@ impl Inbound {
     }
 }
 
-fn taken(outcome: Outcome, used: &mut usize, len: usize) -> Option<Stop> {
-    match outcome {
-        Outcome::Taken => {
-            *used += len;
-            None
+/// The bytes that one connection has sent, on their way into the shard.
+struct Intake<'a> {
+    conn: Conn,
+    now: Now,
+    shard: &'a mut Shard,
+    out: &'a mut Effects,
+    bytes: &'a [u8],
+    /// So many of them are done with.
+    used: usize,
+}
+
+impl Intake<'_> {
+    /// Decodes and handles one packet or frame after the other.
+    fn take_all(&mut self, speaks: &mut Speaks) -> Stop {
+        loop {
+            let rest = &self.bytes[self.used..];
+            if rest.is_empty() {
+                return Stop::Dry;
+            }
+            let stop = match speaks {
+                Speaks::V1 => self.take_v1(rest),
+                Speaks::V2 => self.take_v2(rest),
+                Speaks::Unknown => self.listen(rest, speaks),
+            };
+            if let Some(stop) = stop {
+                return stop;
+            }
         }
-        Outcome::Blocked => Some(Stop::Blocked),
-        Outcome::Move(to) => Some(Stop::Move(to)),
+    }
+
+    /// Learns from the first bytes what is spoken; `None` to go on.
+    fn listen(&mut self, bytes: &[u8], speaks: &mut Speaks) -> Option<Stop> {
+        match sniff(bytes) {
+            None => return Some(Stop::Dry),
+            Some(Protocol::V1) => *speaks = Speaks::V1,
+            Some(Protocol::V2) => {
+                self.used += V2_PREFACE.len();
+                *speaks = Speaks::V2;
+            }
+            Some(Protocol::Http) => return Some(Stop::Foreign(HTTP_REFUSAL)),
+            Some(Protocol::Tls) => return Some(Stop::Foreign(b"")),
+        }
+        None
+    }
+
+    fn take_v1(&mut self, bytes: &[u8]) -> Option<Stop> {
+        match v1::decode(bytes) {
+            v1::Decoded::Incomplete => Some(Stop::Dry),
+            v1::Decoded::Packet(packet, len) => {
+                self.hand_in(Input::V1 { conn: self.conn, packet }, len)
+            }
+            v1::Decoded::Bad => {
+                // As the original: what was read is dropped, the connection
+                // stays.
+                self.used += bytes.len();
+                self.tell(Input::V1Bad { conn: self.conn });
+                Some(Stop::Dry)
+            }
+        }
+    }
+
+    fn take_v2(&mut self, bytes: &[u8]) -> Option<Stop> {
+        match v2::decode_request(bytes) {
+            Ok(None) => Some(Stop::Dry),
+            Ok(Some((request, len))) => self.hand_in(Input::V2 { conn: self.conn, request }, len),
+            Err(wrong) => {
+                self.used += match wrong {
+                    v2::Wrong::Length => bytes.len(),
+                    v2::Wrong::Fields(len) | v2::Wrong::UnknownType(_, len) => len,
+                };
+                self.tell(Input::V2Bad { conn: self.conn, wrong });
+                None
+            }
+        }
+    }
+
+    /// Something whole of `len` bytes, which the shard may not take.
+    fn hand_in(&mut self, input: Input<'_>, len: usize) -> Option<Stop> {
+        match self.shard.handle(self.now, input, self.out) {
+            Outcome::Taken => {
+                self.used += len;
+                None
+            }
+            Outcome::Blocked => Some(Stop::Blocked),
+            Outcome::Move(to) => Some(Stop::Move(to)),
+        }
+    }
+
+    /// Something that is always taken.
+    fn tell(&mut self, input: Input<'_>) {
+        let outcome = self.shard.handle(self.now, input, self.out);
+        debug_assert_eq!(outcome, Outcome::Taken);
     }
 }
