@@ -359,58 +359,97 @@ pub fn put_request(out: &mut Vec<u8>, request: &Request<'_>) {
 /// When a name or text is longer than 65,535 bytes.
 pub fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
     match reply {
-        Reply::Welcome(welcome) => frame(out, 0x81, 0, |out| {
-            out.push(welcome.version);
-            out.extend_from_slice(&welcome.capabilities.to_be_bytes());
-            out.extend_from_slice(&welcome.server_time_ms.to_be_bytes());
-            out.extend_from_slice(&welcome.first_seq.to_be_bytes());
-            out.extend_from_slice(&welcome.last_seq.to_be_bytes());
-            out.extend_from_slice(&welcome.frame_bytes_max.to_be_bytes());
-            out.extend_from_slice(&welcome.body_bytes_max.to_be_bytes());
-            out.extend_from_slice(&welcome.credit_max.to_be_bytes());
-        }),
-        Reply::Sent { seq, id, class, to } => frame(out, 0x82, 0, |out| {
-            out.extend_from_slice(&seq.to_be_bytes());
-            out.extend_from_slice(&id.0);
-            out.push(*class as u8);
-            put_s16(out, to);
-        }),
-        Reply::Gap { expected, to } => frame(out, 0x83, 0, |out| {
-            out.extend_from_slice(&expected.to_be_bytes());
-            put_s16(out, to);
-        }),
-        Reply::Refused { seq, code, retry_after_ms, to } => frame(out, 0x84, 0, |out| {
-            out.extend_from_slice(&seq.to_be_bytes());
-            out.extend_from_slice(&code.to_be_bytes());
-            out.extend_from_slice(&retry_after_ms.to_be_bytes());
-            put_s16(out, to);
-        }),
-        Reply::Deliver(deliver) => frame(out, 0x85, deliver.flags, |out| {
-            out.extend_from_slice(&deliver.inbox_seq.to_be_bytes());
-            out.extend_from_slice(&deliver.id.0);
-            out.extend_from_slice(&deliver.from_device.to_be_bytes());
-            out.extend_from_slice(&deliver.send_seq.to_be_bytes());
-            out.extend_from_slice(&deliver.time_ms.to_be_bytes());
-            put_s16(out, deliver.from);
-            out.extend_from_slice(deliver.body);
-        }),
-        Reply::Pong { nonce } => frame(out, 0x86, 0, |out| {
-            out.extend_from_slice(&nonce.to_be_bytes());
-        }),
-        Reply::Goaway { code, reconnect_after_ms, text } => frame(out, 0x87, 0, |out| {
-            out.extend_from_slice(&code.to_be_bytes());
-            out.extend_from_slice(&reconnect_after_ms.to_be_bytes());
-            put_s16(out, text);
-        }),
-        Reply::Error { code, text } => frame(out, 0x88, 0, |out| {
-            out.extend_from_slice(&code.to_be_bytes());
-            put_s16(out, text);
-        }),
-        Reply::Delivered { seq, id, to } => frame(out, 0x89, 0, |out| {
-            out.extend_from_slice(&seq.to_be_bytes());
-            out.extend_from_slice(&id.0);
-            put_s16(out, to);
-        }),
+        Reply::Welcome(welcome) => Head::new(0x81, 0)
+            .put([welcome.version])
+            .put(welcome.capabilities.to_be_bytes())
+            .put(welcome.server_time_ms.to_be_bytes())
+            .put(welcome.first_seq.to_be_bytes())
+            .put(welcome.last_seq.to_be_bytes())
+            .put(welcome.frame_bytes_max.to_be_bytes())
+            .put(welcome.body_bytes_max.to_be_bytes())
+            .put(welcome.credit_max.to_be_bytes())
+            .append_to(out, &[], &[]),
+        Reply::Sent { seq, id, class, to } => Head::new(0x82, 0)
+            .put(seq.to_be_bytes())
+            .put(id.0)
+            .put([*class as u8])
+            .put_len(to)
+            .append_to(out, to, &[]),
+        Reply::Gap { expected, to } => {
+            Head::new(0x83, 0).put(expected.to_be_bytes()).put_len(to).append_to(out, to, &[])
+        }
+        Reply::Refused { seq, code, retry_after_ms, to } => Head::new(0x84, 0)
+            .put(seq.to_be_bytes())
+            .put(code.to_be_bytes())
+            .put(retry_after_ms.to_be_bytes())
+            .put_len(to)
+            .append_to(out, to, &[]),
+        Reply::Deliver(deliver) => Head::new(0x85, deliver.flags)
+            .put(deliver.inbox_seq.to_be_bytes())
+            .put(deliver.id.0)
+            .put(deliver.from_device.to_be_bytes())
+            .put(deliver.send_seq.to_be_bytes())
+            .put(deliver.time_ms.to_be_bytes())
+            .put_len(deliver.from)
+            .append_to(out, deliver.from, deliver.body),
+        Reply::Pong { nonce } => {
+            Head::new(0x86, 0).put(nonce.to_be_bytes()).append_to(out, &[], &[])
+        }
+        Reply::Goaway { code, reconnect_after_ms, text } => Head::new(0x87, 0)
+            .put(code.to_be_bytes())
+            .put(reconnect_after_ms.to_be_bytes())
+            .put_len(text)
+            .append_to(out, text, &[]),
+        Reply::Error { code, text } => {
+            Head::new(0x88, 0).put(code.to_be_bytes()).put_len(text).append_to(out, text, &[])
+        }
+        Reply::Delivered { seq, id, to } => {
+            Head::new(0x89, 0).put(seq.to_be_bytes()).put(id.0).put_len(to).append_to(out, to, &[])
+        }
+    }
+}
+
+/// The longest one is that of DELIVER.
+const HEAD_BYTES_MAX: usize = 64;
+
+/// A reply's header and fixed fields. They are put together in a place of known length and leave it
+/// at once: a vector would look for room for each of them.
+struct Head {
+    bytes: [u8; HEAD_BYTES_MAX],
+    len: usize,
+}
+
+impl Head {
+    #[inline]
+    fn new(kind: u8, flags: u8) -> Head {
+        let mut bytes = [0; HEAD_BYTES_MAX];
+        (bytes[4], bytes[5]) = (kind, flags);
+        Head { bytes, len: HEADER_BYTES }
+    }
+
+    #[inline]
+    fn put<const N: usize>(mut self, field: [u8; N]) -> Head {
+        self.bytes[self.len..self.len + N].copy_from_slice(&field);
+        self.len += N;
+        self
+    }
+
+    /// How long the string is that comes first after the fixed fields.
+    #[inline]
+    fn put_len(self, string: &[u8]) -> Head {
+        let len = u16::try_from(string.len()).expect("a 16-bit string is bounded by its caller");
+        self.put(len.to_be_bytes())
+    }
+
+    /// Appends the frame, which ends with a string and a body.
+    #[inline]
+    fn append_to(mut self, out: &mut Vec<u8>, string: &[u8], body: &[u8]) {
+        let len = self.len - 4 + string.len() + body.len();
+        let len = u32::try_from(len).expect("a frame is bounded by its fields");
+        self.bytes[..4].copy_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(&self.bytes[..self.len]);
+        out.extend_from_slice(string);
+        out.extend_from_slice(body);
     }
 }
 
@@ -436,7 +475,10 @@ fn frame(out: &mut Vec<u8>, kind: u8, flags: u8, body: impl FnOnce(&mut Vec<u8>)
 /// Whether a v2 name is acceptable: 1 to 256 bytes, no `:`, no control bytes.
 pub fn is_name(name: &[u8]) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
-        && name.iter().all(|byte| *byte != b':' && *byte >= 0x20 && *byte != 0x7f)
+        // Not `all`: without a way out in the middle several bytes are looked at together.
+        && !name.iter().fold(false, |bad, byte| {
+            bad | (*byte == b':') | (*byte < 0x20) | (*byte == 0x7f)
+        })
 }
 
 /// Whether a body fits one message.
