@@ -125,7 +125,8 @@ pub struct Metrics {
     /// By [`Stage`]: when the steps began that have ended in this turn. The
     /// turn's own time is that of its beginning, so only who turns the shard can
     /// say when they were over, once for all of them.
-    unstamped: [Vec<u64>; 4],
+    /// Mostly many at the same time, which are counted together.
+    unstamped: [Vec<(u64, u64)>; 4],
 }
 
 impl Metrics {
@@ -146,8 +147,12 @@ impl Metrics {
     /// A step that ends when the turn says so.
     pub(crate) fn record_late(&mut self, stage: Stage, from_ns: u64, to_ns: u64) {
         let unstamped = &mut self.unstamped[stage as usize];
-        if unstamped.len() < UNSTAMPED_MAX {
-            unstamped.push(from_ns);
+        if let Some((last_ns, count)) = unstamped.last_mut()
+            && *last_ns == from_ns
+        {
+            *count += 1;
+        } else if unstamped.len() < UNSTAMPED_MAX {
+            unstamped.push((from_ns, 1));
         } else {
             self.record(stage, from_ns, to_ns);
         }
@@ -155,8 +160,8 @@ impl Metrics {
 
     pub(crate) fn stamp(&mut self, stage: Stage, to_ns: u64) {
         let histogram = &mut self.latency_ns[stage as usize];
-        for from_ns in self.unstamped[stage as usize].drain(..) {
-            histogram.saturating_record(to_ns.saturating_sub(from_ns));
+        for (from_ns, count) in self.unstamped[stage as usize].drain(..) {
+            histogram.saturating_record_n(to_ns.saturating_sub(from_ns), count);
         }
     }
 
