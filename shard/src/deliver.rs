@@ -26,11 +26,12 @@ const READ_GAP_MAX: u64 = 16 * 1024;
 impl Shard {
     /// Serves every connected device of a user.
     pub(crate) fn pump_user(&mut self, now: Now, user: UserIndex, out: &mut Effects) {
-        for device in 0..self.users[user].devices.len() {
-            let slot = self.users[user].devices[device].slot;
-            if slot != NO_SLOT {
-                self.pump(now, slot, out);
+        let mut at = 0;
+        while let Some(device) = self.users[user].devices.get(at) {
+            if device.slot != NO_SLOT {
+                self.pump(now, device.slot, out);
             }
+            at += 1;
         }
     }
 

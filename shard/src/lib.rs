@@ -192,6 +192,11 @@ impl Shard {
             Input::V1 { conn, packet } => self.packet(now, conn, &packet, out),
             Input::V2 { conn, request } => self.request(now, conn, &request, out),
             Input::Hop { from, hop, bytes } => self.hop(now, from, hop, bytes, out),
+            // As frequent as they are.
+            Input::Drained { conn } => {
+                self.drained(now, conn, out);
+                Outcome::Taken
+            }
             other => {
                 self.notice(now, other, out);
                 Outcome::Taken
@@ -201,13 +206,12 @@ impl Shard {
         outcome
     }
 
-    /// Inputs that are always taken.
+    /// The other inputs that are always taken.
     fn notice(&mut self, now: Now, input: Input<'_>, out: &mut Effects) {
         match input {
             Input::Opened { conn } => self.opened(now, conn),
             Input::V1Bad { conn } => self.bad_v1(now, conn, out),
             Input::V2Bad { conn, wrong } => self.bad_v2(now, conn, wrong, out),
-            Input::Drained { conn } => self.drained(now, conn, out),
             Input::Closed { conn } => self.closed(now, conn),
             Input::Written { lsn, ok } => self.written(now, lsn, ok, out),
             Input::Read { conn, lsn, bytes } => self.read(now, conn, lsn, bytes, out),
@@ -224,7 +228,7 @@ impl Shard {
             }
             Input::Tick => self.tick(now, out),
             Input::Drain => self.drain(now, out),
-            Input::V1 { .. } | Input::V2 { .. } | Input::Hop { .. } => {
+            Input::V1 { .. } | Input::V2 { .. } | Input::Hop { .. } | Input::Drained { .. } => {
                 unreachable!("handled by the caller")
             }
         }

@@ -1,5 +1,6 @@
 //! What each frame of protocol v2 does.
 
+use wire::id::UserKey;
 use wire::refuse::Code;
 use wire::v2::{self, Request, Wrong};
 
@@ -49,14 +50,13 @@ impl Shard {
     }
 
     fn send_v2(&mut self, now: Now, conn: Conn, send: &v2::Send<'_>, out: &mut Effects) -> Outcome {
-        if !v2::is_name(send.to) {
+        let Some(to_key) = self.key_for(conn, send.to) else {
             let posted = Posted::Refused { code: Code::BadName, retry_after_ms: 0 };
             // No inbox has this name, so no number is kept for it. A name too
             // long for the answer's field cannot be decoded in the first place.
             self.tell(conn, send.to, send.seq, posted, out);
             return Outcome::Taken;
-        }
-        let to_key = self.hasher.key(send.to);
+        };
         let refuse = (!v2::is_body(send.body)).then_some(Code::TooLarge);
         let body = if refuse.is_some() { &[] } else { send.body };
         if !self.has_room_to_post(to_key, body.len()) {
@@ -72,13 +72,14 @@ impl Shard {
         let is_skip = send.flags & v2::flag::SKIP != 0;
         // The name leaves its place for the time of the call: the post borrows
         // it while the shard changes.
-        let from = std::mem::take(&mut self.users[user].name);
+        let sender = &mut self.users[user];
+        let from = std::mem::take(&mut sender.name);
         let post = Post {
             to: send.to,
             to_key,
             from: &from[..],
-            from_key: self.users[user].key,
-            device: self.users[user].devices[device].id,
+            from_key: sender.key,
+            device: sender.devices[device].id,
             send_seq: send.seq,
             numbering: if is_skip { Numbering::Higher } else { Numbering::Next },
             class: send.class,
@@ -92,6 +93,15 @@ impl Shard {
         self.post(now, &post, out);
         self.users[user].name = from;
         Outcome::Taken
+    }
+
+    /// The key of a name, if it is one. To whom a connection wrote last it
+    /// mostly writes again, and that name was looked at then.
+    fn key_for(&mut self, conn: Conn, name: &[u8]) -> Option<UserKey> {
+        match self.users.look_at(self.sessions.at(conn.slot).partner) {
+            Some(partner) if partner.name[..] == *name => Some(partner.key),
+            _ => v2::is_name(name).then(|| self.hasher.key(name)),
+        }
     }
 
     /// Bytes that are no good frame. The caller skipped what could be skipped.

@@ -10,6 +10,7 @@ use wire::{v1, v2};
 use crate::commit::Waiting;
 use crate::dedup::{Numbering, Pair, PairKey, RECORD_NUMBERED_V1, Verdict, hours};
 use crate::hop::{Hop, Post, Posted, ReplyTo, Span};
+use crate::inbox::Inbox;
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::metrics::Stage;
 use crate::session::{Kind, NOBODY, RETRY_MS};
@@ -163,7 +164,8 @@ impl Shard {
                 send_seq: post.send_seq,
             },
         );
-        self.note_number(now, user, post, pair);
+        let inbox = self.users[user].inbox_mut();
+        self.metrics.counters.pairs += u64::from(note_number(now, inbox, post, pair));
         let posted = Posted::Refused { code, retry_after_ms: 0 };
         self.when_durable(now, user, post, posted, 0, out);
     }
@@ -197,9 +199,10 @@ impl Shard {
                 body: post.body,
             }),
         );
-        self.note_number(now, user, post, pair);
         self.cleaner.space.add(appended.lsn, appended.len, expires_ms);
-        let seq = self.users[user].inbox_mut().push(appended.lsn, appended.len);
+        let inbox = self.users[user].inbox_mut();
+        self.metrics.counters.pairs += u64::from(note_number(now, inbox, post, pair));
+        let seq = inbox.push(appended.lsn, appended.len);
         debug_assert_eq!(seq, inbox_seq);
         let counters = &mut self.metrics.counters;
         counters.appended += 1;
@@ -217,16 +220,6 @@ impl Shard {
     fn expires_ms(&self, now: Now, post: &Post<&[u8]>) -> u64 {
         let retention = now.wall_ms.saturating_add(self.options.retention_ms);
         if post.expires_ms == 0 { retention } else { post.expires_ms.min(retention) }
-    }
-
-    fn note_number(&mut self, now: Now, user: UserIndex, post: &Post<&[u8]>, mut pair: Pair) {
-        if post.numbering == Numbering::None {
-            return;
-        }
-        pair.accept(post.numbering, post.send_seq);
-        pair.touch(hours(now.wall_ms));
-        let inbox = self.users[user].inbox_mut();
-        self.metrics.counters.pairs += u64::from(inbox.put_pair(pair));
     }
 
     /// Shows and answers a post once everything appended so far is durable; at
@@ -255,9 +248,9 @@ impl Shard {
             self.reply(post.reply, post.to, post.send_seq, posted, out);
             return;
         }
-        self.users[user].inbox_mut().start_waiting();
+        inbox.start_waiting();
         self.gate.push(Waiting {
-            until: self.log.end(),
+            until: end,
             reply: post.reply,
             user,
             send_seq: post.send_seq,
@@ -341,6 +334,17 @@ impl Shard {
             out.send(conn, |bytes| v2::put_reply(bytes, &reply));
         }
     }
+}
+
+/// Takes note of the number of a post that was accepted; whether its sender is
+/// new to the inbox.
+fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, mut pair: Pair) -> bool {
+    if post.numbering == Numbering::None {
+        return false;
+    }
+    pair.accept(post.numbering, post.send_seq);
+    pair.touch(hours(now.wall_ms));
+    inbox.put_pair(pair)
 }
 
 /// The wire's flags that matter after the append, and how it was numbered.
