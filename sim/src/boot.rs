@@ -11,6 +11,7 @@ use crate::link::{Link, Party, Place};
 use crate::plant::Plant;
 use crate::reshard::End;
 use crate::space::Pace;
+use crate::volume::Ahead;
 use crate::world::{Core, Event, Ring, World};
 
 const MS: u64 = 1_000_000;
@@ -37,15 +38,18 @@ impl World {
         self.model.forget();
         let shards = usize::from(self.layout.shards);
         self.rings = (0..shards * shards).map(|_| Ring::default()).collect();
+        let mut cores = Vec::new();
         for shard in 0..shards {
             match self.recover(shard) {
-                Ok(core) => self.cores.push(core),
-                Err(what) => {
-                    self.cores.clear();
-                    return self.violate(what);
-                }
+                Ok(core) => cores.push(core),
+                Err(what) => return self.violate(what),
+            }
+            let end = cores[shard].brain.log().end();
+            if self.make_first_segment(shard, end).is_err() {
+                return self.refuse_start();
             }
         }
+        self.cores = cores;
         if let Some(letter) = self.model.waits_nowhere() {
             self.violate(format!("letter {letter} waits and was not copied to this layout"));
         }
@@ -55,6 +59,7 @@ impl World {
         if self.sweep() == End::Died {
             return self.die_early();
         }
+        self.look_for_space();
         self.after(TICK_NS, Event::Tick { life: self.life });
         // A short life leaves little on the disk over what the one before it
         // left: that is when stale bytes are the most plausible.
@@ -96,6 +101,7 @@ impl World {
             turn_wanted: false,
             writing: None,
             pace: Pace::default(),
+            place: Ahead::default(),
         })
     }
 
@@ -249,11 +255,16 @@ impl World {
         for shard in 0..self.cores.len() {
             self.measure(shard);
             self.notice(shard, Input::Tick);
+            self.prepare_segment(shard);
+            self.rescue(shard);
             if self.draining {
                 self.vouch(shard);
             }
         }
         self.begin_snapshots();
+        if self.volume.is_some() {
+            self.watch_acks();
+        }
         if self.knobs.is_steady && !self.is_quiet() {
             self.watch_space();
         }
@@ -293,6 +304,7 @@ impl World {
             self.pass_hours();
         }
         self.begin_snapshots();
+        self.others_write();
         if !self.cores.is_empty() {
             self.trouble();
         }
@@ -401,6 +413,7 @@ impl World {
             self.storage_full = false;
             self.announce_storage();
         }
+        self.give_space();
         self.calm_crowd();
     }
 

@@ -127,6 +127,20 @@ impl World {
         !has_older
     }
 
+    /// Whatever is not stored may be what was refused; a person would write it
+    /// again.
+    fn was_refused(&mut self, device: usize) {
+        if self.volume.is_none() || !self.is_quiet() {
+            return;
+        }
+        self.devices[device].has_said_goodbye = false;
+        let user = self.devices[device].user;
+        for (id, letter) in self.ledger.iter_mut() {
+            let is_lost = letter.from == user && letter.device == 0;
+            letter.must_arrive &= !is_lost || self.model.letter(id).is_some();
+        }
+    }
+
     /// A packet of the server has arrived.
     pub(crate) fn answer(&mut self, device: usize, link: LinkId, answer: &Answer<'_>) {
         match *answer {
@@ -155,7 +169,7 @@ impl World {
             }
             Answer::Status { .. } => {}
             // One of its letters was refused; v1 cannot say which.
-            Answer::RateLimited { wait_ms: 1.. } => {}
+            Answer::RateLimited { wait_ms: 1.. } => self.was_refused(device),
             Answer::LoginRateLimited => {} // poisoned or draining; it closes
             _ => self.violate(format!("an answer for nothing: {answer:?}")),
         }

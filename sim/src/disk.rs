@@ -49,6 +49,8 @@ pub(crate) struct SnapshotFile {
 pub(crate) struct Disk {
     segment_bytes: u64,
     bytes: Vec<u8>,
+    /// Segments made so far.
+    made: u64,
     flights: Vec<Flight>,
     /// Completed writes beyond a gap: where each begins and ends.
     done: BTreeMap<Lsn, Lsn>,
@@ -71,6 +73,7 @@ impl Disk {
         Disk {
             segment_bytes,
             bytes: Vec::new(),
+            made: 0,
             flights: Vec::new(),
             done: BTreeMap::new(),
             durable: 0,
@@ -131,6 +134,35 @@ impl Disk {
             return Err(format!("segment {segment} is deleted, the log from {older} on is needed"));
         }
         Ok(())
+    }
+
+    /// The next segment is there, with nothing in it.
+    pub(crate) fn make_segment(&mut self) {
+        self.made = self.place_end() / self.segment_bytes + 1;
+    }
+
+    /// Where the last segment ends.
+    pub(crate) fn place_end(&self) -> Lsn {
+        // Where space has no bound nobody says that a segment is made.
+        let used = (self.bytes.len() as u64).div_ceil(self.segment_bytes);
+        self.made.max(used) * self.segment_bytes
+    }
+
+    /// Whether everything before this position has a segment.
+    pub(crate) fn has_place_for(&self, end: Lsn) -> bool {
+        end <= self.place_end()
+    }
+
+    /// What the segments take that are there.
+    pub(crate) fn segment_bytes_taken(&self) -> u64 {
+        let segments = self.place_end() / self.segment_bytes;
+        let deleted = self.deleted.range(..segments).count() as u64;
+        (segments - deleted) * self.segment_bytes
+    }
+
+    /// What the snapshots take.
+    pub(crate) fn snapshot_bytes_taken(&self) -> u64 {
+        self.snapshots.iter().map(|it| it.bytes.len() as u64).sum()
     }
 
     /// Whether this segment was deleted.

@@ -83,6 +83,14 @@ pub struct Knobs {
 
     /// A write arrives, or part of it, and its sync fails; see [`FAULTS_FROM`].
     pub(crate) sync_fails: u32,
+    /// The volume has place for so many segments of each shard; 0 for no bound.
+    pub(crate) segments_max: u64,
+    /// Others fill the volume, or leave it, now and then.
+    pub(crate) others_write: u32,
+    /// What found no space is tried again after this long.
+    pub(crate) space_retry_ns: u64,
+    /// At the end there is only a little more space.
+    pub(crate) stays_tight: bool,
 
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
@@ -94,7 +102,8 @@ pub struct Knobs {
 pub(crate) const STORE_FROM: u64 = 1200;
 /// Below this one the number of shards stays what it is, for the same reason.
 pub(crate) const RESIZE_FROM: u64 = 3_000_000;
-/// Below this one a sync does not fail by itself, for the same reason.
+/// Below this one a sync does not fail by itself, and there is always space, for
+/// the same reason.
 pub(crate) const FAULTS_FROM: u64 = 6_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
@@ -110,6 +119,7 @@ impl Knobs {
         let fails = seed >= FAULTS_FROM;
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
+        let is_bounded = fails && fault.below(3) == 0;
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -167,9 +177,16 @@ impl Knobs {
             resize_dies: some(resize, 700),
 
             sync_fails: if fails { rarely(fault, 20) } else { 0 },
+            segments_max: if is_bounded { fault.pick(&[3, 4, 6, 12]) } else { 0 },
+            others_write: if is_bounded { some(fault, 300) } else { 0 },
+            space_retry_ns: fault.pick(&[50, 200, 1000]) * MS,
+            stays_tight: fault.below(2) == 0,
 
             is_steady: false,
         };
+        // Only the volume itself says whether it is full.
+        let storage_full = if is_bounded { 0 } else { knobs.storage_full };
+        let knobs = Knobs { storage_full, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
     }
 
@@ -216,6 +233,7 @@ impl Knobs {
             resize: 0,
             restart: 0,
             sync_fails: 0,
+            segments_max: 0,
             is_steady: true,
             ..self
         }

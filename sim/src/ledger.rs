@@ -98,6 +98,11 @@ impl Ledger {
         self.letters.iter().enumerate().map(|(id, letter)| (id as LetterId, letter))
     }
 
+    /// Every letter, to note what became of it.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (LetterId, &mut Letter)> {
+        self.letters.iter_mut().enumerate().map(|(id, letter)| (id as LetterId, letter))
+    }
+
     /// The body of a letter.
     pub(crate) fn body(&self, id: LetterId) -> Vec<u8> {
         let mut body = vec![id as u8; self.get(id).bytes];

@@ -31,6 +31,7 @@ mod crowd_v1;
 mod reshard;
 mod snapshots;
 mod turn;
+mod volume;
 mod world;
 
 mod history;

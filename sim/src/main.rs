@@ -113,7 +113,9 @@ fn live_many(args: &Args) -> ExitCode {
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
          ({} deliveries, {} failed writes, {} failed syncs, {} reads back, {} blocked, {} takeovers, {} skips, \
          {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
-         {} times other shards with {} messages, {} deaths on the way)",
+         {} times other shards with {} messages, {} deaths on the way, \
+         {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, \
+         {} snapshots and {} starts without space, {} times rescued)",
         sum.seeds,
         sum.stats.steps,
         sum.stats.crashes,
@@ -135,6 +137,14 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.reshardings,
         sum.stats.carried,
         sum.stats.reshard_deaths,
+        sum.stats.full,
+        sum.stats.space_again,
+        sum.stats.refused_when_full,
+        sum.stats.acks_when_full,
+        sum.stats.held,
+        sum.stats.snapshots_without_space,
+        sum.stats.starts_refused,
+        sum.stats.rescues,
     );
     if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -29,6 +29,10 @@ pub enum Plant {
     SweepEarly,
     /// The shard is told that a write is durable whose sync failed.
     AckFailedSync,
+    /// A write for which there is no space is called durable.
+    ConfirmWithoutPlace,
+    /// The shard does not hear that the disk is full.
+    IgnoreFull,
 }
 
 impl Plant {

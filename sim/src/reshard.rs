@@ -75,7 +75,7 @@ impl World {
             if self.dies_here() {
                 return Ok(End::Died);
             }
-            if self.step_fails(step) {
+            if self.step_fails(step, &next) {
                 self.note("reshard fails", [0; 4]);
                 return Ok(End::Abandoned);
             }
@@ -125,8 +125,12 @@ impl World {
         left == 0
     }
 
-    fn step_fails(&mut self, step: Step) -> bool {
+    fn step_fails(&mut self, step: Step, next: &Layout) -> bool {
         let writes = matches!(step, Step::Write { .. } | Step::Sync { .. } | Step::Snapshot { .. });
+        let taken: u64 = next.disks.iter().map(Disk::segment_bytes_taken).sum();
+        if writes && self.free_bytes() < taken + self.knobs.log.segment_bytes {
+            return true;
+        }
         writes && self.resize_chance.permille(self.knobs.write_fails)
     }
 

@@ -22,6 +22,13 @@ pub(crate) struct Writing {
     is_finishing: bool,
 }
 
+impl Writing {
+    /// What it takes so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+}
+
 impl World {
     /// What a read of the disk gives.
     pub(crate) fn read_disk(&mut self, shard: usize, lsn: Lsn, len: u32) -> Vec<u8> {
@@ -108,7 +115,9 @@ impl World {
 
     /// Writes another slice, waits for the log, or gives it its name.
     pub(crate) fn write_slice(&mut self, shard: usize) {
-        let fails = self.store_chance.permille(self.knobs.snapshot_fails);
+        let lacks_space = self.lacks_space_for_slice();
+        self.stats.snapshots_without_space += u64::from(lacks_space);
+        let fails = self.store_chance.permille(self.knobs.snapshot_fails) || lacks_space;
         let slice_bytes = self.knobs.slice_bytes;
         let core = &mut self.cores[shard];
         let mut writing = core.writing.take().expect("a snapshot is being written");

@@ -6,7 +6,7 @@
 
 use shard::hop::Parcel;
 use shard::{Conn, Effect, Input, Outcome};
-use wal::Lsn;
+use wal::{Lsn, Write};
 use wire::id::ShardId;
 use wire::sniff::{self, Protocol};
 use wire::{v1, v2};
@@ -76,12 +76,18 @@ impl World {
             );
             self.trace.bytes(&bytes);
             self.read_commit(shard, write.lsn, &bytes);
-            self.layout.disks[shard].submit(id, write.lsn, &bytes);
-            let delay_ns = self.chance.latency(self.knobs.disk_ns);
-            self.after(delay_ns, Event::Written { life: self.life, shard, id, lsn: write.lsn });
-            if self.plant.acks_early() {
-                self.notice(shard, Input::Written { lsn: write.lsn, ok: true });
-            }
+            self.hold(shard, id, write, bytes);
+        }
+        self.release_held(shard);
+    }
+
+    /// A commit goes to the disk.
+    pub(crate) fn submit(&mut self, shard: usize, id: u64, write: Write, bytes: &[u8]) {
+        self.layout.disks[shard].submit(id, write.lsn, bytes);
+        let delay_ns = self.chance.latency(self.knobs.disk_ns);
+        self.after(delay_ns, Event::Written { life: self.life, shard, id, lsn: write.lsn });
+        if self.plant.acks_early() {
+            self.notice(shard, Input::Written { lsn: write.lsn, ok: true });
         }
     }
 
@@ -91,7 +97,10 @@ impl World {
             let end = start + record.len() as Lsn;
             self.layout.histories[shard].push(start, record);
             let taken = match wal::record::decode(record) {
-                Ok(record) => self.model.take(shard, end, &record, &self.ledger),
+                Ok(record) => {
+                    self.watch_full(shard, start, &record);
+                    self.model.take(shard, end, &record, &self.ledger)
+                }
                 Err(why) => Err(format!("a record that cannot be read: {why}")),
             };
             self.require(taken);

@@ -55,6 +55,7 @@ impl World {
         if self.links[link].is_dismissed {
             self.violate(format!("something leaves after GOAWAY: {reply:?}"));
         }
+        self.watch_refused(&reply);
         match reply {
             Reply::Welcome(_) => self.welcomed(link, device),
             Reply::Deliver(deliver) => {

@@ -24,6 +24,7 @@ use crate::plant::Plant;
 use crate::snapshots::Writing;
 use crate::space::Pace;
 use crate::trace::Trace;
+use crate::volume::{Ahead, Volume};
 
 /// Unix time at which every world begins, milliseconds.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -67,6 +68,10 @@ pub(crate) enum Event {
         len: u32,
     },
     Slice {
+        life: u32,
+        shard: usize,
+    },
+    Prepared {
         life: u32,
         shard: usize,
     },
@@ -153,6 +158,7 @@ pub(crate) struct Core {
     /// The snapshot that is being written.
     pub(crate) writing: Option<Writing>,
     pub(crate) pace: Pace,
+    pub(crate) place: Ahead,
 }
 
 /// The ring from one core to another.
@@ -182,6 +188,22 @@ pub struct Stats {
     pub failed_writes: u64,
     /// Syncs that failed, their writes being there or not.
     pub failed_syncs: u64,
+    /// Times that a shard found no space for its next segment.
+    pub full: u64,
+    /// Times that it found some again.
+    pub space_again: u64,
+    /// Messages refused meanwhile.
+    pub refused_when_full: u64,
+    /// Acknowledgements logged meanwhile.
+    pub acks_when_full: u64,
+    /// Times that a commit waited for its segment.
+    pub held: u64,
+    /// Snapshots that found no space.
+    pub snapshots_without_space: u64,
+    /// Times that nothing but more space could help.
+    pub rescues: u64,
+    /// Starts that found none.
+    pub starts_refused: u64,
     /// Reads of the log for devices that catch up.
     pub reads: u64,
     /// Inputs that found no room.
@@ -217,6 +239,14 @@ impl Stats {
         self.deliveries += other.deliveries;
         self.failed_writes += other.failed_writes;
         self.failed_syncs += other.failed_syncs;
+        self.full += other.full;
+        self.space_again += other.space_again;
+        self.refused_when_full += other.refused_when_full;
+        self.acks_when_full += other.acks_when_full;
+        self.held += other.held;
+        self.snapshots_without_space += other.snapshots_without_space;
+        self.rescues += other.rescues;
+        self.starts_refused += other.starts_refused;
         self.reads += other.reads;
         self.blocked += other.blocked;
         self.takeovers += other.takeovers;
@@ -265,6 +295,8 @@ pub struct World {
     pub(crate) layout: Layout,
     /// The one before it, as long as it is not removed.
     pub(crate) leftover: Option<Layout>,
+    /// What they lie on, where its space has a bound.
+    pub(crate) volume: Option<Volume>,
     /// Layouts begun after the first one.
     pub(crate) layouts_made: u64,
     /// The server dies in its start after so many more steps.
@@ -313,6 +345,10 @@ impl World {
             model: Model::new(keys),
             layout: Layout::first(knobs.shards, knobs.log.segment_bytes),
             leftover: None,
+            volume: (knobs.segments_max > 0).then(|| Volume {
+                bytes_max: knobs.segments_max * u64::from(knobs.shards) * knobs.log.segment_bytes,
+                foreign_bytes: 0,
+            }),
             layouts_made: 0,
             steps_to_live: None,
             knobs,
@@ -398,6 +434,7 @@ impl World {
                 self.notice(shard, Input::Surveyed { lsn, bytes: Some(&bytes) });
             }
             Event::Slice { life, shard } if life == self.life => self.write_slice(shard),
+            Event::Prepared { life, shard } if life == self.life => self.prepared(shard),
             Event::Parcel { life, from, to } if life == self.life => self.parcel(from, to),
             Event::Tick { life } if life == self.life => self.tick(),
             Event::Crash { life } if life == self.life => self.crash(),
@@ -407,6 +444,7 @@ impl World {
             | Event::ReadLate { .. }
             | Event::Survey { .. }
             | Event::Slice { .. }
+            | Event::Prepared { .. }
             | Event::Parcel { .. }
             | Event::Tick { .. }
             | Event::Crash { .. } => {} // of a life that is over

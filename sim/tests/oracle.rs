@@ -70,6 +70,16 @@ fn an_acknowledgement_after_a_failed_sync_is_noticed() {
 }
 
 #[test]
+fn a_confirmation_without_space_is_noticed() {
+    check(Plant::ConfirmWithoutPlace, 6_000_000..6_000_040);
+}
+
+#[test]
+fn a_message_taken_on_a_full_disk_is_noticed() {
+    check(Plant::IgnoreFull, 6_000_000..6_000_040);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }
