@@ -4,11 +4,13 @@
 //! durable is known; then everything that arrived is handled; then one write
 //! carries all appends of the turn to the disk; only then replies and
 //! deliveries leave, and the shard has released none of them that a finished
-//! fsync does not cover. Nothing here waits for anything but the end of a turn.
+//! fsync does not cover. Who catches up comes behind all this, a portion a
+//! turn. Nothing here waits for anything but the end of a turn.
 //! A core with more to do than it can may let the appends of several turns
 //! gather for one write, never for longer than `log_io` says and never
 //! into a rest.
 
+mod catch_up;
 mod census;
 mod deliver;
 mod inbound;
@@ -36,6 +38,7 @@ use wire::id::ShardId;
 use crate::admin::{self, Board};
 use crate::exit::Exit;
 use crate::pulse::{Doing, Pulse};
+use catch_up::CatchUp;
 use census::Census;
 use inbound::Inbound;
 use log_io::LogIo;
@@ -90,6 +93,7 @@ pub(crate) struct Core {
     stalls: Stalls,
     mesh: MeshIo,
     log: LogIo,
+    catch_up: CatchUp,
     snapshots: SnapshotIo,
     census: Census,
     rest: Rest,
@@ -132,6 +136,7 @@ impl Core {
             stalls: Stalls::new(clock().mono_ns, shared.stalled_ms),
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
+            catch_up: CatchUp::default(),
             snapshots: SnapshotIo::new(dir),
             census: Census::default(),
             rest: Rest::default(),
@@ -175,6 +180,7 @@ impl Core {
             self.send();
             self.shard.stamp_delivered(clock().mono_ns);
             self.tick();
+            self.catch_up();
             self.census();
             self.turns += 1;
             let turn_ns = clock().mono_ns - began_ns;
@@ -221,7 +227,7 @@ impl Core {
         match event {
             Event::Received { conn } => self.received(conn),
             Event::Opened { conn, listener: _ } => self.opened(conn),
-            Event::Drained { conn } => self.tell(Input::Drained { conn: inbound::name(conn) }),
+            Event::Drained { conn } => self.drained(conn),
             Event::Closed { conn, reason: _ } => self.closed(conn),
             Event::Moved { conn, moved } => self.departed(conn, moved),
             Event::Wake => {}

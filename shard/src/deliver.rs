@@ -16,8 +16,11 @@ use crate::metrics::Stage;
 use crate::session::{Kind, Session};
 use crate::user::{NO_SLOT, UserIndex};
 
-/// Most bytes of one read of the log for a device that catches up.
+/// Most bytes of one read of the log for a device that catches up, those of
+/// others between its own included.
 const READ_BYTES_MAX: u32 = 256 * 1024;
+/// What a record in the log has more than its frame on the wire, about.
+const RECORD_ONLY_BYTES: u32 = 64;
 /// Log bytes of a record that gives entries up.
 const DROP_LOG_BYTES: usize = 128;
 /// A read bridges this much of other users' records between two entries.
@@ -63,7 +66,8 @@ impl Shard {
                 session.set_reading(true);
                 self.metrics.counters.reads += 1;
                 self.cleaner.read_begins(entry.lsn);
-                out.push(read_ahead(conn, inbox, seq, &entry, self.log.durable()));
+                let room = Room::of(session, cursor);
+                out.push(read_ahead(conn, inbox, (seq, &entry), &room, self.log.durable()));
                 break;
             };
             let message = expect_message(&record);
@@ -349,14 +353,46 @@ fn record_at<'a>(bytes: &'a [u8], lsn: Lsn, entry: &Entry) -> Option<&'a [u8]> {
     bytes.get(start..start.checked_add(entry.len as usize)?)
 }
 
-/// One read for as many of the following entries as lie close together. It ends
-/// where the durable log does: what is not on the disk yet may be by the time the
-/// bytes come back, and they would not be it.
-fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) -> Effect {
+/// What a connection may be handed before it drains and acknowledges.
+struct Room {
+    messages: u64,
+    bytes: usize,
+}
+
+impl Room {
+    fn of(session: &Session, cursor: u64) -> Room {
+        let window = u64::from(session.window);
+        Room {
+            messages: window.saturating_sub(session.unacknowledged(cursor)),
+            bytes: session.burst_left(),
+        }
+    }
+
+    /// Whether more fits than this; by a little too much, because to read a few
+    /// again costs less than to read for a few.
+    fn takes(&self, messages: u64, bytes: usize) -> bool {
+        messages < self.messages && bytes < self.bytes
+    }
+}
+
+/// One read for as many of the following entries as lie close together and may
+/// be handed out when it comes back: the disk has more to do than to read what
+/// is thrown away. It ends where the durable log does: what is not on the disk
+/// yet may be by the time the bytes come back, and they would not be it.
+fn read_ahead(
+    conn: Conn,
+    inbox: &Inbox,
+    (seq, first): (u64, &Entry),
+    room: &Room,
+    durable: Lsn,
+) -> Effect {
     let mut end = first.lsn + u64::from(first.len);
     let mut next = seq + 1;
+    let mut bytes = frame_bytes(first);
     let end_max = durable.min(first.lsn + u64::from(READ_BYTES_MAX));
-    while let Some(entry) = inbox.entry(next) {
+    while room.takes(next - seq, bytes)
+        && let Some(entry) = inbox.entry(next)
+    {
         if entry.is_hole() {
             break;
         }
@@ -366,10 +402,15 @@ fn read_ahead(conn: Conn, inbox: &Inbox, seq: u64, first: &Entry, durable: Lsn) 
             break;
         }
         end = entry_end;
+        bytes += frame_bytes(entry);
         next += 1;
     }
     let len = (end - first.lsn) as u32;
     Effect::Read { conn, lsn: first.lsn, len_min: first.len, len }
+}
+
+fn frame_bytes(entry: &Entry) -> usize {
+    entry.len.saturating_sub(RECORD_ONLY_BYTES) as usize
 }
 
 pub(crate) fn is_expired(now: Now, message: &Message<'_>) -> bool {

@@ -191,6 +191,11 @@ impl Session {
         usize::from(self.burst) * BURST_UNIT >= BURST_BYTES_MAX
     }
 
+    /// Bytes that it may be handed before it drains.
+    pub(crate) fn burst_left(&self) -> usize {
+        BURST_BYTES_MAX.saturating_sub(usize::from(self.burst) * BURST_UNIT)
+    }
+
     /// The connection has drained; whether it had to.
     pub(crate) fn drain_burst(&mut self) -> bool {
         let was_full = self.is_burst_full();

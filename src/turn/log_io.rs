@@ -185,19 +185,18 @@ impl Core {
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 
+    /// Starts at the end of the turn.
     pub(super) fn read_log(&mut self, reader: Reader, lsn: Lsn, len_min: u32, len: u32) {
         self.log.waiting.push(Read::new(reader, lsn, len_min, len));
-        self.start_reads();
     }
 
     /// Tries again what has failed a while ago.
     pub(super) fn retry_reads(&mut self) {
         self.log.waiting.wake(self.now.mono_ns);
-        self.start_reads();
     }
 
     /// Starts as many reads as there are buffers.
-    fn start_reads(&mut self) {
+    pub(super) fn start_reads(&mut self) {
         while !self.log.is_out_of_buffers {
             let segments = &self.log.segments;
             let file = |lsn: Lsn| segments.locate(lsn).map(|(fd, _)| fd);
@@ -230,22 +229,11 @@ impl Core {
     }
 
     pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
-        self.log.is_out_of_buffers = false;
         let reads = std::mem::take(&mut self.log.reading[tag as usize]);
-        let first = reads.first().expect("a completion has its read").lsn;
         match result {
-            Ok((buffer, len)) => {
-                let start = first / BLOCK as Lsn * BLOCK as Lsn;
-                let bytes = &self.hands.read_bytes(&buffer)[..len as usize];
-                for Read { reader, lsn, len_min, .. } in reads {
-                    let bytes = bytes.get((lsn - start) as usize..);
-                    let bytes = bytes.filter(|bytes| bytes.len() >= len_min as usize);
-                    let input = answer(reader, lsn, bytes);
-                    let _ = self.shard.handle(self.now, input, &mut self.out);
-                }
-                self.hands.release(buffer);
-            }
+            Ok((buffer, len)) => self.catch_up.arrived(reads, buffer, len),
             Err(error) => {
+                self.log.buffer_is_back();
                 for read in reads {
                     if self.log.waiting.failed(self.now.mono_ns, read) {
                         continue;
@@ -256,7 +244,6 @@ impl Core {
                 }
             }
         }
-        self.start_reads();
     }
 
     /// Deletes a segment that nothing needs any more, on a helper thread.
@@ -355,6 +342,16 @@ impl LogIo {
         self.adopted_ns = now_ns;
     }
 
+    /// Whether a read waits that could be started.
+    pub(super) fn has_reads(&self) -> bool {
+        !self.is_out_of_buffers && !self.waiting.is_empty()
+    }
+
+    /// One of those that everybody waits for may be taken again.
+    pub(super) fn buffer_is_back(&mut self) {
+        self.is_out_of_buffers = false;
+    }
+
     /// Whether something appended waits for more before it is committed.
     pub(super) fn is_gathering(&self) -> bool {
         self.gathering_ns.is_some()
@@ -392,7 +389,7 @@ impl LogIo {
 }
 
 /// The end of a read as the shard hears of it.
-fn answer(reader: Reader, lsn: Lsn, bytes: Option<&[u8]>) -> Input<'_> {
+pub(super) fn answer(reader: Reader, lsn: Lsn, bytes: Option<&[u8]>) -> Input<'_> {
     match reader {
         Reader::Device(conn) => Input::Read { conn, lsn, bytes },
         Reader::Cleaner => Input::Surveyed { lsn, bytes },

@@ -24,8 +24,8 @@ const GAP_BYTES_MAX: u64 = 64 * 1024;
 /// After this long a read that has failed is tried for the last time.
 const LATER_NS: u64 = 1_000_000_000;
 
-/// Who is served by one read: each may get a whole burst, and all that in one
-/// turn.
+/// Who is served by one read: its buffer is taken until each has had a burst of
+/// it.
 const JOINED_MAX: usize = 8;
 
 /// A read of the log.
@@ -68,6 +68,10 @@ impl Reads {
     pub(super) fn push(&mut self, read: Read) {
         self.count += 1;
         self.waiting.insert((read.lsn, self.count), read);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// Takes back what [`next`](Reads::next) gave and could not be started: the

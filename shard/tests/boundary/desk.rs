@@ -13,7 +13,7 @@
 //! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
 //! 0 looked [same | moved]                                      rot LETTER   reads fail | work
-//! reads were N (since the start)
+//! reads were N (since the start)             reads within N (the longest, in bytes)
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -86,6 +86,7 @@ struct Desk {
     held: Vec<(Option<Conn>, Lsn, u32)>,
     holds_reads: bool,
     fails_reads: bool,
+    read_bytes_max: u32,
     /// Effects not compared yet.
     seen: std::collections::VecDeque<String>,
 }
@@ -165,6 +166,7 @@ impl Desk {
             held: Vec::new(),
             holds_reads: false,
             fails_reads: false,
+            read_bytes_max: 0,
             seen: std::collections::VecDeque::new(),
         }
     }
@@ -256,6 +258,10 @@ impl Desk {
             ["reads", "were", count] => {
                 assert_eq!(self.shard.metrics().counters.reads, count.parse::<u64>().unwrap());
             }
+            ["reads", "within", bytes] => {
+                let (longest, bytes) = (self.read_bytes_max, bytes.parse::<u32>().unwrap());
+                assert!(longest <= bytes, "a read of {longest} bytes");
+            }
             ["reads", how] => self.fails_reads = *how == "fail",
             ["rot", letter] => self.rot(letter.as_bytes()[0]),
             ["restart"] => {
@@ -299,6 +305,7 @@ impl Desk {
     }
 
     fn answer(&mut self, conn: Option<Conn>, lsn: Lsn, len: u32) {
+        self.read_bytes_max = self.read_bytes_max.max(len);
         if self.holds_reads {
             return self.held.push((conn, lsn, len));
         }

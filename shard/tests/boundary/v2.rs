@@ -299,6 +299,36 @@ fn the_expired_between_others_cost_no_reads() {
     ));
 }
 
+/// What a window does not take is not read: it would be thrown away.
+#[test]
+fn a_read_is_as_long_as_the_window() {
+    check(&format!(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a*3000
+         0 send bob 2 b*3000
+         0 send bob 3 c*3000
+         0 send bob 4 d*3000
+         commit
+         > 0 sent bob 1
+         > 0 sent bob 2
+         > 0 sent bob 3
+         > 0 sent bob 4
+         {PUSH_OUT}
+         1 hello bob 1 credit=2
+         > 1 welcome 1..4
+         > 1 deliver 1 alice a…3000
+         > 1 deliver 2 alice b…3000
+         reads were 1
+         reads within 6400
+         1 credit 5
+         > 1 deliver 3 alice c…3000
+         > 1 deliver 4 alice d…3000
+         reads were 2
+         reads within 6400"
+    ));
+}
+
 /// What expires while it is handed out leaves its window to the next.
 #[test]
 fn a_window_goes_on_behind_what_expires() {
