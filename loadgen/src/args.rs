@@ -422,10 +422,6 @@ impl Args {
                 "--in-flight goes with pairs, relay and ordeals".to_owned(),
             ),
             (
-                self.scenario != Scenario::Relay || self.in_flight.is_some(),
-                "relay needs --in-flight: it is a closed loop".to_owned(),
-            ),
-            (
                 !self.protocol.is_foreign()
                     || matches!(self.scenario, Scenario::Pairs | Scenario::Idle),
                 "--protocol mqtt, nats and xmpp go with pairs and idle".to_owned(),
@@ -494,7 +490,7 @@ mod tests {
         assert_eq!(sentence("idle --steps 10,20"), "");
         assert!(sentence("pairs -c 3").contains("even"));
         assert!(sentence("pairs --size 8").contains("--size"));
-        assert!(sentence("relay").contains("--in-flight"));
+        assert_eq!(sentence("relay --rate 1000"), "");
         assert!(sentence("idle --steps 20,10").contains("rise"));
         assert!(sentence("pairs --rate 0").contains("--rate"));
         assert!(sentence("pairs --rate NaN").contains("--rate"));
