@@ -285,9 +285,7 @@ impl Core {
     fn is_done(&mut self) -> bool {
         let Some(since) = self.draining_since else { return false };
         // The executor must outlive what it has given to its helper threads.
-        let is_helped =
-            self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing();
-        if is_helped {
+        if self.is_helped() {
             return false;
         }
         let log = self.shard.log();
@@ -295,6 +293,11 @@ impl Core {
             && self.out.list.is_empty()
             && (log.durable() >= log.end() || log.is_poisoned());
         self.now.mono_ns - since > DRAIN_NS_MAX || is_idle && !self.vouches()
+    }
+
+    /// Whether a helper thread works for this core.
+    fn is_helped(&self) -> bool {
+        self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing()
     }
 
     /// Has the log end with a record that vouches for the others, if there is a

@@ -499,3 +499,23 @@ fn a_boot_may_be_killed_at_any_line() {
         bob.ack(delivery.inbox_seq).unwrap();
     }
 }
+
+/// Best effort and acknowledgements wait for company on their way to the disk,
+/// but without any they get there, too.
+#[test]
+fn what_nobody_waits_for_becomes_durable_by_itself() {
+    let server = Setup::new().shards(1).start();
+    let (mut alice, mut bob) = (server.v2("alice", 1), server.v2("bob", 1));
+    alice.send_and_wait(b"bob", b"had", PATIENCE).unwrap();
+    let had = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+    bob.ack(had.inbox_seq).unwrap();
+    server.wait_metric("iris_acks_total", |acks| acks == 1.0);
+    let seq = alice.send(b"bob", b"kept", Class::BestEffort).unwrap();
+    alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
+    // What is published later was so later.
+    server.wait_metric("iris_messages_appended_total", |appended| appended == 2.0);
+    server.wait_metric("iris_log_undurable_bytes", |bytes| bytes == 0.0);
+    let server = server.crash_and_restart();
+    let kept = server.v2("bob", 1).next_delivery(PATIENCE).unwrap().expect("a message");
+    assert_eq!(kept.body, b"kept");
+}

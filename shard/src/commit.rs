@@ -41,6 +41,10 @@ impl Gate {
         self.queue.push_back(waiting);
     }
 
+    fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// What may happen once the log is durable up to there.
     pub(crate) fn due(&self, durable: Lsn) -> impl Iterator<Item = &Waiting> {
         self.queue.iter().take_while(move |waiting| waiting.until <= durable)
@@ -87,6 +91,12 @@ impl Durables {
 }
 
 impl Shard {
+    /// Whether something waits for what was appended to become durable: a
+    /// confirmation, a delivery, or work that goes on after a write.
+    pub fn awaits_log(&self) -> bool {
+        !self.gate.is_empty() || !self.starved.is_empty() || self.is_cleaning()
+    }
+
     /// Appends a record for which room was checked before.
     pub(crate) fn append(&mut self, now: Now, record: &Record<'_>) -> wal::Appended {
         let hlc_ms = self.hlc.ms().max(now.wall_ms);

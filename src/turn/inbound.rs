@@ -159,6 +159,11 @@ impl Core {
         }
     }
 
+    /// Whether somebody waits for the shard to have room.
+    pub(super) fn has_blocked(&self) -> bool {
+        !self.inbound.blocked.is_empty()
+    }
+
     /// Whether somebody who was blocked can be tried again now.
     pub(super) fn has_retries(&self) -> bool {
         !self.inbound.blocked.is_empty() && self.inbound.tried_epoch != self.shard.room_epoch()

@@ -26,6 +26,15 @@ const LASTS_LONG: u64 = 4;
 /// How long appends gather for one commit while there is other work.
 const GATHER_NS: u64 = 300_000;
 
+/// How long they do, busy or not, while nobody waits for them to be durable:
+/// acknowledgements, and best effort that has been confirmed already. A commit
+/// for each of them would cost more than the message, and fills a block of the
+/// disk with a few bytes.
+const LAZY_NS: u64 = 4_000_000;
+
+/// More than this is committed in any case.
+const LAZY_BYTES: u64 = 64 << 10;
+
 /// Who wants to read the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reader {
@@ -59,8 +68,9 @@ pub(super) struct LogIo {
     adopted_ns: u64,
     retry_ns: u64,
     is_full: bool,
-    /// Since when something waits to be committed.
+    /// Since when something waits to be committed, and whether that is no hurry.
     gathering_ns: Option<u64>,
+    is_lazy: bool,
 }
 
 impl LogIo {
@@ -84,6 +94,7 @@ impl LogIo {
             retry_ns: 0,
             is_full: false,
             gathering_ns: None,
+            is_lazy: false,
         }
     }
 }
@@ -91,21 +102,40 @@ impl LogIo {
 impl Core {
     /// While the core goes from turn to turn without a rest, what is appended
     /// gathers for a moment: a commit costs as much as several messages.
-    /// Before a rest everything is committed.
     pub(super) fn commit_in_time(&mut self) {
+        let is_idle = self.shard.log().in_flight() == 0 && !self.log.is_held();
+        self.commit_after(if is_idle { GATHER_NS } else { 0 });
+    }
+
+    /// Before a rest everything is committed that somebody waits for.
+    pub(super) fn commit_before_rest(&mut self) {
+        self.commit_after(0);
+    }
+
+    /// Commits what was appended so long ago, or longer if nobody waits for it.
+    fn commit_after(&mut self, gather_ns: u64) {
         let log = self.shard.log();
-        if log.in_flight() == 0 && !self.log.is_held() {
-            let waits = log.end() > log.durable();
-            if !waits {
-                self.log.gathering_ns = None;
-                return;
-            }
-            let since = *self.log.gathering_ns.get_or_insert(self.now.mono_ns);
-            if self.now.mono_ns - since < GATHER_NS {
-                return;
-            }
+        if log.end() <= log.durable() && !self.log.is_held() {
+            self.log.gathering_ns = None;
+            return;
         }
-        self.commit();
+        let since = *self.log.gathering_ns.get_or_insert(self.now.mono_ns);
+        self.log.is_lazy = self.is_commit_lazy();
+        let gather_ns = if self.log.is_lazy { LAZY_NS } else { gather_ns };
+        if self.now.mono_ns - since >= gather_ns {
+            self.commit();
+        }
+    }
+
+    /// Whether nobody and nothing waits for what was appended.
+    fn is_commit_lazy(&self) -> bool {
+        let log = self.shard.log();
+        !self.shard.awaits_log()
+            && !self.has_blocked()
+            && !self.mesh.is_stuck()
+            && !self.log.is_held()
+            && self.draining_since.is_none()
+            && log.end() - log.durable() < LAZY_BYTES
     }
 
     /// One write for everything appended since the last one, if none is under
@@ -352,9 +382,10 @@ impl LogIo {
         self.is_out_of_buffers = false;
     }
 
-    /// Whether something appended waits for more before it is committed.
+    /// Whether something appended, for which somebody waits, gathers more before
+    /// it is committed.
     pub(super) fn is_gathering(&self) -> bool {
-        self.gathering_ns.is_some()
+        self.gathering_ns.is_some() && !self.is_lazy
     }
 
     /// Whether a helper thread makes a segment.

@@ -1,17 +1,20 @@
 //! How a core waits, so that neither traffic pays for sleeping nor silence
 //! for waiting.
 //!
-//! While there is traffic the core blocks in its own ring; about every
-//! millisecond it lets the executor run its other tasks; after a silent window
-//! it parks in the executor and costs nothing. Parking on every wait costs three
+//! While there is traffic the core blocks in its own ring; now and then, and
+//! about every millisecond while helper threads work, it lets the executor run
+//! its other tasks; after a silent window it parks in the executor and costs
+//! nothing. Parking on every wait costs three
 //! times the CPU per message (docs/decisions/0003-hot-ring.md).
 
 use std::time::Duration;
 
 use super::{Core, Doing, clock};
 
-/// The executor runs at least this often while there is traffic.
-const BREATHE_NS: u64 = 1_000_000;
+/// The executor runs at least this often while there is traffic, and while a
+/// helper thread works whose end it has to notice.
+const BREATHE_NS: u64 = 20_000_000;
+const BREATHE_HELPED_NS: u64 = 1_000_000;
 /// Without traffic for this long the core parks.
 const SILENCE_NS: u64 = 20_000_000;
 /// Longest wait in the ring.
@@ -118,7 +121,8 @@ impl Core {
         if was_busy {
             self.rest.busy_ns = now_ns;
         }
-        if now_ns - self.rest.breathed_ns >= BREATHE_NS {
+        let breathe_ns = if self.is_helped() { BREATHE_HELPED_NS } else { BREATHE_NS };
+        if now_ns - self.rest.breathed_ns >= breathe_ns {
             self.rest.breathed_ns = now_ns;
             self.pulse().is(Doing::Outside);
             self.hands.breathe().await;
@@ -131,7 +135,7 @@ impl Core {
         if self.must_go_on() {
             return;
         }
-        self.commit();
+        self.commit_before_rest();
         let is_holding = was_busy && self.rest.has_high_load() && self.hands.has_late();
         if !is_holding {
             self.hands.flush_late();
