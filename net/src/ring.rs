@@ -302,31 +302,36 @@ impl Ring {
     fn push(&mut self, entry: Entry, token: Token) {
         let entry = entry.user_data(token.pack());
         self.inflight += 1;
-        if !self.backlog.is_empty() || !self.try_push(std::slice::from_ref(&entry)) {
+        if !self.backlog.is_empty() || !self.try_push_one(&entry) {
             self.backlog.push_back(Queued::One(entry));
         }
     }
 
     fn push_linked(&mut self, pair: [Entry; 2]) {
         self.inflight += 2;
-        if !self.backlog.is_empty() || !self.try_push(&pair) {
+        if !self.backlog.is_empty() || !self.try_push_pair(&pair) {
             self.backlog.push_back(Queued::Pair(pair));
         }
     }
 
-    /// All of `entries`, or none.
-    fn try_push(&mut self, entries: &[Entry]) -> bool {
+    fn try_push_one(&mut self, entry: &Entry) -> bool {
         // SAFETY: every pointer in an entry comes from an `Area` (kept still by its pool until the
         // completion) or from `timespec`, which is boxed and copied by the kernel at submission.
-        unsafe { self.uring.submission().push_multiple(entries).is_ok() }
+        unsafe { self.uring.submission().push(entry).is_ok() }
+    }
+
+    /// Both, or none.
+    fn try_push_pair(&mut self, pair: &[Entry; 2]) -> bool {
+        // SAFETY: as for one.
+        unsafe { self.uring.submission().push_multiple(pair).is_ok() }
     }
 
     /// Moves the backlog into the submission queue as far as it goes.
     fn refill(&mut self) {
         while let Some(queued) = self.backlog.pop_front() {
             let fits = match &queued {
-                Queued::One(entry) => self.try_push(std::slice::from_ref(entry)),
-                Queued::Pair(pair) => self.try_push(pair),
+                Queued::One(entry) => self.try_push_one(entry),
+                Queued::Pair(pair) => self.try_push_pair(pair),
             };
             if !fits {
                 self.backlog.push_front(queued);

@@ -198,18 +198,20 @@ impl Hands {
     }
 
     fn on_sent(&mut self, slot: u32) {
-        let unsent = self.unsent_in(slot);
-        let is_choked = self.table[slot].flags.any(Flags::CHOKED);
-        if is_choked && unsent <= self.options.send_pause_bytes / 2 {
+        let entry = &self.table[slot];
+        let unsent = self.unsent_of(entry);
+        if entry.flags.any(Flags::CHOKED) && unsent <= self.options.send_pause_bytes / 2 {
             self.table[slot].flags.clear(Flags::CHOKED);
             self.queue_receive(slot);
         }
         if unsent > 0 {
             return self.launch_send(slot);
         }
-        self.release_outgoing(slot);
-        if self.table[slot].flags.any(Flags::OPEN) {
-            let conn = self.table.id(slot);
+        let entry = &mut self.table[slot];
+        let index = std::mem::replace(&mut entry.outgoing, NONE);
+        self.buffers.outgoing.release(index);
+        if entry.flags.any(Flags::OPEN) {
+            let conn = ConnId { slot, generation: entry.generation };
             self.pending.push(Event::Drained { conn });
         } else {
             self.linger(slot);
