@@ -24,13 +24,17 @@ pub(crate) fn append(crc: u32, bytes: &[u8]) -> u32 {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "sse4.2")]
 fn short(crc: u32, bytes: &[u8]) -> u32 {
-    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u64};
+    use std::arch::x86_64::{_mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
     let (words, rest) = bytes.as_chunks::<8>();
     let mut wide = u64::from(!crc);
     for word in words {
         wide = _mm_crc32_u64(wide, u64::from_le_bytes(*word));
     }
     let mut narrow = wide as u32;
+    let (halves, rest) = rest.as_chunks::<4>();
+    for half in halves {
+        narrow = _mm_crc32_u32(narrow, u32::from_le_bytes(*half));
+    }
     for byte in rest {
         narrow = _mm_crc32_u8(narrow, *byte);
     }
