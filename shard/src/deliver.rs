@@ -40,8 +40,18 @@ impl Shard {
 
     /// Hands a connection what its window and its burst allow.
     pub(crate) fn pump(&mut self, now: Now, slot: u32, out: &mut Effects) {
-        // What expired on the way leaves room in the window again.
-        while self.hand_out_window(now, slot, out) {}
+        // After most acknowledgements there is nothing.
+        if self.has_more(slot) {
+            // What expired on the way leaves room in the window again.
+            while self.hand_out_window(now, slot, out) {}
+        }
+    }
+
+    /// Whether something is visible that was not handed out.
+    fn has_more(&mut self, slot: u32) -> bool {
+        let session = self.sessions.at(slot);
+        let inbox = session.is_logged_in().then(|| self.users[session.user].inbox.as_deref());
+        inbox.flatten().is_some_and(|inbox| inbox.visible() > session.sent)
     }
 
     /// One round of [`Shard::pump`]; whether another one may hand out more.
@@ -50,12 +60,8 @@ impl Shard {
         if !session.is_logged_in() || session.is_reading() {
             return false;
         }
-        let (at, device, sent) = (session.user, usize::from(session.device), session.sent);
+        let (at, device) = (session.user, usize::from(session.device));
         let conn = Conn { slot, generation: session.generation };
-        // After most acknowledgements.
-        if self.users[at].inbox.as_deref().is_none_or(|inbox| inbox.visible() <= sent) {
-            return false;
-        }
         let cursor = self.advance(at, device);
         let session = self.sessions.at(slot);
         let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return false };
@@ -204,28 +210,37 @@ impl Shard {
     /// be read. Before a burn: what has been burned without an acknowledgement
     /// counts as a hole.
     pub(crate) fn move_cursor(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
-        let before = self.reached(user, device);
-        let reached = if self.is_nothing_missed() {
-            self.users[user].move_cursor(device, seq)
-        } else {
-            self.move_cursor_with_missed(user, device, seq)
-        };
-        let it = &self.users[user];
-        let slot = it.devices[device].slot;
-        if reached > before
-            && slot != NO_SLOT
-            && let Some(inbox) = it.inbox.as_deref()
-        {
-            self.sessions.at(slot).cursor_moved(inbox, before, reached);
+        if !self.is_nothing_missed() {
+            return self.move_cursor_with_missed(user, device, seq);
         }
+        let it = &mut self.users[user];
+        let before = it.devices[device].cursor;
+        let reached = it.move_cursor(device, seq);
+        self.cursor_moved(user, device, before, reached);
         reached
     }
 
     fn move_cursor_with_missed(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
+        let before = self.reached(user, device);
         let cursor_max = self.cursor_max(user, device, seq);
         self.reaches(user, device, seq);
         self.users[user].move_cursor(device, cursor_max);
-        self.reached(user, device)
+        let reached = self.reached(user, device);
+        self.cursor_moved(user, device, before, reached);
+        reached
+    }
+
+    fn cursor_moved(&mut self, user: UserIndex, device: usize, before: u64, reached: u64) {
+        if reached == before {
+            return;
+        }
+        let it = &self.users[user];
+        let slot = it.devices[device].slot;
+        if slot != NO_SLOT
+            && let Some(inbox) = it.inbox.as_deref()
+        {
+            self.sessions.at(slot).cursor_moved(inbox, before, reached);
+        }
     }
 
     /// The windows of the other connections hear of a new hole, and what stood
@@ -498,5 +513,5 @@ fn put_deliver(bytes: &mut Vec<u8>, seq: u64, message: &Message<'_>) {
         from: message.from,
         body: message.body,
     };
-    v2::put_reply(bytes, &v2::Reply::Deliver(deliver));
+    v2::put_deliver(bytes, &deliver);
 }

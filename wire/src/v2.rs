@@ -384,14 +384,7 @@ pub fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
             .put(retry_after_ms.to_be_bytes())
             .put_len(to)
             .append_to(out, to, &[]),
-        Reply::Deliver(deliver) => Head::new(0x85, deliver.flags)
-            .put(deliver.inbox_seq.to_be_bytes())
-            .put(deliver.id.0)
-            .put(deliver.from_device.to_be_bytes())
-            .put(deliver.send_seq.to_be_bytes())
-            .put(deliver.time_ms.to_be_bytes())
-            .put_len(deliver.from)
-            .append_to(out, deliver.from, deliver.body),
+        Reply::Deliver(deliver) => put_deliver(out, deliver),
         Reply::Pong { nonce } => {
             Head::new(0x86, 0).put(nonce.to_be_bytes()).append_to(out, &[], &[])
         }
@@ -407,6 +400,21 @@ pub fn put_reply(out: &mut Vec<u8>, reply: &Reply<'_>) {
             Head::new(0x89, 0).put(seq.to_be_bytes()).put(id.0).put_len(to).append_to(out, to, &[])
         }
     }
+}
+
+/// Appends a delivery: what a server says most, without a look at what it says.
+///
+/// # Panics
+/// When the name is longer than 65,535 bytes.
+pub fn put_deliver(out: &mut Vec<u8>, deliver: &Deliver<'_>) {
+    Head::new(0x85, deliver.flags)
+        .put(deliver.inbox_seq.to_be_bytes())
+        .put(deliver.id.0)
+        .put(deliver.from_device.to_be_bytes())
+        .put(deliver.send_seq.to_be_bytes())
+        .put(deliver.time_ms.to_be_bytes())
+        .put_len(deliver.from)
+        .append_to(out, deliver.from, deliver.body);
 }
 
 /// The longest one is that of DELIVER.
@@ -441,8 +449,9 @@ impl Head {
         self.put(len.to_be_bytes())
     }
 
-    /// Appends the frame, which ends with a string and a body.
-    #[inline]
+    /// Appends the frame, which ends with a string and a body. Always in place:
+    /// elsewhere nobody would know how long the fields are.
+    #[inline(always)]
     fn append_to(mut self, out: &mut Vec<u8>, string: &[u8], body: &[u8]) {
         let len = self.len - 4 + string.len() + body.len();
         let len = u32::try_from(len).expect("a frame is bounded by its fields");
