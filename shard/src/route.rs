@@ -40,9 +40,9 @@ impl Shard {
         self.metrics.counters.sends += 1;
         let owner = post.to_key.owner(self.options.shards);
         if owner == self.options.shard {
-            let slot = post.reply.conn.slot;
-            let user = self.users.find_at(self.sessions.at(slot).partner, post.to_key);
-            self.sessions.at(slot).partner = user.unwrap_or(NOBODY);
+            let partner = &mut self.sessions.at(post.reply.conn.slot).partner;
+            let user = self.users.find_at(*partner, post.to_key);
+            *partner = user.unwrap_or(NOBODY);
             let outcome = self.accept(now, user, post, out);
             assert!(outcome == Outcome::Taken, "room was checked before");
             return;
