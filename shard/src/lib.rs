@@ -188,17 +188,18 @@ impl Shard {
     /// parcels. [`Outcome::Blocked`] and [`Outcome::Move`] leave everything as
     /// it was; only packets, frames and hops can have them.
     pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Effects) -> Outcome {
-        let outcome = match input {
-            Input::V1 { conn, packet } => self.packet(now, conn, &packet, out),
-            Input::V2 { conn, request } => self.request(now, conn, &request, out),
-            Input::Hop { from, hop, bytes } => self.hop(now, from, hop, bytes, out),
+        // By reference, so that no frame is copied once more.
+        let outcome = match &input {
+            Input::V1 { conn, packet } => self.packet(now, *conn, packet, out),
+            Input::V2 { conn, request } => self.request(now, *conn, request, out),
+            Input::Hop { from, hop, bytes } => self.hop(now, *from, hop, bytes, out),
             // As frequent as they are.
             Input::Drained { conn } => {
-                self.drained(now, conn, out);
+                self.drained(now, *conn, out);
                 Outcome::Taken
             }
-            other => {
-                self.notice(now, other, out);
+            _ => {
+                self.notice(now, input, out);
                 Outcome::Taken
             }
         };
