@@ -11,8 +11,9 @@ const PIECE: usize = 1024;
 
 /// Entries with stable places.
 pub(crate) struct Chunks<T> {
-    /// All full but the last.
-    pieces: Vec<Vec<T>>,
+    /// All full but the last, which ends with vacant entries: so the place in a
+    /// piece needs no check, and this is looked into a dozen times per message.
+    pieces: Vec<Box<[T; PIECE]>>,
     len: usize,
 }
 
@@ -22,42 +23,48 @@ impl<T> Default for Chunks<T> {
     }
 }
 
+impl<T: Default> Chunks<T> {
+    pub(crate) fn push(&mut self, entry: T) {
+        if self.len.is_multiple_of(PIECE) {
+            let piece: Box<[T]> = (0..PIECE).map(|_| T::default()).collect();
+            let piece = piece.try_into().ok().expect("as many as a piece has");
+            self.pieces.push(piece);
+        }
+        self.pieces[self.len / PIECE][self.len % PIECE] = entry;
+        self.len += 1;
+    }
+}
+
 impl<T> Chunks<T> {
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn push(&mut self, entry: T) {
-        if self.len.is_multiple_of(PIECE) {
-            self.pieces.push(Vec::with_capacity(PIECE));
-        }
-        self.pieces[self.len / PIECE].push(entry);
-        self.len += 1;
-    }
-
     #[inline]
     pub(crate) fn get(&self, at: usize) -> Option<&T> {
-        self.pieces.get(at / PIECE)?.get(at % PIECE)
+        (at < self.len).then(|| &self[at])
     }
 
     #[inline]
     pub(crate) fn get_mut(&mut self, at: usize) -> Option<&mut T> {
-        self.pieces.get_mut(at / PIECE)?.get_mut(at % PIECE)
+        (at < self.len).then(|| &mut self[at])
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.pieces.iter().flatten()
+        self.pieces.iter().flat_map(|piece| piece.iter()).take(self.len)
     }
 
     pub(crate) fn into_iter(self) -> impl Iterator<Item = T> {
-        self.pieces.into_iter().flatten()
+        self.pieces.into_iter().flat_map(|piece| (piece as Box<[T]>).into_iter()).take(self.len)
     }
 }
 
+/// The entry at a place that was pushed.
 impl<T> Index<usize> for Chunks<T> {
     type Output = T;
     #[inline]
     fn index(&self, at: usize) -> &T {
+        debug_assert!(at < self.len, "a place that was pushed");
         &self.pieces[at / PIECE][at % PIECE]
     }
 }
@@ -65,6 +72,7 @@ impl<T> Index<usize> for Chunks<T> {
 impl<T> IndexMut<usize> for Chunks<T> {
     #[inline]
     fn index_mut(&mut self, at: usize) -> &mut T {
+        debug_assert!(at < self.len, "a place that was pushed");
         &mut self.pieces[at / PIECE][at % PIECE]
     }
 }

@@ -111,6 +111,13 @@ pub(crate) fn window(credit: u32) -> u16 {
 
 const _: () = assert!(size_of::<Session>() <= 48, "a million sessions must stay small");
 
+impl Default for Session {
+    /// A free slot.
+    fn default() -> Session {
+        Session::new(0, Kind::Free)
+    }
+}
+
 impl Session {
     fn new(generation: u32, kind: Kind) -> Session {
         Session {
@@ -218,7 +225,7 @@ impl Sessions {
     pub(crate) fn open(&mut self, conn: Conn) {
         let slot = conn.slot as usize;
         while self.list.len() <= slot {
-            self.list.push(Session::new(0, Kind::Free));
+            self.list.push(Session::default());
         }
         self.list[slot] = Session::new(conn.generation, Kind::Fresh);
     }

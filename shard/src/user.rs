@@ -83,6 +83,19 @@ pub(crate) struct User {
 
 const _: () = assert!(size_of::<User>() <= 96, "a million users must stay small");
 
+impl Default for User {
+    /// A place without one.
+    fn default() -> User {
+        User {
+            key: UserKey(0),
+            name: Name::new(),
+            devices: Devices::new(),
+            inbox: None,
+            last_seen_s: 0,
+        }
+    }
+}
+
 impl User {
     pub(crate) fn is_online(&self) -> bool {
         self.devices.iter().any(|device| device.slot != NO_SLOT)
