@@ -280,8 +280,7 @@ impl Shard {
     ) -> Outcome {
         match *hop {
             Hop::Post(ref post) => {
-                let user = self.users.find(post.to_key);
-                return self.accept(now, user, &route::with_bytes(post, bytes), out);
+                return self.post_arrived(now, &route::with_bytes(post, bytes), out);
             }
             Hop::Posted { reply, to, send_seq, posted } => {
                 self.tell(reply.conn, to.of(bytes), send_seq, posted, out);

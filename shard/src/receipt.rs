@@ -110,18 +110,23 @@ impl Shard {
         }
     }
 
+    /// Tells the senders that asked that a device has everything up to `seq`.
     pub(crate) fn send_receipts(&mut self, user: UserIndex, seq: u64, out: &mut Effects) {
         while let Some(inbox) = self.users[user].inbox.as_deref_mut()
             && let Some(receipt) = inbox.pop_receipt(seq)
         {
-            if !self.flow.level().allows(Optional::Receipt) {
-                self.metrics.counters.receipts_shed += 1;
-                continue;
-            }
-            let name = std::mem::take(&mut self.users[user].name);
-            self.send_receipt(&receipt, &name, out);
-            self.users[user].name = name;
+            self.send_due_receipt(user, &receipt, out);
         }
+    }
+
+    fn send_due_receipt(&mut self, user: UserIndex, receipt: &Receipt, out: &mut Effects) {
+        if !self.flow.level().allows(Optional::Receipt) {
+            self.metrics.counters.receipts_shed += 1;
+            return;
+        }
+        let name = std::mem::take(&mut self.users[user].name);
+        self.send_receipt(receipt, &name, out);
+        self.users[user].name = name;
     }
 
     fn send_receipt(&mut self, receipt: &Receipt, to: &[u8], out: &mut Effects) {

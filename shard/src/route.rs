@@ -43,9 +43,7 @@ impl Shard {
             let partner = &mut self.sessions.at(post.reply.conn.slot).partner;
             let user = self.users.find_at(*partner, post.to_key);
             *partner = user.unwrap_or(NOBODY);
-            let outcome = self.accept(now, user, post, out);
-            assert!(outcome == Outcome::Taken, "room was checked before");
-            return;
+            return self.accept(now, user, post, out);
         }
         self.metrics.counters.hops += 1;
         self.outbox.push(owner, |parcel| {
@@ -55,21 +53,27 @@ impl Shard {
         });
     }
 
-    /// Takes a message into an inbox of this shard, or says why not.
-    /// `user` is the recipient, if known.
-    pub(crate) fn accept(
+    /// Takes a message that came from another shard.
+    pub(crate) fn post_arrived(
         &mut self,
         now: Now,
-        user: Option<UserIndex>,
         post: &Post<&[u8]>,
         out: &mut Effects,
     ) -> Outcome {
+        let bytes = post.to.len() + post.from.len() + post.body.len() + RECORD_OVERHEAD;
+        if !self.log.is_poisoned() && !self.log.room(bytes) {
+            return Outcome::Blocked;
+        }
+        let user = self.users.find(post.to_key);
+        self.accept(now, user, post, out);
+        Outcome::Taken
+    }
+
+    /// Takes a message into an inbox of this shard, or says why not; room was
+    /// checked before. `user` is the recipient, if known.
+    fn accept(&mut self, now: Now, user: Option<UserIndex>, post: &Post<&[u8]>, out: &mut Effects) {
         if self.log.is_poisoned() {
             return self.refuse(post, Code::StorageFailed, out);
-        }
-        let bytes = post.to.len() + post.from.len() + post.body.len() + RECORD_OVERHEAD;
-        if !self.log.room(bytes) {
-            return Outcome::Blocked;
         }
         // Nobody is put into the table before there is something to keep.
         let key = PairKey::new(post.from_key, post.device);
@@ -82,14 +86,13 @@ impl Shard {
                 self.reply(post.reply, post.to, post.send_seq, gap, out);
             }
             (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
-            _ if self.is_overfull(user, &pair) => return self.refuse(post, Code::Busy, out),
+            _ if self.is_overfull(user, &pair) => self.refuse(post, Code::Busy, out),
             _ => {
                 let user = user.or_else(|| self.users.find_or_add(post.to_key, post.to));
                 let user = user.expect("an overfull table was refused");
                 self.accept_new(now, user, post, pair, out);
             }
         }
-        Outcome::Taken
     }
 
     /// Whether the shard's own tables have no place for what a new message
@@ -135,9 +138,9 @@ impl Shard {
             || inbox.holes() >= messages_max.max(HOLES_ALLOWED)
             || inbox.bytes() + post.body.len() as u64 > self.options.inbox_bytes_max;
         if is_full {
-            let _ = self.refuse(post, Code::InboxFull, out);
+            self.refuse(post, Code::InboxFull, out);
         } else if self.storage_full {
-            let _ = self.refuse(post, Code::StorageFull, out);
+            self.refuse(post, Code::StorageFull, out);
         } else {
             self.store(now, user, post, pair, out);
         }
@@ -261,11 +264,10 @@ impl Shard {
         });
     }
 
-    fn refuse(&mut self, post: &Post<&[u8]>, code: Code, out: &mut Effects) -> Outcome {
+    fn refuse(&mut self, post: &Post<&[u8]>, code: Code, out: &mut Effects) {
         self.metrics.counters.refused += 1;
         let posted = Posted::Refused { code, retry_after_ms: RETRY_MS };
         self.reply(post.reply, post.to, post.send_seq, posted, out);
-        Outcome::Taken
     }
 
     /// Answers about a recipient of this shard by its place in the table.
