@@ -5,15 +5,17 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use net::{ReadBuf, WriteMode};
 use shard::{Conn, Input};
-use wal::disk::{DirectMode, Prepared, Segments};
+use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
 
-use super::Core;
 use super::reads::{Read, Reads, whole};
+use super::{Core, Shared};
 use crate::exit::Exit;
 
 /// A failed attempt to make a segment is repeated after this long.
@@ -22,6 +24,9 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// A segment that lasted so many times as long as making the next one took is
 /// no reason to hurry.
 const LASTS_LONG: u64 = 4;
+
+/// Between two steps in which a deleted segment gives its space back.
+const SHRINK_PAUSE: Duration = Duration::from_millis(2);
 
 /// How long appends gather for one commit while there is other work.
 const GATHER_NS: u64 = 300_000;
@@ -276,20 +281,23 @@ impl Core {
         }
     }
 
-    /// Deletes a segment that nothing needs any more, on a helper thread.
+    /// Deletes a segment that nothing needs any more, on a helper thread, and
+    /// gives its space back in steps: commits wait for each of them.
     pub(super) fn discard(&mut self, segment: u64) {
         let Some(job) = self.log.segments.remove(segment) else { return };
         let (shard, removing) = (self.id, Rc::clone(&self.log.removing));
         removing.set(removing.get() + 1);
+        let shared = Arc::clone(&self.shared);
         glommio::spawn_local(async move {
-            if let Err(error) = glommio::executor().spawn_blocking(move || job.run()).await {
-                tracing::warn!(
+            match glommio::executor().spawn_blocking(move || job.run()).await {
+                Ok(remains) => give_back(remains, &shared).await,
+                Err(error) => tracing::warn!(
                     shard,
                     segment,
                     %error,
                     "a log segment that is not needed any more could not be deleted; the next \
                      start tries again"
-                );
+                ),
             }
             removing.set(removing.get() - 1);
         })
@@ -416,6 +424,18 @@ impl LogIo {
     /// Whether that segment is being made, so that looking again is urgent.
     pub(super) fn is_awaited(&self) -> bool {
         self.is_held() && self.is_preparing()
+    }
+}
+
+/// Gives the space of a deleted segment back, with a pause behind each step. A
+/// process that stops leaves the rest to its end.
+async fn give_back(remains: Remains, shared: &Shared) {
+    let mut remains = Some(remains);
+    while let Some(rest) = remains
+        && !shared.stop.load(Ordering::Relaxed)
+    {
+        glommio::timer::sleep(SHRINK_PAUSE).await;
+        remains = glommio::executor().spawn_blocking(move || rest.shrink()).await;
     }
 }
 

@@ -5,7 +5,8 @@
 //! bytes of [`crate::Log::write_bytes`] where [`Segments::locate`] says.
 //!
 //! Everything here blocks. It runs at boot, or on a helper thread
-//! ([`Prepare::run`], [`Removal::run`], [`SnapshotFile`]), never in a turn.
+//! ([`Prepare::run`], [`Removal::run`], [`Remains::shrink`], [`SnapshotFile`]),
+//! never in a turn.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)] // the disk half
 
 mod check;
@@ -38,6 +39,6 @@ pub use inspect::{Files, Inspection, NoRecord, SegmentFile, SnapshotSeen, Stored
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};
 pub use repair::{Continuation, Lost, Records, Salvaged};
-pub use segments::{Prepare, Prepared, Removal, Segments};
+pub use segments::{Prepare, Prepared, Remains, Removal, Segments};
 pub use shard_dir::ShardDir;
 pub use snapshots::{Finished, Loaded, SNAPSHOTS_KEPT, SnapshotFile};

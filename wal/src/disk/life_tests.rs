@@ -148,7 +148,10 @@ fn a_crash_while_segments_are_deleted_leaves_dead_ones() {
     // Only the last of them was really deleted: there is a gap.
     for (segment, removal) in removals {
         if segment == *all.last().unwrap() {
-            removal.run().unwrap();
+            let mut remains = Some(removal.run().unwrap());
+            while let Some(rest) = remains {
+                remains = rest.shrink();
+            }
         }
     }
     drop(life);
