@@ -61,6 +61,7 @@ pub(super) struct Latest {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(super) log_segments: u64,
     pub(super) log_disk_bytes: u64,
+    pub(super) snapshot_slice_ns_max: u64,
     /// Turns.
     pub(super) turns: u64,
     since_start: [Recorded; SERIES],
@@ -83,6 +84,7 @@ impl Latest {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
+            snapshot_slice_ns_max: 0,
             turns: 0,
             since_start: Default::default(),
             base: Default::default(),
@@ -100,6 +102,7 @@ impl Latest {
         self.paced = snapshot.paced;
         self.log_segments = snapshot.log_segments;
         self.log_disk_bytes = snapshot.log_disk_bytes;
+        self.snapshot_slice_ns_max = snapshot.snapshot_slice_ns_max;
         self.turns = snapshot.turns;
         let histograms = snapshot.metrics.latency_ns.iter().chain([&snapshot.turn_ns]);
         for (recorded, histogram) in self.since_start.iter_mut().zip(histograms) {

@@ -254,6 +254,13 @@ fn shards(text: &mut Text, shards: &[Latest], now_ns: u64) {
             text.sample(name, &[("shard", &latest.shard)], age.as_secs_f64());
         }
     }
+    let name = "iris_snapshot_slice_seconds_max";
+    let help = "The longest that a slice of a snapshot has held up a turn since the start.";
+    text.family(name, Kind::Gauge, help);
+    for latest in shards {
+        let longest = Duration::from_nanos(latest.snapshot_slice_ns_max);
+        text.sample(name, &[("shard", &latest.shard)], longest.as_secs_f64());
+    }
     for family in &BY_SHARD {
         text.family(family.name, family.kind, family.help);
         for latest in shards {

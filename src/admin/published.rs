@@ -42,6 +42,8 @@ pub(crate) struct Snapshot {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(crate) log_segments: u64,
     pub(crate) log_disk_bytes: u64,
+    /// The longest slice of a snapshot since the start, nanoseconds.
+    pub(crate) snapshot_slice_ns_max: u64,
     /// Turns since the start.
     pub(crate) turns: u64,
     /// How long turns took, nanoseconds, time asleep not included.
@@ -61,6 +63,7 @@ impl Snapshot {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
+            snapshot_slice_ns_max: 0,
             turns: 0,
             turn_ns: histogram(),
         }

@@ -13,7 +13,7 @@ use wal::Lsn;
 use wal::disk::{Finished, ShardDir, SnapshotFile};
 use wal::snapshot::{Kind, Writer};
 
-use super::Core;
+use super::{Core, clock};
 
 /// So much is gathered before it goes to the disk.
 const WRITE_BYTES: usize = 256 << 10;
@@ -27,6 +27,8 @@ pub(super) struct SnapshotIo {
     job: Option<Job>,
     /// Reused for each slice.
     payload: Vec<u8>,
+    /// The longest that a slice has kept a turn, nanoseconds.
+    slice_ns_max: u64,
 }
 
 /// A snapshot that is being taken.
@@ -64,7 +66,12 @@ type Job = Rc<RefCell<Option<io::Result<Done>>>>;
 
 impl SnapshotIo {
     pub(super) fn new(dir: ShardDir) -> SnapshotIo {
-        SnapshotIo { dir, taking: None, job: None, payload: Vec::new() }
+        SnapshotIo { dir, taking: None, job: None, payload: Vec::new(), slice_ns_max: 0 }
+    }
+
+    /// The longest that one slice has taken of a turn, nanoseconds.
+    pub(super) fn slice_ns_max(&self) -> u64 {
+        self.slice_ns_max
     }
 
     /// Whether a helper thread is at work. Its executor must live as long.
@@ -123,7 +130,10 @@ impl Core {
             }
             self.begin_snapshot();
         }
+        let began_ns = clock().mono_ns;
         self.encode_snapshot();
+        let took_ns = clock().mono_ns - began_ns;
+        self.snapshots.slice_ns_max = self.snapshots.slice_ns_max.max(took_ns);
         self.write_snapshot();
     }
 
