@@ -86,12 +86,10 @@ pub(crate) fn run(
     let (reports, from_cores) = channel();
     let is_heard = Arc::new(AtomicBool::new(false));
     forward(signals, reports.clone(), Arc::clone(&is_heard))?;
-    if !config.data_dir.exists() {
-        // A start that cannot serve leaves no directory behind, whose number of
-        // shards would be kept from then on.
-        config.listen.iter().try_for_each(|address| refuse_taken(*address, "--listen"))?;
-        refuse_taken(config.admin, "--admin")?;
-    }
+    // A start that cannot serve leaves no directory behind, whose number of
+    // shards would be kept from then on. Where there is one, it may have to be
+    // rewritten first, and clients are not to wait for that.
+    let early = (!config.data_dir.exists()).then(|| Ports::take(config)).transpose()?;
     let mut data = open_data(config, plan)?;
     let log = log_options(plan, data.manifest().segment_bytes)?;
     let mode = wal::disk::probe(&config.data_dir).at_best(best_mode(machine));
@@ -101,14 +99,15 @@ pub(crate) fn run(
         reshard(&mut data, shards, &Layout { log, mode, options: &options })?;
     }
     let shards = data.manifest().shards;
-    let (addresses, listeners) = bind_all(&config.listen, shards)?;
+    let ports = early.map_or_else(|| Ports::take(config), Ok)?;
+    let (addresses, listeners) = bind_all(ports.first, shards)?;
     let info = ServerInfo {
         version: env!("CARGO_PKG_VERSION"),
         data_dir: config.data_dir.clone(),
         listen: addresses.clone(),
     };
     let board = Board::new(shards, info);
-    let admin = admin::start(config.admin, Arc::clone(&board))
+    let admin = admin::start(ports.admin, Arc::clone(&board))
         .map_err(|error| cannot_bind(config.admin, "--admin", &error))?;
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
@@ -163,43 +162,37 @@ fn best_mode(machine: &Machine) -> DirectMode {
     }
 }
 
-/// Every shard's own listener on every address; ports chosen by the kernel are
-/// the same for all of them.
-fn bind_all(
-    listen: &[SocketAddr],
-    shards: u16,
-) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), Exit> {
-    let mut addresses = Vec::new();
-    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
-    for &wanted in listen {
-        refuse_taken(wanted, "--listen")?;
-        let mut address = wanted;
-        for listeners in &mut by_shard {
-            let listener = net::listen::bind(address)
-                .map_err(|error| cannot_bind(address, "--listen", &error))?;
-            address = net::listen::local_addr(&listener)
-                .map_err(|error| cannot_bind(address, "--listen", &error))?;
-            listeners.push(listener);
-        }
-        addresses.push(address);
-    }
-    Ok((addresses, by_shard))
+/// The addresses that this server and no other has: SO_REUSEPORT lets two of
+/// the same user share a port silently, and clients would land on either. The
+/// first listener of each asks without it.
+struct Ports {
+    first: Vec<OwnedFd>,
+    admin: TcpListener,
 }
 
-/// SO_REUSEPORT lets a second server of the same user share a port silently;
-/// clients would then land on either. Without it the kernel tells.
-///
-/// The listeners of a server that was just killed are closed in the background,
-/// 0.2 to 0.5 s after its end, so a taken port is tried for a while.
-fn refuse_taken(address: SocketAddr, flag: &str) -> Result<(), Exit> {
-    if address.port() == 0 {
-        return Ok(());
+impl Ports {
+    fn take(config: &Config) -> Result<Ports, Exit> {
+        let first = |address: &SocketAddr| take(*address, "--listen", net::listen::bind_first);
+        Ok(Ports {
+            first: config.listen.iter().map(first).collect::<Result<_, _>>()?,
+            admin: take(config.admin, "--admin", TcpListener::bind)?,
+        })
     }
+}
+
+/// The listeners of a server that was just killed are closed in the background,
+/// 0.2 to 0.5 s after its end, so a taken port is tried for a while. So do both
+/// of two servers that came at the same moment, until one has it.
+fn take<T>(
+    address: SocketAddr,
+    flag: &str,
+    bind: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> Result<T, Exit> {
     let began = Instant::now();
     let mut is_told = false;
     loop {
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(()),
+        match bind(address) {
+            Ok(listener) => return Ok(listener),
             Err(error)
                 if error.kind() == ErrorKind::AddrInUse && began.elapsed() < PORT_PATIENCE =>
             {
@@ -211,6 +204,28 @@ fn refuse_taken(address: SocketAddr, flag: &str) -> Result<(), Exit> {
             Err(error) => return Err(cannot_bind(address, flag, &error)),
         }
     }
+}
+
+/// Every shard's own listener on every address; ports chosen by the kernel are
+/// the same for all of them.
+fn bind_all(
+    first: Vec<OwnedFd>,
+    shards: u16,
+) -> Result<(Vec<SocketAddr>, Vec<Vec<OwnedFd>>), Exit> {
+    let mut addresses = Vec::new();
+    let mut by_shard: Vec<Vec<OwnedFd>> = (0..shards).map(|_| Vec::new()).collect();
+    for listener in first {
+        let address = net::listen::local_addr(&listener)
+            .map_err(|error| Exit::network(format!("a listener without an address: {error}")))?;
+        by_shard[0].push(listener);
+        for listeners in &mut by_shard[1..] {
+            let listener = net::listen::bind(address)
+                .map_err(|error| cannot_bind(address, "--listen", &error))?;
+            listeners.push(listener);
+        }
+        addresses.push(address);
+    }
+    Ok((addresses, by_shard))
 }
 
 fn cannot_bind(address: SocketAddr, flag: &str, error: &std::io::Error) -> Exit {

@@ -6,7 +6,7 @@ mod server;
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -329,6 +329,35 @@ fn a_port_that_is_taken_is_named() {
     other.clone().listen(server.addr()).check_refused(4, &["taken", "--listen"]);
     other.listen("192.0.2.1:0".parse().unwrap()).check_refused(2, &["loopback"]);
     drop(server.v2("alice", 1));
+}
+
+/// Both see a free port; the kernel lets any number of the same user share it
+/// when they say so.
+#[test]
+fn of_two_servers_that_start_at_once_one_gets_the_port() {
+    // Addresses of our own: nobody is given a free port there.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    for batch in 0..4 {
+        thread::scope(|scope| {
+            let pairs: Vec<_> = (0..5)
+                .map(|pair| {
+                    let port = 20_000 + batch * 5 + pair;
+                    let addr = SocketAddr::from(([127, 77, high, low], port));
+                    let start = move || Setup::new().shards(2).listen(addr).try_start();
+                    (scope.spawn(start), scope.spawn(start))
+                })
+                .collect();
+            for (one, other) in pairs {
+                let ended = match (one.join().unwrap(), other.join().unwrap()) {
+                    (Ok(_server), Err(ended)) | (Err(ended), Ok(_server)) => ended,
+                    (Ok(_), Ok(_)) => panic!("both have the port"),
+                    (Err(one), Err(other)) => panic!("none started: {one:?} {other:?}"),
+                };
+                assert_eq!(ended.code, Some(4), "{ended:?}");
+                assert!(ended.stderr.contains("is taken by another program"), "{ended:?}");
+            }
+        });
+    }
 }
 
 /// A server may take the port of the one before it at once.

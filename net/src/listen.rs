@@ -46,9 +46,31 @@ const REST_MS_MAX: u64 = 1_000;
 /// # Errors
 /// What the kernel says: address in use, not available, no permission.
 pub fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = prepared(addr)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// As [`bind`], for the first of them: refused while anybody else listens there, sharing or not,
+/// and the others may join it.
+///
+/// # Errors
+/// What the kernel says. Of two who ask at the same moment it may refuse both.
+pub fn bind_first(addr: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = prepared(addr)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    // Not before: the kernel compares when a socket is bound and when it begins to listen, and who
+    // shares is let in beside all of the same user who share.
+    socket.set_reuse_port(true)?;
+    Ok(socket.into())
+}
+
+fn prepared(addr: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
@@ -57,9 +79,7 @@ pub fn bind(addr: SocketAddr) -> io::Result<OwnedFd> {
             .with_retries(KEEPALIVE_PROBES),
     )?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// The address a listener got.

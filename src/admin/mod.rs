@@ -63,17 +63,16 @@ impl Admin {
     }
 }
 
-/// Binds `addr` and starts the thread. Until the first shard publishes,
+/// Starts the thread. Until the first shard publishes,
 /// `/health` says that the server is starting.
 ///
 /// # Errors
-/// What the system said: most likely that the port is taken.
-pub(crate) fn start(addr: SocketAddr, board: Arc<Board>) -> io::Result<Admin> {
-    start_with(addr, board, CONN_TIME_MAX)
+/// What the system said.
+pub(crate) fn start(listener: TcpListener, board: Arc<Board>) -> io::Result<Admin> {
+    start_with(listener, board, CONN_TIME_MAX)
 }
 
-fn start_with(addr: SocketAddr, board: Arc<Board>, time_max: Duration) -> io::Result<Admin> {
-    let listener = TcpListener::bind(addr)?;
+fn start_with(listener: TcpListener, board: Arc<Board>, time_max: Duration) -> io::Result<Admin> {
     listener.set_nonblocking(true)?;
     let addr = listener.local_addr()?;
     let runtime = runtime::Builder::new_current_thread().enable_io().enable_time().build()?;

@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::listen::CONNS_MAX;
 use super::*;
 
-const ANY_PORT: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
 
 fn board(shards: u16) -> Arc<Board> {
     let listen = vec![SocketAddr::from(([127, 0, 0, 1], 8085))];
@@ -61,7 +62,7 @@ fn ask(admin: &Admin, request: &str) -> Answer {
 #[test]
 fn health_tells_each_state() {
     let board = board(2);
-    let admin = start(ANY_PORT, Arc::clone(&board)).unwrap();
+    let admin = start(listener(), Arc::clone(&board)).unwrap();
     let check = |status: u16, word: &str, sentence: &str| {
         let answer = get(&admin, "/health");
         let health = answer.json();
@@ -87,7 +88,7 @@ fn health_tells_each_state() {
 #[test]
 fn latency_merges_and_takes_apart() {
     let board = board(2);
-    let admin = start(ANY_PORT, Arc::clone(&board)).unwrap();
+    let admin = start(listener(), Arc::clone(&board)).unwrap();
     publish(&board, 2, |snapshot| {
         let value_ns = 1_000_000 * (1 + u64::from(snapshot.shard));
         snapshot.metrics.latency_ns[3].record_n(value_ns, 10).unwrap();
@@ -115,7 +116,7 @@ fn latency_merges_and_takes_apart() {
 #[test]
 fn hgrm_knows_its_stages_and_windows() {
     let board = board(1);
-    let admin = start(ANY_PORT, Arc::clone(&board)).unwrap();
+    let admin = start(listener(), Arc::clone(&board)).unwrap();
     publish(&board, 1, |snapshot| snapshot.metrics.latency_ns[3].record(1_000_000).unwrap());
     for query in ["?stage=end_to_end", "?stage=end_to_end&window=interval"] {
         let answer = get(&admin, &format!("/latency.hgrm{query}"));
@@ -132,7 +133,7 @@ fn hgrm_knows_its_stages_and_windows() {
 
 #[test]
 fn other_paths_and_methods_are_told_what_there_is() {
-    let admin = start(ANY_PORT, board(1)).unwrap();
+    let admin = start(listener(), board(1)).unwrap();
     let answer = get(&admin, "/nothing?x=1");
     assert_eq!(answer.status, 404);
     assert!(answer.body.contains("/latency.hgrm"), "{}", answer.body);
@@ -151,20 +152,31 @@ fn other_paths_and_methods_are_told_what_there_is() {
 }
 
 #[test]
-fn a_taken_port_is_an_error() {
-    let admin = start(ANY_PORT, board(1)).unwrap();
-    let taken = start(admin.addr(), board(1)).err().map(|error| error.kind());
-    assert_eq!(taken, Some(ErrorKind::AddrInUse));
-    let addr = admin.addr();
+fn the_longest_slice_of_a_snapshot_is_told() {
+    let board = board(1);
+    let admin = start(listener(), Arc::clone(&board)).unwrap();
+    publish(&board, 1, |snapshot| snapshot.snapshot_slice_ns_max = 250_000);
+    let metrics = get(&admin, "/metrics").body;
+    let line = "\niris_snapshot_slice_seconds_max{shard=\"0\"} 0.00025\n";
+    assert!(metrics.contains(line), "{metrics}");
     admin.stop();
-    start(addr, board(1)).unwrap();
+}
+
+#[test]
+fn a_stop_gives_the_port_back() {
+    let admin = start(listener(), board(1)).unwrap();
+    let addr = admin.addr();
+    let taken = TcpListener::bind(addr).err().map(|error| error.kind());
+    assert_eq!(taken, Some(ErrorKind::AddrInUse));
+    admin.stop();
+    start(TcpListener::bind(addr).unwrap(), board(1)).unwrap();
 }
 
 /// Clients that say nothing, or not enough, go when their time is over.
 #[test]
 fn silent_clients_leave_after_their_time() {
     let time_max = Duration::from_millis(200);
-    let admin = start_with(ANY_PORT, board(1), time_max).unwrap();
+    let admin = start_with(listener(), board(1), time_max).unwrap();
     let mut silent: Vec<TcpStream> =
         (0..CONNS_MAX).map(|_| TcpStream::connect(admin.addr()).unwrap()).collect();
     silent[0].write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").unwrap();
@@ -178,7 +190,7 @@ fn silent_clients_leave_after_their_time() {
 /// over in this test.
 #[test]
 fn silent_clients_make_room() {
-    let admin = start_with(ANY_PORT, board(1), Duration::from_secs(3600)).unwrap();
+    let admin = start_with(listener(), board(1), Duration::from_secs(3600)).unwrap();
     let silent: Vec<TcpStream> =
         (0..300).map(|_| TcpStream::connect(admin.addr()).unwrap()).collect();
     assert_eq!(get(&admin, "/metrics").status, 200);
@@ -190,7 +202,7 @@ fn silent_clients_make_room() {
 #[test]
 fn metrics_follow_the_grammar() {
     let board = board(2);
-    let admin = start(ANY_PORT, Arc::clone(&board)).unwrap();
+    let admin = start(listener(), Arc::clone(&board)).unwrap();
     publish(&board, 2, |snapshot| {
         snapshot.metrics.counters.sends = 7;
         snapshot.metrics.counters.sessions = 1 + u64::from(snapshot.shard);
