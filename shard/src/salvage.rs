@@ -154,6 +154,11 @@ impl Salvage {
         }
     }
 
+    /// The devices of a user that are left, each with its cursor.
+    pub fn inbox_devices(&self, name: &[u8]) -> Vec<(u64, u64)> {
+        self.replay.inbox(name).map(|inbox| inbox.devices).unwrap_or_default()
+    }
+
     /// The same as the log is to say it.
     pub fn floor(&self) -> Option<Record<'static>> {
         self.new_floor().map(|seq| Record::Floor { key: UserKey(0), name: b"", seq })

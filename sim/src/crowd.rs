@@ -248,6 +248,7 @@ impl World {
             bytes: (grains * self.knobs.body_grain).max(8),
             told: false,
             refused: false,
+            excused: false,
             must_arrive: self.is_quiet() && self.knobs.inbox_messages_max > 1000,
             id: None,
         }

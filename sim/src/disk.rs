@@ -65,6 +65,17 @@ pub(crate) struct Disk {
     unsynced: Vec<(Lsn, Vec<u8>)>,
     /// The log alone leads to nothing, so that one snapshot must stay good.
     needs_snapshot: bool,
+    /// Durable bytes that are not what they were.
+    rotten: Vec<Lsn>,
+    pub(crate) half_mended: Option<HalfMended>,
+}
+
+/// A repair has taken a snapshot.
+pub(crate) struct HalfMended {
+    /// Where.
+    pub(crate) start: Lsn,
+    /// What it has written, with the place of each record.
+    pub(crate) records: Vec<(Lsn, Vec<u8>)>,
 }
 
 impl Disk {
@@ -82,6 +93,8 @@ impl Disk {
             snapshots: Vec::new(),
             unsynced: Vec::new(),
             needs_snapshot: false,
+            rotten: Vec::new(),
+            half_mended: None,
         }
     }
 
@@ -198,6 +211,113 @@ impl Disk {
         true
     }
 
+    /// Bits of one durable sector flip, near the log's end or anywhere; where.
+    pub(crate) fn decay(&mut self, chance: &mut Chance) -> Option<Lsn> {
+        let segments = self.written_segments();
+        let (first, last) = (*segments.first()?, *segments.last()?);
+        let is_tail = chance.below(3) == 0;
+        let near = self.durable.saturating_sub(3 * wal::BLOCK as Lsn);
+        let from = if is_tail { near } else { first * self.segment_bytes };
+        let mut at = None;
+        for _ in 0..8 {
+            let lsn = from + chance.below(self.durable.saturating_sub(from).max(1));
+            let is_there = lsn < self.durable && !self.lacks(self.segment(lsn));
+            if is_there && self.bytes[lsn as usize] != 0 && self.segment(lsn) <= last {
+                at = Some(lsn);
+                break;
+            }
+        }
+        let at = at?;
+        let sector = at / SECTOR as Lsn * SECTOR as Lsn;
+        self.flip(at, chance);
+        for _ in 0..chance.below(3) {
+            let other = sector + chance.below(SECTOR as u64);
+            self.flip(other, chance);
+        }
+        Some(at)
+    }
+
+    fn flip(&mut self, lsn: Lsn, chance: &mut Chance) {
+        // Twice in one byte may undo itself.
+        if lsn < self.durable && !self.rotten.contains(&lsn) {
+            self.bytes[lsn as usize] ^= 1 << chance.below(8);
+            self.rotten.push(lsn);
+        }
+    }
+
+    /// A bit of each snapshot flips; how many were good.
+    pub(crate) fn rot_all(&mut self, chance: &mut Chance) -> u64 {
+        let mut count = 0;
+        for it in self.snapshots.iter_mut().filter(|it| !it.is_rotten) {
+            let at = chance.below(it.bytes.len() as u64) as usize;
+            it.bytes[at] ^= 1 << chance.below(8);
+            it.is_rotten = true;
+            count += 1;
+        }
+        count
+    }
+
+    /// Whether a start may find damage that cleaning up one snapshot does not
+    /// mend.
+    pub(crate) fn has_rotted(&self) -> bool {
+        let are_all = !self.snapshots.is_empty() && self.snapshots.iter().all(|it| it.is_rotten);
+        !self.rotten.is_empty() || are_all || self.half_mended.is_some()
+    }
+
+    /// Whether something between these positions has rotted.
+    pub(crate) fn is_hit(&self, from: Lsn, to: Lsn) -> bool {
+        self.rotten.iter().any(|at| (from..to).contains(at))
+    }
+
+    /// The segments that something was written to and that are there.
+    pub(crate) fn written_segments(&self) -> Vec<u64> {
+        let segments = (self.bytes.len() as u64).div_ceil(self.segment_bytes);
+        (0..segments).filter(|segment| !self.lacks(*segment)).collect()
+    }
+
+    /// A segment to its end.
+    pub(crate) fn whole_segment(&self, segment: u64) -> Vec<u8> {
+        let from = (segment * self.segment_bytes) as usize;
+        let to = self.bytes.len().min(from + self.segment_bytes as usize);
+        let mut bytes = self.bytes[from..to].to_vec();
+        bytes.resize(self.segment_bytes as usize, 0);
+        bytes
+    }
+
+    /// The bytes at a position, if they are there.
+    pub(crate) fn record_there(&self, lsn: Lsn, len: u32) -> Option<&[u8]> {
+        let bytes = self.bytes.get(lsn as usize..(lsn + Lsn::from(len)) as usize)?;
+        (!self.lacks(self.segment(lsn))).then_some(bytes)
+    }
+
+    /// A repair writes.
+    pub(crate) fn write_durably(&mut self, lsn: Lsn, bytes: &[u8]) {
+        let (at, end) = (lsn as usize, lsn as usize + bytes.len());
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+        self.deleted.remove(&self.segment(lsn));
+    }
+
+    /// A repair has taken a snapshot.
+    pub(crate) fn put_snapshot(&mut self, start: Lsn, bytes: Vec<u8>) {
+        self.snapshots.push(SnapshotFile { start, bytes, is_rotten: false });
+    }
+
+    /// A repair moves a segment aside.
+    pub(crate) fn set_aside(&mut self, segment: u64) {
+        self.deleted.insert(segment, true);
+    }
+
+    /// A repair is done, the log goes on here. What stood in it before is known
+    /// from the snapshots only.
+    pub(crate) fn mended(&mut self, end: Lsn) {
+        self.durable = end;
+        self.rotten.clear();
+        self.needs_snapshot = true;
+    }
+
     /// Everything before this position is on the disk for good.
     pub(crate) fn durable(&self) -> Lsn {
         self.durable
@@ -267,6 +387,7 @@ impl Disk {
     /// Recovery found the end of the log here, and the boot flushed the disk.
     pub(crate) fn recovered(&mut self, end: Lsn) {
         self.durable = end;
+        self.rotten.retain(|at| *at < end);
     }
 
     /// What a read of `len` bytes gives; it ends where the segment does.

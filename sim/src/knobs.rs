@@ -91,6 +91,10 @@ pub struct Knobs {
     pub(crate) space_retry_ns: u64,
     /// At the end there is only a little more space.
     pub(crate) stays_tight: bool,
+    /// Durable bytes rot while the server is down.
+    pub(crate) decay: u32,
+    /// They do at some time in this world.
+    pub(crate) may_decay: bool,
 
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
@@ -120,6 +124,7 @@ impl Knobs {
         let body_grain = chance.pick(&[1, 64, 512, 512]);
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
         let is_bounded = fails && fault.below(3) == 0;
+        let decay = if fails { rarely(fault, 900) } else { 0 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -181,6 +186,8 @@ impl Knobs {
             others_write: if is_bounded { some(fault, 300) } else { 0 },
             space_retry_ns: fault.pick(&[50, 200, 1000]) * MS,
             stays_tight: fault.below(2) == 0,
+            decay,
+            may_decay: decay > 0,
 
             is_steady: false,
         };
@@ -234,6 +241,8 @@ impl Knobs {
             restart: 0,
             sync_fails: 0,
             segments_max: 0,
+            decay: 0,
+            may_decay: false,
             is_steady: true,
             ..self
         }

@@ -43,6 +43,8 @@ pub(crate) struct Letter {
     pub(crate) told: bool,
     /// Its sender was told that it is refused for good.
     pub(crate) refused: bool,
+    /// Damage took it.
+    pub(crate) excused: bool,
     /// It was written when no fault could stop it any more.
     pub(crate) must_arrive: bool,
     /// The id it was delivered with.

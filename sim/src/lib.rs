@@ -18,6 +18,7 @@
 mod chance;
 mod knobs;
 mod plant;
+mod stats;
 mod trace;
 
 mod device;
@@ -28,6 +29,7 @@ mod link;
 mod boot;
 mod crowd;
 mod crowd_v1;
+mod damage;
 mod reshard;
 mod snapshots;
 mod turn;
@@ -41,11 +43,13 @@ mod mailbox;
 mod model;
 mod settle;
 mod space;
+mod verdict;
 mod watch;
 
 pub use image::Image;
 pub use plant::Plant;
-pub use world::{Outcome, Stats, World};
+pub use stats::Stats;
+pub use world::{Outcome, World};
 
 /// Lives the life of one seed. A panic of the code under test is a violation
 /// like others, where panics unwind.

@@ -128,7 +128,8 @@ impl World {
         let it = &self.devices[device];
         let promised = it.written.range((to, expected)..=(to, u64::MAX)).find(|(_, id)| {
             let letter = self.ledger.get(**id);
-            (letter.told || letter.refused) && letter.is_guaranteed()
+            let is_settled = (letter.told || letter.refused) && letter.is_guaranteed();
+            is_settled && !self.model.is_scarred(to)
         });
         if let Some(((_, seq), id)) = promised {
             self.violate(format!("number {seq} (letter {id}) was settled and is missed"));
@@ -241,25 +242,27 @@ impl World {
         if written.to != it.user {
             return self.violate(format!("letter {letter} came to the wrong user"));
         }
-        let is_best_effort = written.class == Class::BestEffort;
+        // Damage takes acknowledgements and numbers, too.
+        let is_lossy = written.class == Class::BestEffort || self.model.is_scarred(it.user);
         if !it.seen.insert(letter) {
             // The same copy may come again until it is acknowledged. A crash
             // may have taken a best-effort one from the server, not from here.
-            if it.id != 0 && !is_best_effort {
+            if it.id != 0 && !is_lossy {
                 self.violate(format!("letter {letter} came twice to one device"));
-            } else if written.id != Some(id) && !is_best_effort {
+            } else if written.id != Some(id) && !is_lossy {
                 self.violate(format!("letter {letter} was stored twice"));
             }
             return;
         }
-        if written.id.is_some_and(|first| first != id) && !is_best_effort {
+        if written.id.is_some_and(|first| first != id) && !is_lossy {
             return self.violate(format!("letter {letter} has two ids"));
         }
         written.id = Some(id);
         let order = if written.kind == Kind::Plain { u64::from(letter) + 1 } else { written.seq };
         // A numbered letter of v1 comes in the order of arrival. One that expires
         // may be passed over, and come after all when the clock has jumped back.
-        if written.kind == Kind::Window || written.expiry_s > 0 {
+        let is_scarred = self.model.is_scarred(it.user);
+        if written.kind == Kind::Window || written.expiry_s > 0 || is_scarred {
             return;
         }
         let last = it.last_from.entry((written.from, written.device)).or_default();
@@ -290,7 +293,7 @@ impl World {
             let has = |it: &crate::device::Device| it.user == to && it.seen.contains(&letter);
             self.devices.iter().any(has)
         });
-        if !has {
+        if !has && !self.model.is_scarred(to) {
             self.violate(format!("number {seq} ({id}) is DELIVERED to nobody"));
         }
     }

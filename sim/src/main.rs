@@ -115,7 +115,9 @@ fn live_many(args: &Args) -> ExitCode {
          {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, \
-         {} snapshots and {} starts without space, {} times rescued)",
+         {} snapshots and {} starts without space, {} times rescued, \
+         {} sectors and {} manifests rotten, {} starts refused for it and {} ends cut, {} repairs of {} ranges, \
+         {} of them without a snapshot, {} letters lost)",
         sum.seeds,
         sum.stats.steps,
         sum.stats.crashes,
@@ -145,6 +147,14 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.snapshots_without_space,
         sum.stats.starts_refused,
         sum.stats.rescues,
+        sum.stats.decayed,
+        sum.stats.manifests_rotten,
+        sum.stats.refused_for_damage,
+        sum.stats.cut_by_rot,
+        sum.stats.repairs,
+        sum.stats.lost_ranges,
+        sum.stats.forgotten,
+        sum.stats.excused,
     );
     if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wal::record::Message;
+use wal::record::{self, Message};
 use wal::{Lsn, Record};
 use wire::id::UserKey;
 
@@ -40,13 +40,24 @@ pub(crate) struct Inbox {
     pub(crate) acked_by_v1: BTreeSet<u64>,
     /// What has expired and was given up.
     pub(crate) dropped: BTreeSet<u64>,
-    /// Behind the newest copy of each entry in this layout.
-    ends: BTreeMap<u64, Lsn>,
+    /// Where the newest copy of each entry in this layout begins and ends.
+    places: BTreeMap<u64, (Lsn, Lsn)>,
 }
 
 impl Inbox {
+    /// Where an entry lies in this layout.
+    pub(crate) fn place(&self, seq: u64) -> Option<(Lsn, Lsn)> {
+        self.places.get(&seq).copied()
+    }
+
+    /// An entry lies there.
+    pub(crate) fn put(&mut self, seq: u64, id: LetterId, from: Lsn, to: Lsn) {
+        self.entries.insert(seq, id);
+        self.places.insert(seq, (from, to));
+    }
+
     /// Whether a device still has to get this entry.
-    fn is_due(&self, device: u64, seq: u64) -> bool {
+    pub(crate) fn is_due(&self, device: u64, seq: u64) -> bool {
         seq > self.devices[&device] && !(device == 0 && self.acked_by_v1.contains(&seq))
     }
 
@@ -66,6 +77,10 @@ pub(crate) struct Model {
     /// What earlier layouts said; it stands in no log of this one.
     before: Known,
     known: Known,
+    /// Users of whom damage took something.
+    scarred: BTreeSet<u16>,
+    /// A repair, or a cut, has taken something.
+    has_scars: bool,
 }
 
 /// What some records say.
@@ -81,7 +96,7 @@ impl Model {
     pub(crate) fn new(keys: impl Iterator<Item = UserKey>) -> Model {
         let keys: BTreeMap<u128, u16> = keys.enumerate().map(|(n, k)| (k.0, n as u16)).collect();
         let before = Known { inboxes: vec![Inbox::default(); keys.len()], ..Known::default() };
-        Model { keys, known: before.clone(), before }
+        Model { keys, known: before.clone(), before, scarred: BTreeSet::new(), has_scars: false }
     }
 
     /// The same users and what earlier layouts said, nothing else: before a
@@ -93,14 +108,65 @@ impl Model {
     /// What a recovery of this layout begins with.
     pub(crate) fn forgotten(&self) -> Model {
         let (keys, before) = (self.keys.clone(), self.before.clone());
-        Model { keys, known: before.clone(), before }
+        let scarred = self.scarred.clone();
+        Model { keys, known: before.clone(), before, scarred, has_scars: self.has_scars }
+    }
+
+    /// Damage took something of these users.
+    pub(crate) fn scar(&mut self, users: &[u16]) {
+        self.scarred.extend(users);
+        self.has_scars = true;
+    }
+
+    /// Whether it did of anybody.
+    pub(crate) fn has_scars(&self) -> bool {
+        self.has_scars
+    }
+
+    /// Whether it did of this one.
+    pub(crate) fn is_scarred(&self, user: u16) -> bool {
+        self.scarred.contains(&user)
+    }
+
+    /// A repair has left these inboxes, in which these letters wait, of what `was`
+    /// said. That stands in no log any more. Which letters are lost.
+    pub(crate) fn adopt(
+        &mut self,
+        inboxes: &BTreeMap<u16, Inbox>,
+        waiting: &BTreeSet<LetterId>,
+        was: &Model,
+    ) -> Vec<LetterId> {
+        let mut lost = Vec::new();
+        for (user, inbox) in inboxes {
+            let old = was.inbox(*user);
+            let waited: BTreeSet<LetterId> = old.waiting().map(|(_, id)| id).collect();
+            for (seq, id) in &old.entries {
+                if waited.contains(id) && !waiting.contains(id) {
+                    self.before.letters.remove(id);
+                    lost.push(*id);
+                } else {
+                    let place = Place { shard: None, end: 0, inbox_seq: *seq };
+                    self.before.letters.insert(*id, place);
+                }
+            }
+            // What was lost before may be found again, in an older copy.
+            for (seq, id) in inbox.entries.iter() {
+                let place = Place { shard: None, end: 0, inbox_seq: *seq };
+                self.before.letters.insert(*id, place);
+            }
+            self.before.inboxes[usize::from(*user)] = inbox.clone();
+        }
+        let consumed = was.known.consumed.iter().filter(|(at, _)| inboxes.contains_key(&at.2));
+        let consumed = consumed.map(|(at, place)| (*at, Place { shard: None, ..*place }));
+        self.before.consumed.extend(consumed);
+        lost
     }
 
     /// Another layout counts. What the one before said was read back from it,
     /// and where its letters lie now the new logs must say.
     pub(crate) fn switch(&mut self) {
         for inbox in &mut self.known.inboxes {
-            inbox.ends.clear();
+            inbox.places.clear();
         }
         let places = self.known.letters.values_mut().chain(self.known.consumed.values_mut());
         for place in places {
@@ -114,11 +180,18 @@ impl Model {
         self.before.letters.len()
     }
 
-    /// The first letter that waits between these positions.
-    pub(crate) fn waits_between(&self, from: Lsn, to: Lsn) -> Option<LetterId> {
-        let mut inboxes = self.known.inboxes.iter().flat_map(|inbox| {
-            let is_there = move |end: &Lsn| (from + 1..=to).contains(end);
-            inbox.waiting().filter(move |(seq, _)| inbox.ends.get(seq).is_some_and(is_there))
+    /// The first letter that waits for one of these users between these
+    /// positions.
+    pub(crate) fn waits_between(
+        &self,
+        is_owned: impl Fn(usize) -> bool,
+        from: Lsn,
+        to: Lsn,
+    ) -> Option<LetterId> {
+        let inboxes = self.known.inboxes.iter().enumerate().filter(|(user, _)| is_owned(*user));
+        let mut inboxes = inboxes.flat_map(|(_, inbox)| {
+            let is_there = move |place: (Lsn, Lsn)| (from + 1..=to).contains(&place.1);
+            inbox.waiting().filter(move |(seq, _)| inbox.place(*seq).is_some_and(is_there))
         });
         inboxes.next().map(|(_, id)| id)
     }
@@ -129,7 +202,7 @@ impl Model {
             .known
             .inboxes
             .iter()
-            .flat_map(|inbox| inbox.waiting().filter(|(seq, _)| !inbox.ends.contains_key(seq)));
+            .flat_map(|inbox| inbox.waiting().filter(|(seq, _)| inbox.place(*seq).is_none()));
         inboxes.next().map(|(_, id)| id)
     }
 
@@ -164,12 +237,17 @@ impl Model {
         record: &Record<'_>,
         ledger: &Ledger,
     ) -> Result<(), String> {
+        let from = end - record::encoded_len(record) as Lsn;
         match *record {
-            Record::Message(ref message) => self.message(shard, end, message, ledger),
+            Record::Message(ref message) => self.message(shard, (from, end), message, ledger),
             Record::Ack { key, device, seq, exact } => {
+                let is_scarred = self.user(key).is_some_and(|user| self.is_scarred(user));
                 let Some(inbox) = self.by_key(key) else { return Ok(()) };
                 if exact {
                     inbox.acked_by_v1.insert(seq);
+                }
+                if is_scarred {
+                    inbox.devices.entry(device).or_default();
                 }
                 let cursor = inbox.devices.get_mut(&device).ok_or("an ack of no device")?;
                 if !exact {
@@ -196,7 +274,7 @@ impl Model {
                 self.known.consumed.insert((from, device, to, send_seq), place);
                 Ok(())
             }
-            Record::Moved(ref message) => self.moved(end, message, ledger),
+            Record::Moved(ref message) => self.moved((from, end), message, ledger),
             Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
             Record::Seen { .. } => Ok(()),
         }
@@ -205,7 +283,7 @@ impl Model {
     fn message(
         &mut self,
         shard: usize,
-        end: Lsn,
+        (from, end): (Lsn, Lsn),
         message: &Message<'_>,
         ledger: &Ledger,
     ) -> Result<(), String> {
@@ -224,10 +302,10 @@ impl Model {
             return Err(format!("inbox seq {} given out twice", message.inbox_seq));
         }
         inbox.last = message.inbox_seq;
-        inbox.entries.insert(message.inbox_seq, id);
-        inbox.ends.insert(message.inbox_seq, end);
+        inbox.put(message.inbox_seq, id, from, end);
         let place = Place { shard: Some(shard), end, inbox_seq: message.inbox_seq };
         match self.known.letters.insert(id, place) {
+            Some(_) if self.scarred.contains(&to) => Ok(()),
             Some(first) => {
                 let kind = if letter.kind == Kind::Plain { "plain" } else { "numbered" };
                 Err(format!("{kind} letter {id} stored twice: {first:?} and {place:?}"))
@@ -237,13 +315,18 @@ impl Model {
     }
 
     /// A copy stands for the same letter. That letter was durable before.
-    fn moved(&mut self, end: Lsn, message: &Message<'_>, ledger: &Ledger) -> Result<(), String> {
+    fn moved(
+        &mut self,
+        (from, end): (Lsn, Lsn),
+        message: &Message<'_>,
+        ledger: &Ledger,
+    ) -> Result<(), String> {
         let Some(to) = self.user(message.key) else { return Ok(()) };
         let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
         let inbox = &mut self.known.inboxes[usize::from(to)];
         match inbox.entries.get(&message.inbox_seq) {
             Some(known) if *known == id => {
-                inbox.ends.insert(message.inbox_seq, end);
+                inbox.put(message.inbox_seq, id, from, end);
                 Ok(())
             }
             known => Err(format!("letter {id} was copied to where {known:?} stands")),

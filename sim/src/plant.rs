@@ -31,6 +31,10 @@ pub enum Plant {
     AckFailedSync,
     /// A write for which there is no space is called durable.
     ConfirmWithoutPlace,
+    /// A start takes damage for the end of the log.
+    CutDamage,
+    /// A repair passes over the record behind what is damaged.
+    SkipBesideDamage,
     /// The shard does not hear that the disk is full.
     IgnoreFull,
 }

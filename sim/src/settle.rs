@@ -66,7 +66,7 @@ impl World {
                 self.violate(format!("letter {id} was refused and is stored"));
                 continue;
             }
-            if letter.expiry_s > 0 {
+            if letter.expiry_s > 0 || self.model.is_scarred(letter.to) {
                 continue;
             }
             let inbox = self.model.inbox(letter.to);

@@ -78,7 +78,8 @@ impl World {
             model.take(shard, end, &record, &self.ledger)?;
         }
         let segment_bytes = self.knobs.log.segment_bytes;
-        match model.waits_between(segment * segment_bytes, (segment + 1) * segment_bytes) {
+        let (from, to) = (segment * segment_bytes, (segment + 1) * segment_bytes);
+        match model.waits_between(|user| self.is_owned(user, shard), from, to) {
             Some(id) => Err(format!("letter {id} waits in segment {segment}, which is deleted")),
             None => Ok(()),
         }
@@ -221,7 +222,7 @@ impl World {
 }
 
 /// Reads all of it before anything is believed.
-fn verify(shard: usize, salt: u64, bytes: &[u8]) -> Result<(LogStart, Lsn), String> {
+pub(crate) fn verify(shard: usize, salt: u64, bytes: &[u8]) -> Result<(LogStart, Lsn), String> {
     let mut start = None;
     let end = walk(shard, salt, bytes, &mut |part| {
         if let Part::Start(it) = part {
@@ -232,7 +233,13 @@ fn verify(shard: usize, salt: u64, bytes: &[u8]) -> Result<(LogStart, Lsn), Stri
     Ok((start.ok_or("it has no first frame")?, end))
 }
 
-fn feed(shard: usize, salt: u64, bytes: &[u8], replay: &mut Replay) -> Result<(), String> {
+/// Gives the payloads of a snapshot to what is read back.
+pub(crate) fn feed(
+    shard: usize,
+    salt: u64,
+    bytes: &[u8],
+    replay: &mut dyn Restore,
+) -> Result<(), String> {
     let taken = walk(shard, salt, bytes, &mut |part| {
         let taken = match part {
             Part::State(payload) => replay.state(payload),

@@ -123,7 +123,7 @@ impl World {
         let inbox = self.model.inbox(self.devices[device].user);
         let is_acked = inbox.acked_by_v1.contains(&place.inbox_seq)
             || inbox.devices.get(&0).is_some_and(|cursor| place.inbox_seq <= *cursor);
-        if is_acked {
+        if is_acked && !self.model.is_scarred(self.devices[device].user) {
             self.violate(format!("letter {letter} ({id}) was acknowledged and returns"));
         }
     }
@@ -141,7 +141,8 @@ impl World {
                 .model
                 .letter(*id)
                 .or_else(|| self.model.consumed(letter.from, letter.device, letter.to, letter.seq));
-            is_meant && letter.is_guaranteed() && !letter.refused && !self.is_durable(place)
+            let counts = letter.is_guaranteed() && !letter.refused && !letter.excused;
+            is_meant && counts && !self.is_durable(place)
         });
         if let Some((_, id)) = early {
             self.too_early("is called settled", *id);

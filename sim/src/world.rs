@@ -23,6 +23,7 @@ use crate::model::Model;
 use crate::plant::Plant;
 use crate::snapshots::Writing;
 use crate::space::Pace;
+use crate::stats::Stats;
 use crate::trace::Trace;
 use crate::volume::{Ahead, Volume};
 
@@ -171,95 +172,6 @@ pub(crate) struct Ring {
     pub(crate) taken: usize,
     /// The shard had no room for the next hop; its room then.
     pub(crate) blocked: Option<u64>,
-}
-
-/// What was counted in one world.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stats {
-    /// Events that happened.
-    pub steps: u64,
-    /// Times the server died and came back.
-    pub crashes: u64,
-    /// Letters that clients wrote.
-    pub messages: u64,
-    /// Deliveries that clients received, repeated ones included.
-    pub deliveries: u64,
-    /// Writes that failed on purpose.
-    pub failed_writes: u64,
-    /// Syncs that failed, their writes being there or not.
-    pub failed_syncs: u64,
-    /// Times that a shard found no space for its next segment.
-    pub full: u64,
-    /// Times that it found some again.
-    pub space_again: u64,
-    /// Messages refused meanwhile.
-    pub refused_when_full: u64,
-    /// Acknowledgements logged meanwhile.
-    pub acks_when_full: u64,
-    /// Times that a commit waited for its segment.
-    pub held: u64,
-    /// Snapshots that found no space.
-    pub snapshots_without_space: u64,
-    /// Times that nothing but more space could help.
-    pub rescues: u64,
-    /// Starts that found none.
-    pub starts_refused: u64,
-    /// Reads of the log for devices that catch up.
-    pub reads: u64,
-    /// Inputs that found no room.
-    pub blocked: u64,
-    /// Logins that took over.
-    pub takeovers: u64,
-    /// Numbers that were given up with SKIP.
-    pub skips: u64,
-    /// Snapshots that got their name.
-    pub snapshots: u64,
-    /// Starts from a snapshot.
-    pub loads: u64,
-    /// Snapshots in which a bit flipped.
-    pub rotten: u64,
-    /// Messages copied by cleaning.
-    pub moved: u64,
-    /// Segments deleted.
-    pub deleted: u64,
-    /// Times that another number of shards came to count.
-    pub reshardings: u64,
-    /// Times that the server died on the way.
-    pub reshard_deaths: u64,
-    /// Messages that came along.
-    pub carried: u64,
-}
-
-impl Stats {
-    /// Adds what another world counted.
-    pub fn add(&mut self, other: &Stats) {
-        self.steps += other.steps;
-        self.crashes += other.crashes;
-        self.messages += other.messages;
-        self.deliveries += other.deliveries;
-        self.failed_writes += other.failed_writes;
-        self.failed_syncs += other.failed_syncs;
-        self.full += other.full;
-        self.space_again += other.space_again;
-        self.refused_when_full += other.refused_when_full;
-        self.acks_when_full += other.acks_when_full;
-        self.held += other.held;
-        self.snapshots_without_space += other.snapshots_without_space;
-        self.rescues += other.rescues;
-        self.starts_refused += other.starts_refused;
-        self.reads += other.reads;
-        self.blocked += other.blocked;
-        self.takeovers += other.takeovers;
-        self.skips += other.skips;
-        self.snapshots += other.snapshots;
-        self.loads += other.loads;
-        self.rotten += other.rotten;
-        self.moved += other.moved;
-        self.deleted += other.deleted;
-        self.reshardings += other.reshardings;
-        self.reshard_deaths += other.reshard_deaths;
-        self.carried += other.carried;
-    }
 }
 
 /// See the module.

@@ -80,6 +80,16 @@ fn a_message_taken_on_a_full_disk_is_noticed() {
 }
 
 #[test]
+fn damage_taken_for_a_torn_end_is_noticed() {
+    check(Plant::CutDamage, 6_000_000..6_000_100);
+}
+
+#[test]
+fn a_record_passed_over_silently_is_noticed() {
+    check(Plant::SkipBesideDamage, 6_000_000..6_000_300);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }

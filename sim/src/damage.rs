@@ -1,0 +1,486 @@
+//! What an operator does about a disk on which durable bytes have rotted, before
+//! the server starts: what `iris-shard repair` does in production, here on
+//! simulated disks, with the same parts of `wal` and `shard`.
+//!
+//! First a start is tried: it must refuse, or lose nothing but what rotted at
+//! the log's end, where no later commit vouches for it. Then whatever is left is
+//! read; the oracle (`verdict`) compares that with what had been durable. What
+//! is to be kept is copied, snapshots are taken, the rest is moved aside, and the
+//! repair may be interrupted before each of these.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use shard::{Placed, Replay, Salvage, Shard, Slice};
+use wal::clean::Walker;
+use wal::record::{self, Record};
+use wal::recover::Scanner;
+use wal::salvage::{Piece, Rescue, Salvage as LogSalvage, Survey, fresh_segment};
+use wal::snapshot::{Kind, Writer};
+use wal::{Log, LogOptions, LogStart, Lsn, Restore};
+use wire::id::ShardId;
+
+use crate::disk::{Disk, HalfMended};
+use crate::history::{History, records_of};
+use crate::plant::Plant;
+use crate::snapshots::{feed, verify};
+use crate::world::World;
+
+/// What is left of a shard.
+pub(crate) struct Finding {
+    pub(crate) salvage: Salvage,
+    /// Ranges that are told to be lost.
+    pub(crate) lost: Vec<(Lsn, Lsn)>,
+    /// Messages that waited and cannot be read.
+    pub(crate) given_up: u64,
+    /// Segments that should be there.
+    missing: Vec<u64>,
+    /// Segments that are given up.
+    aside: BTreeSet<u64>,
+    is_flawed: bool,
+    /// Where the log ends.
+    pub(crate) end: Lsn,
+    /// Where it can go on.
+    fresh: LogStart,
+    /// Where the snapshot begins that was read.
+    snapshot: Option<Lsn>,
+    lost_before: bool,
+    /// A snapshot was read, or the log is complete without.
+    has_state: bool,
+}
+
+impl World {
+    /// Sees to the shards whose disks have rotted. Whether the repair came to
+    /// its end; otherwise somebody begins it again.
+    ///
+    /// # Errors
+    /// A promise that was broken.
+    pub(crate) fn see_to_damage(&mut self) -> Result<bool, String> {
+        if self.fault_chance.permille(self.knobs.decay) {
+            self.rot_manifest()?;
+        }
+        for shard in 0..self.layout.disks.len() {
+            if !self.layout.disks[shard].has_rotted() {
+                continue;
+            }
+            let refusal = self.try_start(shard);
+            let finding = self.look(shard);
+            let is_healthy = finding.is_healthy() || self.plant == Plant::CutDamage;
+            if let Ok(end) = refusal
+                && is_healthy
+            {
+                match self.layout.disks[shard].half_mended.take() {
+                    // Only old files were not moved aside.
+                    Some(it) => self.end_repair(shard, it.start, &it.records)?,
+                    None => self.accept_cut(shard, end)?,
+                }
+                continue;
+            }
+            if let Err(words) = &refusal {
+                self.stats.refused_for_damage += 1;
+                if words.is_empty() {
+                    return Err(format!("shard {shard} refuses to start without a word"));
+                }
+            }
+            self.judge_finding(shard, &finding)?;
+            if !self.mend(shard, finding)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads a shard back as a start does, and changes nothing; where its log
+    /// ends, or why the start is refused.
+    fn try_start(&self, shard: usize) -> Result<Lsn, String> {
+        let mut replay = self.empty_replay(shard);
+        self.read_as_start(shard, &mut replay).map(|start| start.lsn)
+    }
+
+    fn empty_replay(&self, shard: usize) -> Replay {
+        let options = self.options(shard, self.layout.shards);
+        Replay::new(options, self.hasher, self.knobs.log.segment_bytes)
+    }
+
+    fn read_as_start(&self, shard: usize, replay: &mut Replay) -> Result<LogStart, String> {
+        let disk = &self.layout.disks[shard];
+        let loaded = self.newest_whole(shard, replay);
+        if loaded.is_none() && disk.needs_snapshot() {
+            return Err("no snapshot can be read that says who waits for what".into());
+        }
+        let named = disk.snapshots.last().map_or(0, |it| it.start);
+        let (from, vouched) = loaded.unwrap_or((LogStart::fresh(self.layout.salts[shard]), 0));
+        let vouched = vouched.max(named);
+        let mut scanner = Scanner::resume(from, vouched, self.knobs.log);
+        for (index, base, bytes) in disk.segments(from.lsn) {
+            if disk.lacks(index) {
+                return Err(format!("segment {index} is missing"));
+            }
+            let taken = scanner.segment(base, bytes, &mut |lsn, len, record| {
+                replay.record(lsn, len, &record);
+            });
+            match taken {
+                Ok(()) => {}
+                Err(damage) if self.plant == Plant::CutDamage => {
+                    return Ok(LogStart { lsn: damage.lsn, ..from });
+                }
+                Err(damage) => return Err(damage.to_string()),
+            }
+        }
+        let (start, _) = scanner.finish().map_err(|damage| damage.to_string())?;
+        match replay.needed().into_iter().find(|(index, ..)| disk.lacks(*index)) {
+            Some((index, ..)) => Err(format!("messages wait in segment {index}, it is missing")),
+            None if replay.contradictions() > 0 => Err("the log contradicts itself".into()),
+            None => Ok(start),
+        }
+    }
+
+    /// Feeds the newest snapshot that can be used; where its replay begins, and
+    /// how far the log was durable.
+    fn newest_whole(&self, shard: usize, into: &mut dyn Restore) -> Option<(LogStart, Lsn)> {
+        let salt = self.layout.salts[shard];
+        for it in self.layout.disks[shard].snapshots.iter().rev() {
+            into.reset();
+            if let Ok((start, end)) = verify(shard, salt, &it.bytes)
+                && feed(shard, salt, &it.bytes, into).is_ok()
+            {
+                into.loaded(start, end);
+                return Some((start, end));
+            }
+        }
+        into.reset();
+        None
+    }
+
+    /// Reads whatever is left. Changes nothing.
+    fn look(&self, shard: usize) -> Finding {
+        let segment_bytes = self.knobs.log.segment_bytes;
+        let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
+        let options = self.options(shard, self.layout.shards);
+        let mut salvage = Salvage::new(options, self.hasher, segment_bytes);
+        let loaded = self.newest_whole(shard, &mut salvage);
+        let named = disk.snapshots.last().map_or(0, |it| it.start);
+        let vouched = loaded.map_or(0, |(_, end)| end).max(named);
+        let present = disk.written_segments();
+        let first = present.first().copied().unwrap_or(0);
+        let begin = LogStart { lsn: first * segment_bytes, ..LogStart::fresh(salt) };
+        let start = loaded.map_or(begin, |(start, _)| start);
+        let is_exact = loaded.is_some() || start.lsn == 0;
+        let lost_before = loaded.is_none() && start.lsn > 0;
+        if lost_before {
+            salvage.lost(start.lsn, None);
+        }
+        let mut survey = Survey::new(salt, vouched);
+        for index in present.iter().filter(|index| **index >= start.lsn / segment_bytes) {
+            survey.segment(index * segment_bytes, &disk.whole_segment(*index));
+        }
+        let mut finding = Finding {
+            salvage,
+            lost: Vec::new(),
+            given_up: 0,
+            missing: Vec::new(),
+            aside: BTreeSet::new(),
+            is_flawed: false,
+            end: start.lsn,
+            fresh: start,
+            snapshot: loaded.map(|(start, _)| start.lsn),
+            lost_before,
+            has_state: loaded.is_some() || start.lsn == 0 && !disk.needs_snapshot(),
+        };
+        let mut log = LogSalvage::new(start, is_exact, segment_bytes, &survey);
+        self.read_pieces(disk, &survey, &mut log, &mut finding);
+        finding.look_at_each(disk, salt, segment_bytes, log.end().lsn);
+        finding.go_on(&present, &survey, log.end(), segment_bytes);
+        let needed = finding.salvage.needed().into_iter().map(|(index, ..)| index);
+        finding.missing.extend(needed.filter(|index| disk.lacks(*index)));
+        finding.give_up_unreadable(disk, salt);
+        finding
+    }
+
+    fn read_pieces(
+        &self,
+        disk: &Disk,
+        survey: &Survey,
+        log: &mut LogSalvage,
+        finding: &mut Finding,
+    ) {
+        let segment_bytes = self.knobs.log.segment_bytes;
+        let skips = self.plant == Plant::SkipBesideDamage;
+        let mut was_lost = false;
+        let present = disk.written_segments();
+        let newest = present.last().copied().unwrap_or(0);
+        let first = log.end().lsn / segment_bytes;
+        let last = fresh_segment(survey, log.end().lsn, segment_bytes).max(newest);
+        for index in first..last.max(first) + 1 {
+            let base = index * segment_bytes;
+            let is_there = present.binary_search(&index).is_ok();
+            if index == last && !is_there {
+                break;
+            }
+            let was_made = !is_there && index < newest;
+            if !is_there && (base < survey.durable || was_made) {
+                finding.missing.push(index);
+            }
+            let Finding { salvage, lost, aside, .. } = finding;
+            let mut sink = |piece: Piece<'_>| match piece {
+                Piece::Record { .. } if skips && std::mem::take(&mut was_lost) => {}
+                Piece::Record { lsn, len, record } => salvage.record(lsn, len, &record),
+                Piece::Lost { from, to, likely } => {
+                    was_lost = true;
+                    salvage.lost(to - from, likely.as_ref());
+                    lost.push((from, to));
+                    aside.insert(from / segment_bytes);
+                }
+            };
+            if was_made {
+                log.missing(base, &mut sink);
+            } else if !log.is_over() {
+                let bytes = if is_there { disk.whole_segment(index) } else { Vec::new() };
+                log.segment(base, &bytes, &mut sink);
+            }
+        }
+    }
+
+    /// Makes the shard whole again; whether nothing came in between.
+    fn mend(&mut self, shard: usize, mut finding: Finding) -> Result<bool, String> {
+        self.stats.repairs += 1;
+        self.stats.lost_ranges += finding.lost.len() as u64;
+        self.note(
+            "repair: shard, lost ranges, given up",
+            [shard as u64, finding.lost.len() as u64, finding.given_up, finding.fresh.lsn],
+        );
+        let dies_at = self.fault_chance.below(12); // mostly at no step
+        let is_empty = finding.snapshot.is_none() && finding.salvage.contents().users == 0;
+        let has_forgotten = !finding.has_state || is_empty;
+        if has_forgotten {
+            self.stats.forgotten += 1;
+            finding.salvage.forget(self.now().wall_ms);
+        }
+        let mut repair = Repair::new(finding.fresh, self.knobs.log);
+        let (start, last) = self.copy_waiting(shard, &mut finding, &mut repair)?;
+        if dies_at == 0 {
+            return Ok(false);
+        }
+        let disk = &mut self.layout.disks[shard];
+        let present = disk.written_segments().into_iter();
+        let present: Vec<u64> = present.filter(|it| !finding.aside.contains(it)).collect();
+        let log = Log::new(log_options(self.knobs.log), start);
+        let Finding { salvage, aside, snapshot: used, .. } = finding;
+        let mut brain = salvage.finish(&start, log, present);
+        let mut starts = vec![start, last];
+        starts.dedup();
+        starts.retain(|start| used != Some(start.lsn));
+        let first = start.lsn;
+        let snapshots = take_snapshots(shard, &mut brain, &starts, self.now());
+        let disk = &mut self.layout.disks[shard];
+        for (n, (start, bytes)) in starts.iter().zip(snapshots).enumerate() {
+            disk.snapshots.retain(|it| it.start != start.lsn);
+            disk.put_snapshot(start.lsn, bytes);
+            disk.half_mended = Some(HalfMended { start: first, records: repair.records.clone() });
+            if dies_at == n as u64 + 1 {
+                return Ok(false);
+            }
+        }
+        disk.snapshots.retain(|it| [start.lsn, last.lsn].contains(&it.start));
+        for segment in aside {
+            disk.set_aside(segment);
+        }
+        disk.half_mended = None;
+        self.end_repair(shard, first, &repair.records)?;
+        Ok(true)
+    }
+
+    /// A start must succeed now, and what it reads is believed.
+    fn end_repair(
+        &mut self,
+        shard: usize,
+        first: Lsn,
+        records: &[(Lsn, Vec<u8>)],
+    ) -> Result<(), String> {
+        // The server would keep older ones until it has taken two more.
+        self.layout.disks[shard].snapshots.retain(|it| it.start >= first);
+        let mut replay = self.empty_replay(shard);
+        let end = self
+            .read_as_start(shard, &mut replay)
+            .map_err(|words| format!("shard {shard} was repaired and refuses to start: {words}"))?;
+        self.adopt(shard, &replay)?;
+        self.layout.disks[shard].mended(end.lsn);
+        self.layout.histories[shard] = History::default();
+        for (lsn, record) in records.iter().filter(|(lsn, _)| *lsn >= first) {
+            self.layout.histories[shard].push(*lsn, record);
+        }
+        Ok(())
+    }
+
+    /// Copies what waits in segments that are given up to the end of the log.
+    fn copy_waiting(
+        &mut self,
+        shard: usize,
+        finding: &mut Finding,
+        repair: &mut Repair,
+    ) -> Result<(LogStart, LogStart), String> {
+        let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
+        let disk = &mut self.layout.disks[shard];
+        for record in finding.salvage.dropped() {
+            repair.append(disk, &record);
+        }
+        let mut waiting = finding.salvage.waiting();
+        waiting.retain(|it| finding.aside.contains(&(it.lsn / segment_bytes)));
+        for placed in waiting {
+            let bytes = disk.record(placed.lsn, placed.len).to_vec();
+            let Ok(Record::Message(message) | Record::Moved(message)) =
+                record::verify(&bytes, salt, placed.lsn)
+            else {
+                return Err("a message has become unreadable meanwhile".into());
+            };
+            let lsn = repair.append(disk, &Record::Moved(message));
+            finding.salvage.moved_to(&placed, lsn, message.expires_ms);
+        }
+        if let Some(record) = finding.salvage.floor() {
+            repair.append(disk, &record);
+        }
+        repair.write(disk);
+        let start = repair.log.checkpoint();
+        if let Some(record) = finding.salvage.idle() {
+            repair.append(disk, &record);
+            repair.write(disk);
+        }
+        Ok((start, repair.log.checkpoint()))
+    }
+}
+
+/// What a repair writes to the log.
+struct Repair {
+    log: Log,
+    records: Vec<(Lsn, Vec<u8>)>,
+}
+
+impl Repair {
+    fn new(start: LogStart, options: LogOptions) -> Repair {
+        Repair { log: Log::new(log_options(options), start), records: Vec::new() }
+    }
+
+    fn append(&mut self, disk: &mut Disk, record: &Record<'_>) -> Lsn {
+        if !self.log.room(record::encoded_len(record)) {
+            self.write(disk);
+        }
+        self.log.append(record, 0).expect("a record fits an empty log").lsn
+    }
+
+    fn write(&mut self, disk: &mut Disk) {
+        while let Some(write) = self.log.next_write() {
+            let bytes = self.log.write_bytes(&write);
+            let records = records_of(write.lsn, bytes);
+            self.records.extend(records.map(|(lsn, record)| (lsn, record.to_vec())));
+            disk.write_durably(write.lsn, bytes);
+            self.log.written(write.lsn, true);
+        }
+    }
+}
+
+impl Finding {
+    /// Whether all that told of devices is left.
+    pub(crate) fn keeps_registrations(&self) -> bool {
+        self.lost.is_empty() && self.missing.is_empty() && self.has_state
+    }
+
+    fn is_healthy(&self) -> bool {
+        let is_whole = self.lost.is_empty() && self.missing.is_empty();
+        is_whole && self.given_up == 0 && !self.is_flawed
+    }
+
+    /// Looks at each segment by itself; which ones are given up.
+    fn look_at_each(&mut self, disk: &Disk, salt: u64, segment_bytes: u64, end: Lsn) {
+        for index in disk.written_segments() {
+            if index > end / segment_bytes {
+                continue;
+            }
+            let bytes = disk.whole_segment(index);
+            let mut walker = Walker::new(salt, index, segment_bytes, segment_bytes as u32);
+            let base = index * segment_bytes;
+            let walked = walker.feed(base, &bytes, &mut |_, _, _| ControlFlow::Continue(()));
+            if walked.is_err_and(|damage| damage.lsn < end) {
+                self.is_flawed = true;
+                self.aside.insert(index);
+            }
+        }
+        self.aside.retain(|index| !disk.lacks(*index));
+    }
+
+    /// Where the log goes on: at its end if nothing of it is lost, otherwise in
+    /// a segment of its own.
+    fn go_on(&mut self, present: &[u64], survey: &Survey, end: LogStart, segment_bytes: u64) {
+        let unfinished = end.lsn / segment_bytes;
+        let is_whole = self.lost.is_empty()
+            && self.missing.is_empty()
+            && !self.lost_before
+            && self.aside.last().is_none_or(|last| *last < unfinished);
+        (self.end, self.fresh) = (end.lsn, end);
+        if is_whole {
+            return;
+        }
+        let fresh = fresh_segment(survey, end.lsn, segment_bytes);
+        self.aside.extend(present.iter().filter(|it| (unfinished..fresh).contains(it)));
+        let fresh = self.aside.last().map_or(fresh, |last| fresh.max(last + 1));
+        self.fresh.lsn = fresh * segment_bytes;
+    }
+
+    fn give_up_unreadable(&mut self, disk: &Disk, salt: u64) {
+        for placed in self.salvage.waiting() {
+            if self.read(disk, salt, &placed).is_none() {
+                self.salvage.give_up(&placed);
+                self.given_up += 1;
+            }
+        }
+    }
+
+    /// The body of a message that waits, if it can be read.
+    pub(crate) fn read<'a>(&self, disk: &'a Disk, salt: u64, placed: &Placed) -> Option<&'a [u8]> {
+        let bytes = disk.record_there(placed.lsn, placed.len)?;
+        match record::verify(bytes, salt, placed.lsn) {
+            Ok(Record::Message(message) | Record::Moved(message)) => {
+                self.salvage.is_it(placed, &message).then_some(message.body)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One tail as large as a segment.
+fn log_options(options: LogOptions) -> LogOptions {
+    let tail_bytes = options.segment_bytes as usize;
+    LogOptions { tail_bytes, commit_bytes_max: tail_bytes, writes_in_flight_max: 1, ..options }
+}
+
+/// The same state under each of these starts.
+fn take_snapshots(
+    shard: usize,
+    brain: &mut Shard,
+    starts: &[LogStart],
+    now: shard::Now,
+) -> Vec<Vec<u8>> {
+    brain.begin_snapshot(now);
+    let mut frames = Vec::new();
+    let mut slice = Slice::More;
+    while slice == Slice::More {
+        let mut payload = Vec::new();
+        slice = brain.snapshot_slice(shard::SLICE_BYTES, &mut payload);
+        frames.push((Kind::State, payload));
+    }
+    let mut from = Some(0);
+    while let Some(at) = from {
+        let mut payload = Vec::new();
+        from = brain.snapshot_space(at, &mut payload);
+        frames.push((Kind::Space, payload));
+    }
+    let framed = |start: &LogStart| {
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(shard as ShardId, start, &mut bytes);
+        for (kind, payload) in &frames {
+            writer.frame(*kind, payload, &mut bytes);
+        }
+        writer.end(start.lsn, &mut bytes);
+        bytes
+    };
+    starts.iter().map(framed).collect()
+}

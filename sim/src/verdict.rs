@@ -1,0 +1,273 @@
+//! The oracle of damage: whatever was durable and is not damaged must be served,
+//! and of what is missing a repair must have said so.
+//!
+//! What the repair has made of the shard is believed from then on: its inboxes
+//! become what earlier records said. Of the users of a repaired shard, who are
+//! *scarred*, less is asked: what was acknowledged may come again, what was
+//! settled may be missed. That a number which was shown never stands for another
+//! letter is asked of them, too.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shard::Replay;
+use wal::manifest::Manifest;
+use wal::record::{self, Record};
+use wal::salvage::Survey;
+use wal::{BLOCK, FORMAT, Lsn};
+
+use crate::damage::Finding;
+use crate::ledger::LetterId;
+use crate::model::{Inbox, Model};
+use crate::world::World;
+
+impl World {
+    /// Durable bytes rot while the server is down.
+    pub(crate) fn decay(&mut self) {
+        for shard in 0..self.layout.disks.len() {
+            if self.fault_chance.permille(self.knobs.decay) {
+                let disk = &mut self.layout.disks[shard];
+                let Some(at) = disk.decay(&mut self.fault_chance) else { continue };
+                self.note("bytes rot: shard, lsn", [shard as u64, at, 0, 0]);
+                self.stats.decayed += 1;
+            }
+            if self.fault_chance.permille(self.knobs.decay / 8) {
+                let disk = &mut self.layout.disks[shard];
+                let count = disk.rot_all(&mut self.fault_chance);
+                self.note("snapshots rot: shard, how many", [shard as u64, count, 0, 0]);
+                self.stats.rotten += count;
+            }
+        }
+    }
+
+    /// A bit of the manifest flips: it is refused with words, or says what it
+    /// said, and its copy is whole.
+    ///
+    /// # Errors
+    /// When it says something else.
+    pub(crate) fn rot_manifest(&mut self) -> Result<(), String> {
+        let is = Manifest {
+            format: FORMAT,
+            shards: self.layout.shards,
+            seed: self.seed,
+            salts: self.layout.salts.clone(),
+            segment_bytes: self.knobs.log.segment_bytes,
+            generation: self.layout.generation,
+        };
+        let copy = is.encode();
+        let mut bytes = copy.clone().into_bytes();
+        let at = self.fault_chance.below(bytes.len() as u64) as usize;
+        bytes[at] ^= 1 << self.fault_chance.below(8);
+        self.stats.manifests_rotten += 1;
+        self.note("manifest rots: at", [at as u64, 0, 0, 0]);
+        let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
+        match Manifest::decode(&text) {
+            Ok(other) if other != is => Err(format!("a rotten manifest passes: {other:?}")),
+            Err(why) if why.to_string().is_empty() => Err("a manifest refused wordlessly".into()),
+            _ if Manifest::decode(&copy).is_ok_and(|copy| copy == is) => Ok(()),
+            _ => Err("the manifest's copy cannot be read".into()),
+        }
+    }
+
+    /// What the durable records of a shard say, and what all of them say.
+    fn said(&self, shard: usize) -> Result<[Model; 2], String> {
+        let durable = self.layout.disks[shard].durable();
+        let mut said = [self.model.forgotten(), self.model.forgotten()];
+        for (end, bytes) in self.layout.histories[shard].records() {
+            let record = record::decode(bytes).map_err(|why| why.to_string())?;
+            if end <= durable {
+                said[0].take(shard, end, &record, &self.ledger)?;
+            }
+            said[1].take(shard, end, &record, &self.ledger)?;
+        }
+        Ok(said)
+    }
+
+    pub(crate) fn is_owned(&self, user: usize, shard: usize) -> bool {
+        let key = self.hasher.key(self.names[user].as_bytes());
+        usize::from(key.owner(self.layout.shards)) == shard
+    }
+
+    /// Compares what is left of a shard with what had been durable.
+    ///
+    /// # Errors
+    /// Something is missing that is not damaged, or that nobody speaks of.
+    pub(crate) fn judge_finding(&mut self, shard: usize, finding: &Finding) -> Result<(), String> {
+        self.check_cut(shard, finding.end)?;
+        let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
+        let placed = finding.salvage.waiting();
+        let bodies = placed.iter().filter_map(|it| finding.read(disk, salt, it));
+        let kept: BTreeSet<LetterId> = bodies.filter_map(|body| self.ledger.find(body)).collect();
+        let spoken_of: BTreeSet<Vec<u8>> =
+            finding.salvage.missing().map(|(name, _)| name.to_vec()).collect();
+        let [durable, all] = self.said(shard)?;
+        let mut excused = Vec::new();
+        for user in (0..self.names.len()).filter(|user| self.is_owned(*user, shard)) {
+            let (inbox, later) = (durable.inbox(user as u16), all.inbox(user as u16));
+            for (seq, id) in waiting_for_good(inbox, later) {
+                if kept.contains(&id) || self.ledger.get(id).excused {
+                    continue;
+                }
+                let name = self.names[user].as_bytes();
+                let left = finding.salvage.inbox_devices(name);
+                if !is_awaited(later, &left, seq, finding.keeps_registrations()) {
+                    excused.push(id);
+                    continue;
+                }
+                let Some((from, to)) = inbox.place(seq) else { continue };
+                let is_cut = from >= finding.end;
+                let is_hit = disk.is_hit(from, to) || is_cut;
+                let is_told = is_cut
+                    || finding.lost.iter().any(|(lost, end)| *lost < to && from < *end)
+                    || spoken_of.contains(self.names[user].as_bytes());
+                if !is_hit && self.ledger.get(id).expiry_s == 0 {
+                    return Err(format!(
+                        "letter {id} (inbox seq {seq}, {from}..{to} of shard {shard}) is not damaged \
+                         and a repair does not find it"
+                    ));
+                }
+                if !is_told && self.ledger.get(id).expiry_s == 0 {
+                    return Err(format!(
+                        "letter {id} ({from}..{to} of shard {shard}) is damaged and a repair does \
+                         not speak of it"
+                    ));
+                }
+                excused.push(id);
+            }
+        }
+        self.excuse(excused);
+        if finding.end < self.layout.disks[shard].durable() {
+            self.forget_shown(shard, finding.end)?;
+        }
+        Ok(())
+    }
+
+    /// Nobody knows how many numbers were in what was cut as a torn end.
+    fn forget_shown(&mut self, shard: usize, end: Lsn) -> Result<(), String> {
+        let mut left = self.model.forgotten();
+        for (at, bytes) in self.layout.histories[shard].records().filter(|(at, _)| *at <= end) {
+            let record = record::decode(bytes).map_err(|why| why.to_string())?;
+            left.take(shard, at, &record, &self.ledger)?;
+        }
+        for user in 0..self.names.len() as u16 {
+            let last = left.inbox(user).last;
+            if self.is_owned(user.into(), shard) {
+                self.shown.retain(|(of, seq), _| *of != user || *seq <= last);
+            }
+        }
+        Ok(())
+    }
+
+    fn excuse(&mut self, letters: Vec<LetterId>) {
+        for id in letters {
+            let letter = self.ledger.get_mut(id);
+            self.stats.excused += u64::from(!letter.excused);
+            letter.excused = true;
+        }
+    }
+
+    /// A start that is not refused has cut the log's end where it rotted.
+    ///
+    /// # Errors
+    /// When something vouched for what it has cut.
+    pub(crate) fn accept_cut(&mut self, shard: usize, end: Lsn) -> Result<(), String> {
+        let durable = self.layout.disks[shard].durable();
+        if end >= durable {
+            return Ok(());
+        }
+        self.check_cut(shard, end)?;
+        self.stats.cut_by_rot += 1;
+        self.note("cut by rot: shard, end, durable", [shard as u64, end, durable, 0]);
+        let [_, all] = self.said(shard)?;
+        let here = all.letters().filter(|(_, it)| it.shard == Some(shard) && it.end > end);
+        self.excuse(here.map(|(id, _)| id).collect());
+        self.forget_shown(shard, end)?;
+        self.scar(shard);
+        self.layout.disks[shard].recovered(end);
+        Ok(())
+    }
+
+    /// Only what rotted is cut, and what no later commit vouches for.
+    fn check_cut(&self, shard: usize, end: Lsn) -> Result<(), String> {
+        let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
+        let durable = disk.durable();
+        if end < durable && !disk.is_hit(end, durable) {
+            return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
+        }
+        for at in (end..durable).step_by(BLOCK) {
+            let bytes = disk.record_there(at, (durable - at).min(BLOCK as u64) as u32);
+            let mut said = Survey::new(salt, 0);
+            said.segment(at, bytes.unwrap_or_default());
+            if said.durable > end {
+                return Err(format!(
+                    "shard {shard} is cut at {end}, and the commit at {at} vouches for more"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn scar(&mut self, shard: usize) {
+        let users = (0..self.names.len()).filter(|user| self.is_owned(*user, shard));
+        let users: Vec<u16> = users.map(|user| user as u16).collect();
+        self.model.scar(&users);
+    }
+
+    /// Believes what a repaired shard says.
+    ///
+    /// # Errors
+    /// What nobody can have written.
+    pub(crate) fn adopt(&mut self, shard: usize, replay: &Replay) -> Result<(), String> {
+        let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
+        let [_, all] = self.said(shard)?;
+        let mut adopted = BTreeMap::new();
+        let mut waiting = BTreeSet::new();
+        for user in (0..self.names.len()).filter(|user| self.is_owned(*user, shard)) {
+            let name = self.names[user].as_bytes();
+            let was = all.inbox(user as u16);
+            let mut inbox = Inbox::default();
+            if let Some(is) = replay.inbox(name) {
+                inbox.last = is.last_seq;
+                for (device, cursor) in is.devices {
+                    let began = was.began.get(&device).copied().unwrap_or(cursor);
+                    inbox.devices.insert(device, cursor);
+                    inbox.began.insert(device, began);
+                }
+                for it in is.waiting {
+                    let bytes = disk.record_there(it.lsn, it.len);
+                    let record = bytes.and_then(|b| record::verify(b, salt, it.lsn).ok());
+                    let Some(Record::Message(message) | Record::Moved(message)) = record else {
+                        return Err(format!("what waits at {} is no message", it.lsn));
+                    };
+                    let id = self.ledger.find(message.body).ok_or("a body that nobody wrote")?;
+                    inbox.put(it.inbox_seq, id, it.lsn, it.lsn + Lsn::from(it.len));
+                    waiting.insert(id);
+                }
+                // If one of these is lost, that letter comes again and nobody minds.
+                inbox.acked_by_v1 = was.acked_by_v1.clone();
+            }
+            adopted.insert(user as u16, inbox);
+        }
+        let lost: Vec<LetterId> = self.model.adopt(&adopted, &waiting, &all);
+        self.excuse(lost);
+        self.scar(shard);
+        Ok(())
+    }
+}
+
+/// Whether somebody who is known has still to get this. Where registrations may
+/// be lost, a device is known from its first acknowledgement on, and what others
+/// have acknowledged until then is gone.
+fn is_awaited(inbox: &Inbox, left: &[(u64, u64)], seq: u64, keeps_registrations: bool) -> bool {
+    if !keeps_registrations {
+        return inbox.devices.keys().all(|device| inbox.is_due(*device, seq));
+    }
+    let is_left = |device: u64| left.iter().any(|(id, _)| *id == device);
+    let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
+    inbox.devices.is_empty() || due.any(|device| is_left(*device))
+}
+
+/// What waits whatever became of the records that were not durable.
+fn waiting_for_good(durable: &Inbox, all: &Inbox) -> Vec<(u64, LetterId)> {
+    let later: BTreeSet<u64> = all.waiting().map(|(seq, _)| seq).collect();
+    durable.waiting().filter(|(seq, _)| later.contains(seq)).collect()
+}
