@@ -26,7 +26,7 @@ const RETRY_NS: u64 = 1_000_000_000;
 const LASTS_LONG: u64 = 4;
 
 /// Between two steps in which a deleted segment gives its space back.
-const SHRINK_PAUSE: Duration = Duration::from_millis(2);
+const SHRINK_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long appends gather for one commit while there is other work.
 const GATHER_NS: u64 = 300_000;

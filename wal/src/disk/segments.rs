@@ -52,7 +52,7 @@ pub struct Remains {
 /// So much of a deleted segment is given back at once, bytes. While a file
 /// system frees space, others may wait with their writes: 13 to 17 ms for 64 MiB
 /// on an ext4 mounted with `discard`, which is as long as what is freed.
-const SHRINK_BYTES: u64 = 1 << 20;
+const SHRINK_BYTES: u64 = 8 << 20;
 
 /// A job: make the next segment. [`Prepare::run`] it on a helper thread, then
 /// [`Segments::adopt`] what comes back.
