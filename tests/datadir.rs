@@ -127,8 +127,8 @@ fn another_format_is_refused() {
     written(&setup, 3);
     let path = setup.data_dir().join("manifest.toml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("format = 2\n", "format = 3\n")).unwrap();
-    check_untouched(&setup, &["format 3", "reads formats 1 to 2", "or a newer one"]);
+    fs::write(&path, text.replace("format = 3\n", "format = 4\n")).unwrap();
+    check_untouched(&setup, &["format 4", "reads formats 1 to 3", "or a newer one"]);
     // An edited manifest is noticed.
     fs::write(&path, text.replace("shards = 1\n", "shards = 2\n")).unwrap();
     check_untouched(&setup, &["manifest.toml", "edited or damaged", "backup"]);

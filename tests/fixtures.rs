@@ -17,8 +17,13 @@ use client::blocking::{Client, ClientV1};
 use rustix::process::Signal;
 use server::{Deadline, PATIENCE, Server, Setup};
 
-const FORMATS: [(u32, &str); 2] =
-    [(1, include_str!("fixtures/format-1.hex")), (2, include_str!("fixtures/format-2.hex"))];
+const FORMATS: [(u32, &str); 3] = [
+    (1, include_str!("fixtures/format-1.hex")),
+    (2, include_str!("fixtures/format-2.hex")),
+    (3, include_str!("fixtures/format-3.hex")),
+];
+/// From this format on something is aside.
+const ASIDE_FROM: u32 = 3;
 
 /// Messages for each of the crowd, of which some are on either shard.
 const CROWD: usize = 6;
@@ -62,6 +67,31 @@ fn write(server: &Server) {
         }
     }
     carol.status(b"dave", PATIENCE).unwrap();
+    (1..=3).for_each(|n| send(&mut alice, "zoe", &format!("for zoe {n}")));
+}
+
+/// A message for zoe cannot be read while she is there, and can be afterwards.
+fn set_aside(setup: Setup) -> Setup {
+    // Cleaning may have left an older copy.
+    let mut copies = Vec::new();
+    for shard in 0..2 {
+        for entry in fs::read_dir(setup.data_dir().join(format!("shard-000{shard}"))).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = fs::read(&path).unwrap();
+            let all = bytes.windows(9).enumerate().filter(|(_, window)| window == b"for zoe 2");
+            copies.extend(all.map(|(at, _)| (path.clone(), at)));
+        }
+    }
+    copies.iter().for_each(|(path, at)| rot(path, *at));
+    let server = setup.start();
+    let mut zoe = server.v2("zoe", 9);
+    let next = |patience| Some(zoe.next_delivery(patience).unwrap()?.body);
+    assert_eq!(bodies(next, 2), ["for zoe 1", "for zoe 3"]);
+    zoe.ack(3).unwrap();
+    zoe.ping(1, PATIENCE).unwrap();
+    let setup = server.stop();
+    copies.iter().for_each(|(path, at)| rot(path, *at));
+    setup
 }
 
 /// Sends and acknowledges until the first segment of every shard is gone: what
@@ -96,7 +126,12 @@ fn bodies(mut next: impl FnMut(Duration) -> Option<Vec<u8>>, count: usize) -> Ve
     (0..count).map(|_| text(next(PATIENCE).expect("a message"))).collect()
 }
 
-fn check(server: &Server) {
+fn check(server: &Server, format: u32) {
+    if format >= ASIDE_FROM {
+        let mut zoe = server.v2("zoe", 9);
+        let next = |patience| Some(zoe.next_delivery(patience).unwrap()?.body);
+        assert_eq!(bodies(next, 1), ["for zoe 2"]);
+    }
     let mut alice = server.v2("alice", 1);
     // Numbers that are taken: confirmed again, and stored no second time.
     send(&mut alice, "bob", "not again");
@@ -132,10 +167,10 @@ fn directories_of_every_format_are_loaded() {
         let manifest = fs::read_to_string(dir.path().join("manifest.toml")).unwrap();
         assert!(manifest.contains(&format!("format = {format}\n")), "{manifest}");
         let server = Setup::in_dir(dir.path()).start();
-        check(&server);
+        check(&server, format);
         // And by what this version makes of it.
         let server = server.crash_and_restart();
-        check(&server);
+        check(&server, format);
         server.stop();
     }
 }
@@ -169,7 +204,7 @@ fn a_rotten_snapshot_is_told_and_costs_nothing() {
         // Until there are two that are newer, which takes minutes.
         assert!(path.with_extension("snap.damaged").exists(), "it is kept for whoever looks");
     }
-    check(&server);
+    check(&server, 2);
     server.signal(Signal::TERM);
     let stderr = server.wait().stderr;
     for path in &newest {
@@ -190,7 +225,7 @@ fn without_snapshots_and_the_first_segment_the_start_is_refused() {
     setup.check_refused(3, &told);
     // Nothing was changed: the same bits again, and all is well.
     both.iter().for_each(|path| rot(path, 300));
-    check(&setup.start());
+    check(&setup.start(), 2);
 }
 
 #[test]
@@ -218,6 +253,6 @@ fn write_fixture() {
     let server = setup.start();
     write(&server);
     churn(&server);
-    let setup = server.stop();
+    let setup = set_aside(server.stop());
     fs::write(path, dump::dump(setup.data_dir())).unwrap();
 }

@@ -90,7 +90,7 @@ fn a_directory_is_shown() {
     let setup = written(5);
     let before = contents(setup.data_dir());
     let output = iris_shard("inspect", setup.data_dir(), &[]);
-    check(&output, 0, &["format 2, 1 shard", "5 messages", "SEGMENT", "no snapshots"]);
+    check(&output, 0, &["format 3, 1 shard", "5 messages", "SEGMENT", "no snapshots"]);
     let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
     assert_eq!(shown["starts"], true);
     assert_eq!(shown["running"], Value::Null);
@@ -582,7 +582,7 @@ fn a_repair_that_cannot_be_is_refused() {
     let setup = server.stop();
     let manifest = dir.join("manifest.toml");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("format = 2\n", "format = 9\n")).unwrap();
+    fs::write(&manifest, text.replace("format = 3\n", "format = 9\n")).unwrap();
     check(&iris_shard("repair", &dir, &["--yes"]), 3, &["format 9", "or a newer one"]);
     fs::remove_file(&manifest).unwrap();
     let copy = dir.join("manifest.copy.toml");
@@ -706,9 +706,10 @@ fn any_rot_can_be_repaired() {
 }
 
 /// A start does not read what a snapshot covers. Who comes to a rotten message
-/// there is given all others, and that one once it can be read again.
+/// there is given all others, and that one once it can be read again, however
+/// far the device says that it is by then.
 #[test]
-fn a_rotten_message_does_not_hold_up_the_others() {
+fn a_rotten_message_does_not_hold_up_the_others_and_comes_back() {
     let setup = filled(600);
     let path = segment(&setup, 0);
     let at = find(&path, "xxxx") + 40_000;
@@ -725,20 +726,64 @@ fn a_rotten_message_does_not_hold_up_the_others() {
     assert!(got.is_sorted() && missing.len() == 1, "missing: {missing:?}");
     server.wait_said("it is kept and not delivered");
     server.wait_metric("iris_damaged_records_total", |n| n >= 1.0);
-    // It goes on, and nothing comes again.
-    let mut bob = client::blocking::Client::connect_session(server.addr(), bob.into_session())
-        .expect("a login");
+    bob.ping(1, PATIENCE).unwrap();
+    // The device is beyond it and says so; the bytes are still what they are.
+    let server = server.crash_and_restart();
+    let again = |server: &Server, session| {
+        client::blocking::Client::connect_session(server.addr(), session).expect("a login")
+    };
+    let mut bob = again(&server, bob.into_session());
     server.v2("alice", 2).send_and_wait(b"bob", b"later", PATIENCE).unwrap();
     let later = bob.next_delivery(PATIENCE).unwrap().expect("a message");
     assert_eq!(later.body, b"later");
     bob.ack(later.inbox_seq).unwrap();
     bob.ping(1, PATIENCE).unwrap();
-    drop(bob);
+    server.wait_metric("iris_damaged_records_total", |n| n >= 1.0);
+    let session = bob.into_session();
     let setup = server.stop();
     let shown = iris_shard("inspect", setup.data_dir(), &["--inbox", "bob"]);
-    check(&shown, 3, &["damaged:", &format!("everything up to {}", missing[0] - 1)]);
+    let aside = format!("{} (aside)", missing[0]);
+    check(&shown, 3, &["damaged:", &aside, &format!("everything up to {}", later.inbox_seq)]);
     flip(&path, at);
     let server = setup.start();
-    let first = server.v2("bob", 2).next_delivery(PATIENCE).unwrap().expect("a message");
-    assert_eq!(first.inbox_seq, missing[0]);
+    let mut bob = again(&server, session);
+    let back = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+    assert!(back.inbox_seq > later.inbox_seq, "{} is behind the cursor", back.inbox_seq);
+    assert_eq!(back.send_seq, missing[0]);
+    bob.ack(back.inbox_seq).unwrap();
+    bob.ping(1, PATIENCE).unwrap();
+    let server = server.crash_and_restart();
+    let mut bob = again(&server, bob.into_session());
+    bob.ping(1, PATIENCE).unwrap();
+    assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing comes twice");
+    let setup = server.stop();
+    check(&iris_shard("inspect", setup.data_dir(), &["--inbox", "bob"]), 0, &["waiting: 0"]);
+}
+
+/// A repair gives up what is aside, and says so.
+#[test]
+fn what_is_aside_can_be_given_up() {
+    let setup = filled(600);
+    let path = segment(&setup, 0);
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    let mut last = 0;
+    while last != 600 {
+        last = bob.next_delivery(PATIENCE).unwrap().expect("a message").inbox_seq;
+        bob.ack(last).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    drop(bob);
+    let setup = server.stop();
+    let looked = iris_shard("repair", setup.data_dir(), &[]);
+    check(&looked, 3, &["1 messages that wait and whose bytes are damaged or gone"]);
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    let shown = iris_shard("inspect", setup.data_dir(), &["--inbox", "bob"]);
+    check(&shown, 0, &["waiting: 0"]);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    bob.ping(1, PATIENCE).unwrap();
+    assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing is left");
+    assert_eq!(server.metric("iris_damaged_records_total"), 0.0);
 }

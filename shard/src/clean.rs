@@ -195,8 +195,8 @@ impl Shard {
         let before = walker.want();
         let copied_max = self.log.end() + COPY_BYTES_MAX;
         let walked = walker.feed(lsn, bytes, &mut |lsn, len, record| {
-            if let Record::Message(message) | Record::Moved(message) = record {
-                self.keep(now, lsn, len, &message, sweep_ms.is_some());
+            if let Some(message) = record.message() {
+                self.keep(now, lsn, len, (&record, message), sweep_ms.is_some());
             }
             let is_enough = self.log.end() >= copied_max || !self.has_room_to_copy();
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -206,11 +206,18 @@ impl Shard {
 
     /// Copies a message to the log's end if somebody still waits for it, unless
     /// this is a sweep; or gives it up.
-    fn keep(&mut self, now: Now, lsn: Lsn, len: u32, message: &Message<'_>, is_sweep: bool) {
+    fn keep(
+        &mut self,
+        now: Now,
+        lsn: Lsn,
+        len: u32,
+        (record, message): (&Record<'_>, &Message<'_>),
+        is_sweep: bool,
+    ) {
         let Some(user) = self.users.find(message.key) else { return };
         let Some(inbox) = self.users[user].inbox.as_deref_mut() else { return };
         let seq = message.inbox_seq;
-        if inbox.entry(seq).is_none_or(|entry| entry.is_hole() || entry.lsn != lsn) {
+        if !inbox.stands_at(seq, lsn) {
             return;
         }
         if is_expired(now, message) {
@@ -219,7 +226,7 @@ impl Shard {
         if is_sweep {
             return;
         }
-        let moved = self.append(now, &Record::Moved(*message));
+        let moved = self.append(now, &record.copied().expect("a message stands there"));
         debug_assert_eq!(moved.len, len, "a copy is as long as its original");
         self.users[user].inbox_mut().repoint(seq, moved.lsn);
         let space = &mut self.cleaner.space;
@@ -249,6 +256,8 @@ impl Shard {
             if let Some(entry) = self.users[user].inbox_mut().make_hole(seq) {
                 self.expire(&entry);
                 self.note_hole(user, seq, &entry, NO_SLOT);
+            } else if let Some(entry) = self.users[user].inbox_mut().take_back(seq) {
+                self.expire(&entry);
             }
         }
         for device in 0..self.users[user].devices.len() {

@@ -120,6 +120,7 @@ impl Shard {
         self.room_epoch += 1;
         self.durables.note(durable, now.mono_ns);
         self.release(now, durable, out);
+        self.go_on_with_shelves(now, durable, out);
         self.serve_starved(now, out);
         if self.is_cleaning() {
             self.clean(now, out);

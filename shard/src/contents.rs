@@ -50,6 +50,8 @@ pub struct Waiting {
     pub lsn: Lsn,
     /// How long that record is, bytes.
     pub len: u32,
+    /// It could not be read when its turn came, and is tried at each login.
+    pub is_aside: bool,
 }
 
 impl Replay {
@@ -76,6 +78,7 @@ impl Replay {
             inbox_seq,
             lsn: entry.lsn,
             len: entry.len,
+            is_aside: user.is_aside(inbox_seq),
         });
         Some(InboxContents {
             name: user.name.to_vec(),

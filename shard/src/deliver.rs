@@ -14,6 +14,7 @@ use crate::inbox::{Entry, Inbox, Receipt};
 use crate::io::{Conn, Effect, Effects, Now};
 use crate::metrics::Stage;
 use crate::session::{Kind, Session};
+use crate::shelf::ASIDE_LOG_BYTES;
 use crate::user::{NO_SLOT, UserIndex};
 
 /// Most bytes of one read of the log for a device that catches up, those of
@@ -21,8 +22,6 @@ use crate::user::{NO_SLOT, UserIndex};
 const READ_BYTES_MAX: u32 = 256 * 1024;
 /// What a record in the log has more than its frame on the wire, about.
 const RECORD_ONLY_BYTES: u32 = 64;
-/// Log bytes of a record that gives entries up.
-const DROP_LOG_BYTES: usize = 128;
 /// A read bridges this much of other users' records between two entries.
 const READ_GAP_MAX: u64 = 16 * 1024;
 
@@ -64,6 +63,9 @@ impl Shard {
         }
         let (at, device) = (session.user, usize::from(session.device));
         let conn = Conn { slot, generation: session.generation };
+        if self.shelves.holds(at) {
+            return false;
+        }
         let cursor = self.advance(at, device);
         let session = self.sessions.at(slot);
         let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return false };
@@ -106,6 +108,9 @@ impl Shard {
         out: &mut Effects,
     ) {
         self.cleaner.read_ends(lsn);
+        if self.tried(now, conn, lsn, bytes, out) {
+            return;
+        }
         let Some(session) = self.sessions.get(conn) else { return };
         session.set_reading(false);
         if !session.is_logged_in() {
@@ -135,6 +140,9 @@ impl Shard {
     ) -> Handed {
         let session = self.sessions.at(conn.slot);
         let (at, device) = (session.user, usize::from(session.device));
+        if self.shelves.holds(at) {
+            return Handed::All;
+        }
         let cursor = self.advance(at, device);
         let session = self.sessions.at(conn.slot);
         let Some(inbox) = self.users[at].inbox.as_deref_mut() else { return Handed::Starved };
@@ -146,13 +154,12 @@ impl Shard {
                 break;
             };
             let Some(record) = record_at(bytes, lsn, &entry) else { break };
-            let Ok(Record::Message(message) | Record::Moved(message)) =
-                wal::record::verify(record, self.salt, entry.lsn)
-            else {
+            let record = wal::record::verify(record, self.salt, entry.lsn).ok();
+            let Some(message) = record.as_ref().and_then(Record::message) else {
                 damaged = Some(seq);
                 break;
             };
-            if is_expired(now, &message) {
+            if is_expired(now, message) {
                 if !expired.has_room_for(seq, &self.log) {
                     is_cut = true;
                     break;
@@ -160,12 +167,15 @@ impl Shard {
                 expired.take(seq, session, inbox);
                 continue;
             }
-            hand_out(conn, session, inbox, seq, &message, out);
+            hand_out(conn, session, inbox, seq, message, out);
             self.metrics.counters.delivered += 1;
         }
         self.bury(now, conn, &expired);
-        if let Some(seq) = damaged {
-            self.set_aside(conn, seq, out);
+        if let Some(seq) = damaged
+            && !self.set_aside(now, conn, seq, out)
+        {
+            self.starve(conn);
+            return Handed::Starved;
         }
         match (expired.is_starved, is_cut) {
             (true, _) => Handed::Starved,
@@ -183,9 +193,8 @@ impl Shard {
         }
         let session = self.sessions.at(conn.slot);
         let (user, device) = (session.user, usize::from(session.device));
-        if expired.is_starved && !session.is_starved() && !self.log.is_poisoned() {
-            session.set_starved(true);
-            self.starved.push(conn);
+        if expired.is_starved {
+            self.starve(conn);
         }
         if expired.entries.is_empty() {
             return false;
@@ -201,46 +210,41 @@ impl Shard {
         !expired.is_starved
     }
 
+    /// The log has no room for what must be said before more is handed out.
+    fn starve(&mut self, conn: Conn) {
+        let session = self.sessions.at(conn.slot);
+        if !session.is_starved() && !self.log.is_poisoned() {
+            session.set_starved(true);
+            self.starved.push(conn);
+        }
+    }
+
     /// Moves a device's cursor over what it will never acknowledge; returns
-    /// how far the device has everything now, see [`Shard::reached`].
+    /// where it is now.
     pub(crate) fn advance(&mut self, user: UserIndex, device: usize) -> u64 {
         self.move_cursor(user, device, 0)
     }
 
     /// Moves a device's cursor to `seq`, if it is not there yet, and over what
-    /// follows there and will never be acknowledged, but not over what could not
-    /// be read. Before a burn: what has been burned without an acknowledgement
-    /// counts as a hole.
+    /// follows there and will never be acknowledged. Before a burn: what has been
+    /// burned without an acknowledgement counts as a hole.
     pub(crate) fn move_cursor(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
-        if !self.is_nothing_missed() {
-            return self.move_cursor_with_missed(user, device, seq);
-        }
         let it = &mut self.users[user];
         let before = it.devices[device].cursor;
-        let reached = it.move_cursor(device, seq);
-        if reached > before {
-            self.cursor_moved(user, device, before, reached);
+        let cursor = it.move_cursor(device, seq);
+        if cursor > before {
+            self.cursor_moved(user, device, before, cursor);
         }
-        reached
+        cursor
     }
 
-    fn move_cursor_with_missed(&mut self, user: UserIndex, device: usize, seq: u64) -> u64 {
-        let before = self.reached(user, device);
-        let cursor_max = self.cursor_max(user, device, seq);
-        self.reaches(user, device, seq);
-        self.users[user].move_cursor(device, cursor_max);
-        let reached = self.reached(user, device);
-        self.cursor_moved(user, device, before, reached);
-        reached
-    }
-
-    fn cursor_moved(&mut self, user: UserIndex, device: usize, before: u64, reached: u64) {
+    fn cursor_moved(&mut self, user: UserIndex, device: usize, before: u64, cursor: u64) {
         let it = &self.users[user];
         let slot = it.devices[device].slot;
         if slot != NO_SLOT
             && let Some(inbox) = it.inbox.as_deref()
         {
-            self.sessions.at(slot).cursor_moved(inbox, before, reached);
+            self.sessions.at(slot).cursor_moved(inbox, before, cursor);
         }
     }
 
@@ -249,12 +253,12 @@ impl Shard {
     pub(crate) fn note_hole(&mut self, user: UserIndex, seq: u64, was: &Entry, except: u32) {
         for at in 0..self.users[user].devices.len() {
             let slot = self.users[user].devices[at].slot;
-            if slot == NO_SLOT || slot == except || was.is_missed_by(at) {
+            if slot == NO_SLOT || slot == except || was.is_had_by(at) {
                 continue;
             }
-            let reached = self.reached(user, at);
+            let cursor = self.users[user].devices[at].cursor;
             let session = self.sessions.at(slot);
-            let is_between = reached < seq && seq <= session.sent;
+            let is_between = cursor < seq && seq <= session.sent;
             session.passed += u32::from(is_between && session.kind == Kind::V2);
         }
     }
@@ -270,7 +274,7 @@ impl Shard {
 
     /// Serves those again for whom the log had no room.
     pub(crate) fn serve_starved(&mut self, now: Now, out: &mut Effects) {
-        while !self.starved.is_empty() && self.log.room(DROP_LOG_BYTES) {
+        while !self.starved.is_empty() && self.log.room(ASIDE_LOG_BYTES) {
             let conn = self.starved.pop().expect("looked at above");
             if let Some(session) = self.sessions.get(conn) {
                 session.set_starved(false);
@@ -287,13 +291,13 @@ impl Shard {
     }
 }
 
-/// Holes take up no window, and neither does what cannot be read: the device
-/// cannot acknowledge them one by one. Each
-/// is counted when it is passed and once more when the cursor comes there; to
-/// count them whenever the window is asked for would cost a walk through it.
+/// Holes take up no window, and neither does what the device has had under
+/// another number: it cannot acknowledge them one by one. Each is counted when
+/// it is passed and once more when the cursor comes there; to count them whenever
+/// the window is asked for would cost a walk through it.
 impl Session {
     /// Goes over a hole.
-    fn pass(&mut self, seq: u64) {
+    pub(crate) fn pass(&mut self, seq: u64) {
         self.sent = seq;
         self.passed += u32::from(self.kind == Kind::V2);
     }
@@ -320,14 +324,13 @@ impl Session {
     /// What is burned and was not acknowledged was a hole.
     fn is_hole(&self, inbox: &Inbox, seq: u64) -> bool {
         let device = usize::from(self.device);
-        inbox.entry(seq).is_none_or(|it| it.is_hole() || it.is_missed_by(device))
+        inbox.entry(seq).is_none_or(|it| it.is_hole() || it.is_had_by(device))
     }
 }
 
 /// The next entry to hand out, or `None` when the inbox, the window or the
-/// burst is at its end. Moves over what the device has already, and what could
-/// not be read.
-fn next_entry(session: &mut Session, inbox: &mut Inbox, cursor: u64) -> Option<(u64, Entry)> {
+/// burst is at its end. Moves over what the device has already.
+fn next_entry(session: &mut Session, inbox: &Inbox, cursor: u64) -> Option<(u64, Entry)> {
     // What every device has is burned; what this one has lies below its cursor.
     if session.sent < cursor {
         (session.sent, session.passed) = (cursor, 0);
@@ -346,8 +349,7 @@ fn next_entry(session: &mut Session, inbox: &mut Inbox, cursor: u64) -> Option<(
             session.sent = seq;
             continue;
         }
-        if entry.is_unreadable() {
-            inbox.miss(seq, session.device.into());
+        if entry.is_had_by(session.device.into()) {
             session.pass(seq);
             continue;
         }
@@ -357,10 +359,7 @@ fn next_entry(session: &mut Session, inbox: &mut Inbox, cursor: u64) -> Option<(
 }
 
 fn expect_message<'a, 'b>(record: &'b Record<'a>) -> &'b Message<'a> {
-    match record {
-        Record::Message(message) | Record::Moved(message) => message,
-        _ => unreachable!("an inbox entry points at a message"),
-    }
+    record.message().expect("an inbox entry points at a message")
 }
 
 /// The bytes of one entry's record inside what was read from `lsn` on.
@@ -460,7 +459,7 @@ impl Expired {
     fn has_room_for(&mut self, seq: u64, log: &wal::Log) -> bool {
         if self.entries.is_empty() {
             self.first = seq;
-            self.is_starved = !log.room(DROP_LOG_BYTES);
+            self.is_starved = !log.room(ASIDE_LOG_BYTES);
             return !self.is_starved;
         }
         seq == self.last() + 1

@@ -66,14 +66,13 @@ impl Shard {
     pub fn session_glance(&self, now: Now, slot: u32) -> Option<SessionGlance> {
         let session = self.sessions.look_at(slot).filter(|session| session.is_logged_in())?;
         let device = self.users.look_at(session.user)?.devices.get(usize::from(session.device))?;
-        let reached = self.reached(session.user, session.device.into());
         Some(SessionGlance {
             conn: Conn { slot, generation: session.generation },
             user: session.user,
             device: device.id,
             protocol: if session.kind == Kind::V1 { 1 } else { 2 },
             age_s: u64::from(now.mono_s().saturating_sub(device.since_s)),
-            unacknowledged: session.unacknowledged(reached),
+            unacknowledged: session.unacknowledged(device.cursor),
             sends: session.sends,
             deliveries: session.deliveries,
         })

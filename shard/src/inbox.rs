@@ -12,6 +12,7 @@ use wire::id::{MessageId, UserKey};
 
 use crate::dedup::{Pair, PairKey};
 use crate::pairs::Pairs;
+use crate::shelf::Shelf;
 
 /// Place of one waiting message in the log.
 #[derive(Clone, Copy, Debug)]
@@ -20,27 +21,33 @@ pub(crate) struct Entry {
     pub(crate) len: u32,
     /// Protocol v1 acknowledges single messages, not a cursor.
     pub(crate) acked_by_v1: bool,
-    /// By position: devices that it was not given because it could not be read.
-    missed_by: u8,
+    /// By position: devices that have had it under another number.
+    pub(crate) had_by: u8,
 }
 
 const _: () = assert!(size_of::<Entry>() == 16, "a waiting message costs 16 bytes");
 
 impl Entry {
     /// A number that was given out and never will be again.
-    const HOLE: Entry = Entry { lsn: 0, len: 0, acked_by_v1: true, missed_by: 0 };
+    const HOLE: Entry = Entry { lsn: 0, len: 0, acked_by_v1: true, had_by: 0 };
 
     pub(crate) fn new(lsn: Lsn, len: u32, acked_by_v1: bool) -> Entry {
-        Entry { lsn, len, acked_by_v1, missed_by: 0 }
+        Entry { lsn, len, acked_by_v1, had_by: 0 }
     }
 
-    /// Whether it could not be read when its turn came for any device.
-    pub(crate) fn is_unreadable(&self) -> bool {
-        self.missed_by != 0
+    /// One that some devices have had.
+    pub(crate) fn had(lsn: Lsn, len: u32, had_by: u8) -> Entry {
+        Entry { lsn, len, acked_by_v1: false, had_by }
     }
 
-    pub(crate) fn is_missed_by(&self, device: usize) -> bool {
-        self.missed_by & 1 << device != 0
+    pub(crate) fn is_had_by(&self, device: usize) -> bool {
+        self.had_by & 1 << device != 0
+    }
+
+    /// The device at this position is forgotten.
+    fn forget_device(&mut self, device: usize) {
+        let below = (1 << device) - 1;
+        self.had_by = self.had_by & below | self.had_by >> 1 & !below;
     }
 
     pub(crate) fn is_hole(&self) -> bool {
@@ -95,7 +102,7 @@ pub(crate) struct Inbox {
     raised: u32,
     /// It is empty and gives memory back at the next tick.
     is_listed: bool,
-    /// Log bytes of all entries.
+    /// Log bytes of all entries and of what is on the shelf.
     bytes: u64,
     /// Highest seq that may be handed out: everything up to it is as durable
     /// as its class asks for.
@@ -110,6 +117,8 @@ pub(crate) struct Inbox {
     mark: (u64, Lsn),
     pairs: Pairs,
     receipts: VecDeque<Receipt>,
+    /// What could not be read; nearly always nothing.
+    shelf: Option<Box<Shelf>>,
 }
 
 impl Default for Inbox {
@@ -128,6 +137,7 @@ impl Default for Inbox {
             mark: (0, 0),
             pairs: Pairs::default(),
             receipts: VecDeque::new(),
+            shelf: None,
         }
     }
 }
@@ -151,9 +161,9 @@ impl Inbox {
         self.holes
     }
 
-    /// Messages that wait.
+    /// Messages that wait, also those on the shelf.
     pub(crate) fn waiting(&self) -> usize {
-        self.entries.len() - self.holes
+        self.entries.len() - self.holes + self.shelf().map_or(0, Shelf::len)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -171,7 +181,12 @@ impl Inbox {
 
     /// Appends a message and returns its seq.
     pub(crate) fn push(&mut self, lsn: Lsn, len: u32) -> u64 {
-        self.put(Entry::new(lsn, len, false));
+        self.push_entry(Entry::new(lsn, len, false))
+    }
+
+    /// The same for a message that some devices may have had.
+    pub(crate) fn push_entry(&mut self, entry: Entry) -> u64 {
+        self.put(entry);
         self.last_seq()
     }
 
@@ -281,16 +296,79 @@ impl Inbox {
         Some(given_up)
     }
 
-    /// A device goes on without this entry, which cannot be read.
-    pub(crate) fn miss(&mut self, seq: u64, device: usize) {
-        let at = seq.checked_sub(self.first).expect("what is missed waits");
-        self.entries[at as usize].missed_by |= 1 << device;
+    /// An entry that cannot be read goes to the shelf. Its number leads to
+    /// nothing then; it may do so already. `false` when nothing stood there.
+    pub(crate) fn set_aside(&mut self, seq: u64, entry: Entry) -> bool {
+        let stood = self.make_hole(seq).is_some();
+        let is_new = self.shelf.get_or_insert_default().put(seq, entry);
+        if is_new {
+            self.bytes += u64::from(entry.len);
+        }
+        stood || !is_new
     }
 
-    /// A waiting message has moved to `lsn`, if it still waits.
-    pub(crate) fn repoint(&mut self, seq: u64, lsn: Lsn) {
+    /// What could not be read.
+    pub(crate) fn shelf(&self) -> Option<&Shelf> {
+        self.shelf.as_deref()
+    }
+
+    pub(crate) fn shelf_mut(&mut self) -> Option<&mut Shelf> {
+        self.shelf.as_deref_mut()
+    }
+
+    /// Takes a message from the shelf, for whatever becomes of it.
+    pub(crate) fn take_back(&mut self, seq: u64) -> Option<Entry> {
+        let shelf = self.shelf.as_deref_mut()?;
+        let entry = shelf.take(seq)?;
+        if shelf.len() == 0 {
+            self.shelf = None;
+        }
+        self.bytes -= u64::from(entry.len);
+        Some(entry)
+    }
+
+    /// Some devices have had the message with this number.
+    pub(crate) fn mark_had(&mut self, seq: u64, had_by: u8) {
         let Some(at) = seq.checked_sub(self.first) else { return };
         if let Some(entry) = self.entries.get_mut(at as usize).filter(|entry| !entry.is_hole()) {
+            entry.had_by |= had_by;
+        }
+    }
+
+    /// The device at this position is forgotten.
+    pub(crate) fn forget_device(&mut self, device: usize) {
+        self.entries.iter_mut().for_each(|entry| entry.forget_device(device));
+        let shelf = self.shelf.as_deref_mut().into_iter().flat_map(Shelf::entries_mut);
+        shelf.for_each(|entry| entry.forget_device(device));
+    }
+
+    /// Where the message with this number stands, if it waits.
+    fn place_mut(&mut self, seq: u64) -> Option<&mut Entry> {
+        let at = seq.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        match at.and_then(|at| self.entries.get_mut(at)).filter(|entry| !entry.is_hole()) {
+            Some(entry) => Some(entry),
+            None => self.shelf.as_deref_mut()?.get_mut(seq),
+        }
+    }
+
+    fn place(&self, seq: u64) -> Option<&Entry> {
+        let waits = self.entry(seq).filter(|entry| !entry.is_hole());
+        waits.or_else(|| self.shelf()?.get(seq))
+    }
+
+    /// Whether the message with this number waits, in line or on the shelf.
+    pub(crate) fn waits(&self, seq: u64) -> bool {
+        self.place(seq).is_some()
+    }
+
+    /// Whether it waits and stands there.
+    pub(crate) fn stands_at(&self, seq: u64, lsn: Lsn) -> bool {
+        self.place(seq).is_some_and(|entry| entry.lsn == lsn)
+    }
+
+    /// A waiting message has moved there, if it still waits.
+    pub(crate) fn repoint(&mut self, seq: u64, lsn: Lsn) {
+        if let Some(entry) = self.place_mut(seq) {
             entry.lsn = lsn;
         }
     }

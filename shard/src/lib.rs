@@ -29,8 +29,8 @@ mod user;
 
 mod commit;
 mod deliver;
-mod missed;
 mod receipt;
+mod shelf;
 
 mod chunks;
 mod clean;
@@ -73,8 +73,8 @@ use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use inbox::Receipt;
 use metrics::{Metrics, Stage};
-use missed::Missed;
 use session::Sessions;
+use shelf::Shelves;
 use snapshot::Snapshots;
 use timer::Deadlines;
 use user::{UserIndex, Users};
@@ -138,7 +138,7 @@ pub struct Shard {
     starved: Vec<Conn>,
     /// Inboxes that give memory back at the next tick.
     drained: Vec<UserIndex>,
-    missed: Missed,
+    shelves: Shelves,
     metrics: Metrics,
     /// Grows whenever something that was blocked may fit now.
     room_epoch: u64,
@@ -164,7 +164,7 @@ impl Shard {
             vouched: Vouched::default(),
             starved: Vec::new(),
             drained: Vec::new(),
-            missed: Missed::default(),
+            shelves: Shelves::default(),
             log,
             gate: Gate::default(),
             durables: Durables::default(),

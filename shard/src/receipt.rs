@@ -11,7 +11,7 @@ use crate::hop::Hop;
 use crate::inbox::Receipt;
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::session::Kind;
-use crate::user::{Device, NO_SLOT, UserIndex};
+use crate::user::{NO_SLOT, UserIndex};
 
 /// Log bytes of an acknowledgement.
 const ACK_LOG_BYTES: usize = 128;
@@ -26,7 +26,7 @@ impl Shard {
         let (user, device, sent) = (session.user, usize::from(session.device), session.sent);
         // Nobody can have what was not handed out.
         let seq = seq.min(sent);
-        if seq > self.reached(user, device) && !self.log.is_poisoned() {
+        if seq > self.users[user].devices[device].cursor && !self.log.is_poisoned() {
             self.acknowledge(now, user, device, seq);
             self.send_receipts(user, seq, out);
             self.pump(now, conn.slot, out);
@@ -67,8 +67,7 @@ impl Shard {
         Outcome::Taken
     }
 
-    /// Moves a device's cursor up to `seq`, in the log and in memory, but not
-    /// over what could not be read.
+    /// Moves a device's cursor up to `seq`, in the log and in memory.
     pub(crate) fn acknowledge(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
         // A poisoned log takes nothing more; after the restart the device says
         // again what it has.
@@ -76,12 +75,9 @@ impl Shard {
             return;
         }
         self.metrics.counters.acks += 1;
-        let seq_max = self.cursor_max(user, device, seq);
         let it = &self.users[user];
-        let (key, Device { id, cursor, .. }) = (it.key, it.devices[device]);
-        if seq_max > cursor {
-            self.append(now, &Record::Ack { key, device: id, seq: seq_max, exact: false });
-        }
+        let (key, id) = (it.key, it.devices[device].id);
+        self.append(now, &Record::Ack { key, device: id, seq, exact: false });
         self.move_cursor(user, device, seq);
         self.burn(user);
     }

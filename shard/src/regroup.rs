@@ -128,16 +128,16 @@ impl Newcomer {
     /// # Errors
     /// When the log has no room before what it has is written.
     pub(crate) fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Option<u32>, Refused> {
-        let (Record::Message(message) | Record::Moved(message)) = record else { return Ok(None) };
+        let Some(message) = record.message() else { return Ok(None) };
         let Some(user) = self.shard.users.find(message.key) else { return Ok(None) };
         let Some(inbox) = self.shard.users[user].inbox.as_deref_mut() else { return Ok(None) };
-        let waits = |entry: &&crate::inbox::Entry| !entry.is_hole() && entry.lsn == lsn;
-        if inbox.entry(message.inbox_seq).filter(waits).is_none() {
+        if !inbox.stands_at(message.inbox_seq, lsn) {
             return Ok(None);
         }
         // What is copied now stands last in the one old log that has this
         // inbox, so that its new place is never taken for one in there.
-        let moved = self.shard.log.append(&Record::Moved(*message), 0)?;
+        let copy = record.copied().expect("a message stands there");
+        let moved = self.shard.log.append(&copy, 0)?;
         inbox.repoint(message.inbox_seq, moved.lsn);
         self.shard.cleaner.space.add(moved.lsn, moved.len, message.expires_ms);
         self.copied += 1;

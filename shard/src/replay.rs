@@ -7,14 +7,14 @@
 //! again, which changes nothing.
 
 use wal::clean::Space;
-use wal::record::{Malformed, Message, Record};
+use wal::record::{Devices, Malformed, Message, Record};
 use wal::{Log, LogStart, Lsn, Restore};
 use wire::id::UserKey;
 
 use crate::clean::Cleaner;
 use crate::dedup::{Numbering, Pair, PairKey, Verdict, hours};
 use crate::hlc::Hlc;
-use crate::inbox::EARLY_MAX;
+use crate::inbox::{EARLY_MAX, Entry};
 use crate::snapshot::{Loader, Snapshots};
 use crate::user::{Device, KeyHasher, User, UserIndex, Users};
 use crate::{Options, Shard};
@@ -126,7 +126,7 @@ impl Shard {
             inbox.make_visible(inbox.last_seq());
             let counters = &mut self.metrics.counters;
             counters.pairs += inbox.pairs().len() as u64;
-            for (_, entry) in inbox.entries().filter(|(_, entry)| !entry.is_hole()) {
+            for entry in user.waiting() {
                 counters.waiting_messages += 1;
                 counters.waiting_bytes += u64::from(entry.len);
                 self.cleaner.space.restore(entry.lsn, entry.len);
@@ -183,6 +183,12 @@ impl Restore for Replay {
             }
             Record::Moved(ref message) => self.moved(lsn, len, message),
             Record::Dropped { key, first, last } => self.dropped(lsn, key, first, last),
+            Record::Aside { key, seq, lsn: at, len, had } => {
+                self.aside(lsn, key, seq, (at, len), had);
+            }
+            Record::Returned { ref message, from, had } => {
+                self.returned(lsn, len, message, from, had);
+            }
         }
     }
 
@@ -198,13 +204,16 @@ impl Restore for Replay {
 /// Whose record it is.
 fn key_of(record: &Record<'_>) -> UserKey {
     match *record {
-        Record::Message(ref message) | Record::Moved(ref message) => message.key,
+        Record::Message(ref message)
+        | Record::Moved(ref message)
+        | Record::Returned { ref message, .. } => message.key,
         Record::Ack { key, .. }
         | Record::Device { key, .. }
         | Record::Seen { key, .. }
         | Record::Floor { key, .. }
         | Record::Consumed { key, .. }
-        | Record::Dropped { key, .. } => key,
+        | Record::Dropped { key, .. }
+        | Record::Aside { key, .. } => key,
     }
 }
 
@@ -227,7 +236,11 @@ impl Replay {
         self.hlc.saw(message.id.ms());
         self.note_expiry(lsn, len, message);
         let user = self.user(message.key, message.to);
-        self.number(lsn, user, pair, message.send_seq, how, message.time_ms);
+        // A lower number than the last one is as old as the message.
+        let known = self.users[user].inbox_mut().pair(pair);
+        if known.judge(how, message.send_seq) == Verdict::New {
+            self.number(lsn, user, pair, message.send_seq, how, message.time_ms);
+        }
     }
 
     /// A message that expires then was copied to `lsn`.
@@ -239,7 +252,7 @@ impl Replay {
     /// What the snapshot knows of the user. The clock and the table of what
     /// expires are not the user's.
     fn skip(&mut self, lsn: Lsn, len: u32, record: &Record<'_>) {
-        if let Record::Message(message) | Record::Moved(message) = record {
+        if let Some(message) = record.message() {
             self.hlc.saw(message.id.ms());
             self.note_expiry(lsn, len, message);
         }
@@ -284,6 +297,43 @@ impl Replay {
         }
     }
 
+    fn aside(&mut self, lsn: Lsn, key: UserKey, seq: u64, place: (Lsn, u32), had: Devices<'_>) {
+        let Some(at) = self.users.find(key) else { return self.contradict(lsn) };
+        let user = &mut self.users[at];
+        let entry = Entry::had(place.0, place.1, user.positions(had));
+        if !user.inbox_mut().set_aside(seq, entry) {
+            self.contradict(lsn);
+        }
+        self.burn(at);
+    }
+
+    /// Its pair was told of when it was stored.
+    fn returned(&mut self, lsn: Lsn, len: u32, message: &Message<'_>, from: u64, had: Devices<'_>) {
+        self.hlc.saw(message.id.ms());
+        self.note_expiry(lsn, len, message);
+        let at = self.user(message.key, message.to);
+        let inbox = self.users[at].inbox_mut();
+        if message.inbox_seq <= inbox.last_seq() {
+            inbox.repoint(message.inbox_seq, lsn);
+        } else {
+            inbox.raise_floor(message.inbox_seq - 1);
+            inbox.push(lsn, len);
+        }
+        self.came_back(message, from, had);
+    }
+
+    /// The message waits under its new number, and under no other.
+    pub(crate) fn came_back(&mut self, message: &Message<'_>, from: u64, had: Devices<'_>) {
+        let Some(at) = self.users.find(message.key) else { return };
+        let had_by = self.users[at].positions(had);
+        let inbox = self.users[at].inbox_mut();
+        if inbox.take_back(from).is_none() {
+            let _ = inbox.make_hole(from);
+        }
+        inbox.mark_had(message.inbox_seq, had_by);
+        self.burn(at);
+    }
+
     fn dropped(&mut self, lsn: Lsn, key: UserKey, first: u64, last: u64) {
         let Some(at) = self.users.find(key) else { return self.contradict(lsn) };
         let Some(inbox) = self.users[at].inbox.as_deref_mut() else {
@@ -291,6 +341,11 @@ impl Replay {
         };
         for seq in first.max(inbox.first_seq())..=last.min(inbox.last_seq()) {
             let _ = inbox.make_hole(seq);
+        }
+        while let Some(seq) = inbox.shelf().and_then(|shelf| shelf.from(first)).map(|it| it.seq)
+            && seq <= last
+        {
+            let _ = inbox.take_back(seq);
         }
         self.burn(at);
     }

@@ -133,7 +133,7 @@ impl Rewrite {
     /// The new shard that must be written out first, see [`Step::Write`]; then
     /// the same record again.
     pub fn take(&mut self, lsn: Lsn, record: &Record<'_>) -> Result<Option<u32>, ShardId> {
-        let (Record::Message(message) | Record::Moved(message)) = record else { return Ok(None) };
+        let Some(message) = record.message() else { return Ok(None) };
         let owner = message.key.owner(self.newcomers.len() as u16);
         self.newcomers[usize::from(owner)].take(lsn, record).map_err(|_: Refused| owner)
     }

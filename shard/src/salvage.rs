@@ -115,7 +115,8 @@ impl Salvage {
     /// A message that waits cannot be read: its number leads to nothing.
     pub fn give_up(&mut self, placed: &Placed) {
         let inbox = self.replay.users_mut()[placed.user].inbox_mut();
-        if inbox.make_hole(placed.inbox_seq).is_none() {
+        let seq = placed.inbox_seq;
+        if inbox.make_hole(seq).or_else(|| inbox.take_back(seq)).is_none() {
             return;
         }
         self.missing.entry(placed.user).or_default().given_up += 1;
@@ -258,19 +259,22 @@ impl Salvage {
     }
 
     /// A copy tells what the original would have told.
-    fn moved(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
+    fn copy(&mut self, lsn: Lsn, len: u32, record: &Record<'_>, message: &Message<'_>) {
         let users = self.replay.users();
         let is_known = users.find(message.key).is_some_and(|at| {
             let inbox = users[at].inbox.as_deref();
-            inbox.and_then(|it| it.entry(message.inbox_seq)).is_some_and(|it| !it.is_hole())
+            inbox.is_some_and(|inbox| inbox.waits(message.inbox_seq))
         });
         if is_known {
-            return self.replay.record(lsn, len, &Record::Moved(*message));
+            return self.replay.record(lsn, len, record);
         }
         self.message(lsn, len, message);
         let numbering = Numbering::of_record(message.device, message.flags);
         let pair = PairKey::new(message.from_key, message.device);
         self.replay.note_copy(lsn, len, message, pair, numbering);
+        if let Record::Returned { from, had, .. } = *record {
+            self.replay.came_back(message, from, had);
+        }
     }
 
     /// Makes room for what an acknowledgement or a registration says.
@@ -318,7 +322,7 @@ fn raise(user: &mut User, seq: u64) {
 impl Rescue for Salvage {
     fn lost(&mut self, bytes: u64, likely: Option<&Record<'_>>) {
         self.lost_bytes += bytes;
-        let Some(Record::Message(message) | Record::Moved(message)) = likely else { return };
+        let Some(message) = likely.and_then(|it| it.message()) else { return };
         let users = self.replay.users();
         let Some(at) = users.find(message.key) else { return };
         if *users[at].name == *message.to {
@@ -357,7 +361,9 @@ impl Restore for Salvage {
                 self.message(lsn, len, message);
                 self.replay.record(lsn, len, record);
             }
-            Record::Moved(message) => self.moved(lsn, len, message),
+            Record::Moved(message) | Record::Returned { message, .. } => {
+                self.copy(lsn, len, record, message);
+            }
             _ => {
                 self.expect(record);
                 self.replay.record(lsn, len, record);

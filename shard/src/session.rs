@@ -331,6 +331,7 @@ impl Shard {
         session.window = window(V1_WINDOW);
         out.send(conn, |bytes| bytes.extend_from_slice(v1::LOGIN_OK));
         self.pump(now, conn.slot, out);
+        self.try_shelf(conn, out);
         Outcome::Taken
     }
 
@@ -374,6 +375,7 @@ impl Shard {
         }
         self.welcome(now, conn, hello, out);
         self.pump(now, conn.slot, out);
+        self.try_shelf(conn, out);
         Outcome::Taken
     }
 
@@ -438,7 +440,7 @@ impl Shard {
         let user = self.users.find_or_add(login.key, login.name).ok_or(Code::Busy)?;
         self.raise_floor(now, user, login);
         let device = self.register(now, user, login);
-        let sent = self.reached(user, device);
+        let sent = self.users[user].devices[device].cursor;
         self.send_receipts(user, sent, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;

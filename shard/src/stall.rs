@@ -27,8 +27,8 @@ impl Shard {
             Unsent::Moved => false,
             Unsent::None => {
                 kind == Kind::V2 && {
-                    let reached = self.reached(user, device);
-                    self.sessions.at(conn.slot).unacknowledged(reached) > 0
+                    let cursor = self.users[user].devices[device].cursor;
+                    self.sessions.at(conn.slot).unacknowledged(cursor) > 0
                 }
             }
         };

@@ -113,6 +113,9 @@ impl User {
     }
 
     pub(crate) fn remove_device(&mut self, id: u64) {
+        if let (Some(at), Some(inbox)) = (self.device_position(id), self.inbox.as_deref_mut()) {
+            inbox.forget_device(at);
+        }
         self.devices.retain(|device| device.id != id);
         self.devices.shrink_to_fit();
     }
@@ -123,26 +126,31 @@ impl User {
         self.devices.iter().map(|device| device.cursor).min().unwrap_or(0)
     }
 
-    /// Moves a device's cursor over what it will never acknowledge (holes) or,
-    /// with protocol v1, has acknowledged one by one; returns where it is now.
+    /// Moves a device's cursor over what it will never acknowledge (holes, and
+    /// what it has had under another number) or, with protocol v1, has
+    /// acknowledged one by one; returns where it is now.
     pub(crate) fn advance(&mut self, position: usize) -> u64 {
         self.move_cursor(position, 0)
     }
 
     /// The same after an acknowledgement of everything up to `seq`.
     pub(crate) fn move_cursor(&mut self, position: usize, seq: u64) -> u64 {
-        let device = self.devices[position];
-        let cursor = self.advanced(&Device { cursor: device.cursor.max(seq), ..device });
+        let device = &mut self.devices[position];
+        device.cursor = device.cursor.max(seq);
+        let cursor = self.advanced(position);
         self.devices[position].cursor = cursor;
         cursor
     }
 
-    fn advanced(&self, device: &Device) -> u64 {
+    fn advanced(&self, position: usize) -> u64 {
+        let device = &self.devices[position];
         let mut cursor = device.cursor;
         if let Some(inbox) = self.inbox.as_deref() {
             cursor = cursor.max(inbox.first_seq() - 1);
             while let Some(entry) = inbox.entry(cursor + 1)
-                && (entry.is_hole() || device.id == V1_DEVICE && entry.acked_by_v1)
+                && (entry.is_hole()
+                    || entry.is_had_by(position)
+                    || device.id == V1_DEVICE && entry.acked_by_v1)
             {
                 cursor += 1;
             }
@@ -150,16 +158,21 @@ impl User {
         cursor
     }
 
-    /// What will wait once every cursor has been advanced.
+    /// What will wait once every cursor has been advanced, and what is on the
+    /// shelf.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &Entry> {
         self.waiting_seqs().map(|(_, entry)| entry)
     }
 
-    /// The same with the inbox seq of each.
+    /// The same with the inbox seq of each; the shelf comes first.
     pub(crate) fn waiting_seqs(&self) -> impl Iterator<Item = (u64, &Entry)> {
-        let cursor = self.devices.iter().map(|device| self.advanced(device)).min().unwrap_or(0);
-        let entries = self.inbox.as_deref().into_iter().flat_map(|inbox| inbox.entries());
-        entries.filter(move |(seq, entry)| *seq > cursor && !entry.is_hole())
+        let cursors = (0..self.devices.len()).map(|at| self.advanced(at));
+        let cursor = cursors.min().unwrap_or(0);
+        let inbox = self.inbox.as_deref();
+        let shelf = inbox.and_then(|inbox| inbox.shelf()).into_iter().flat_map(|it| it.iter());
+        let entries = inbox.into_iter().flat_map(|inbox| inbox.entries());
+        let in_line = entries.filter(move |(seq, entry)| *seq > cursor && !entry.is_hole());
+        shelf.map(|it| (it.seq, &it.entry)).chain(in_line)
     }
 
     /// Removes what every device has, and holes that stand before all that

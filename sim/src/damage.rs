@@ -328,12 +328,12 @@ impl World {
         waiting.retain(|it| finding.aside.contains(&(it.lsn / segment_bytes)));
         for placed in waiting {
             let bytes = disk.record(placed.lsn, placed.len).to_vec();
-            let Ok(Record::Message(message) | Record::Moved(message)) =
-                record::verify(&bytes, salt, placed.lsn)
+            let copy = record::verify(&bytes, salt, placed.lsn).ok().and_then(|it| it.copied());
+            let Some((copy, message)) = copy.as_ref().and_then(|it| Some((it, it.message()?)))
             else {
                 return Err("a message has become unreadable meanwhile".into());
             };
-            let lsn = repair.append(disk, &Record::Moved(message));
+            let lsn = repair.append(disk, copy);
             finding.salvage.moved_to(&placed, lsn, message.expires_ms);
         }
         if let Some(record) = finding.salvage.floor() {
@@ -437,12 +437,9 @@ impl Finding {
     /// The body of a message that waits, if it can be read.
     pub(crate) fn read<'a>(&self, disk: &'a Disk, salt: u64, placed: &Placed) -> Option<&'a [u8]> {
         let bytes = disk.record_there(placed.lsn, placed.len)?;
-        match record::verify(bytes, salt, placed.lsn) {
-            Ok(Record::Message(message) | Record::Moved(message)) => {
-                self.salvage.is_it(placed, &message).then_some(message.body)
-            }
-            _ => None,
-        }
+        let record = record::verify(bytes, salt, placed.lsn).ok()?;
+        let message = *record.message()?;
+        self.salvage.is_it(placed, &message).then_some(message.body)
     }
 }
 

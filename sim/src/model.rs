@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wal::record::{self, Message};
+use wal::record::{self, Devices, Message};
 use wal::{Lsn, Record};
 use wire::id::UserKey;
 
@@ -40,6 +40,10 @@ pub(crate) struct Inbox {
     pub(crate) acked_by_v1: BTreeSet<u64>,
     /// What has expired and was given up.
     pub(crate) dropped: BTreeSet<u64>,
+    /// What could not be read, by the number it had.
+    pub(crate) aside: BTreeMap<u64, LetterId>,
+    /// Who has had an entry under another number.
+    had: BTreeSet<(u64, u64)>,
     /// Where the newest copy of each entry in this layout begins and ends.
     places: BTreeMap<u64, (Lsn, Lsn)>,
 }
@@ -58,7 +62,14 @@ impl Inbox {
 
     /// Whether a device still has to get this entry.
     pub(crate) fn is_due(&self, device: u64, seq: u64) -> bool {
-        seq > self.devices[&device] && !(device == 0 && self.acked_by_v1.contains(&seq))
+        seq > self.devices[&device]
+            && !(device == 0 && self.acked_by_v1.contains(&seq))
+            && !self.had.contains(&(device, seq))
+    }
+
+    /// Entries that some device still has to get, and what is aside.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (u64, LetterId)> {
+        self.aside.iter().map(|(seq, id)| (*seq, *id)).chain(self.waiting())
     }
 
     /// Entries that some device still has to get.
@@ -191,7 +202,7 @@ impl Model {
         let inboxes = self.known.inboxes.iter().enumerate().filter(|(user, _)| is_owned(*user));
         let mut inboxes = inboxes.flat_map(|(_, inbox)| {
             let is_there = move |place: (Lsn, Lsn)| (from + 1..=to).contains(&place.1);
-            inbox.waiting().filter(move |(seq, _)| inbox.place(*seq).is_some_and(is_there))
+            inbox.kept().filter(move |(seq, _)| inbox.place(*seq).is_some_and(is_there))
         });
         inboxes.next().map(|(_, id)| id)
     }
@@ -202,7 +213,7 @@ impl Model {
             .known
             .inboxes
             .iter()
-            .flat_map(|inbox| inbox.waiting().filter(|(seq, _)| inbox.place(*seq).is_none()));
+            .flat_map(|inbox| inbox.kept().filter(|(seq, _)| inbox.place(*seq).is_none()));
         inboxes.next().map(|(_, id)| id)
     }
 
@@ -276,6 +287,15 @@ impl Model {
             }
             Record::Moved(ref message) => self.moved((from, end), message, ledger),
             Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
+            Record::Aside { key, seq, .. } => {
+                let Some(inbox) = self.by_key(key) else { return Ok(()) };
+                let id = inbox.entries.remove(&seq).ok_or("what is set aside stands nowhere")?;
+                inbox.aside.insert(seq, id);
+                Ok(())
+            }
+            Record::Returned { ref message, from: was, had } => {
+                self.returned(shard, (from, end), (message, was, had), ledger)
+            }
             Record::Seen { .. } => Ok(()),
         }
     }
@@ -314,6 +334,32 @@ impl Model {
         }
     }
 
+    /// What was aside waits again under a new number, or this is a copy of it.
+    fn returned(
+        &mut self,
+        shard: usize,
+        (from, end): (Lsn, Lsn),
+        (message, was, had): (&Message<'_>, u64, Devices<'_>),
+        ledger: &Ledger,
+    ) -> Result<(), String> {
+        let Some(to) = self.user(message.key) else { return Ok(()) };
+        let inbox = &mut self.known.inboxes[usize::from(to)];
+        if message.inbox_seq <= inbox.last {
+            return self.moved((from, end), message, ledger);
+        }
+        let id = ledger.find(message.body).ok_or("a returned body that nobody wrote")?;
+        let was = inbox.aside.remove(&was);
+        if was != Some(id) {
+            return Err(format!("letter {id} comes back from where {was:?} was set aside"));
+        }
+        let seq = message.inbox_seq;
+        inbox.last = seq;
+        inbox.put(seq, id, from, end);
+        inbox.had.extend(had.iter().map(|device| (device, seq)));
+        self.known.letters.insert(id, Place { shard: Some(shard), end, inbox_seq: seq });
+        Ok(())
+    }
+
     /// A copy stands for the same letter. That letter was durable before.
     fn moved(
         &mut self,
@@ -324,7 +370,8 @@ impl Model {
         let Some(to) = self.user(message.key) else { return Ok(()) };
         let id = ledger.find(message.body).ok_or("a copied body that nobody wrote")?;
         let inbox = &mut self.known.inboxes[usize::from(to)];
-        match inbox.entries.get(&message.inbox_seq) {
+        let seq = &message.inbox_seq;
+        match inbox.entries.get(seq).or_else(|| inbox.aside.get(seq)) {
             Some(known) if *known == id => {
                 inbox.put(message.inbox_seq, id, from, end);
                 Ok(())
@@ -348,6 +395,7 @@ impl Model {
             return Err(format!("letter {id}, inbox seq {seq}, was given up before its time"));
         }
         inbox.dropped.extend(inbox.entries.range(first..=last).map(|(seq, _)| *seq));
+        inbox.aside.retain(|seq, _| !(first..=last).contains(seq));
         Ok(())
     }
 

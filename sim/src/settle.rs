@@ -45,7 +45,7 @@ impl World {
     fn waiting_letter(&self) -> Option<String> {
         for user in 0..self.knobs.users {
             let inbox = self.model.inbox(user);
-            let mut waiting = inbox.waiting().filter(|(_, id)| self.ledger.get(*id).expiry_s == 0);
+            let mut waiting = inbox.kept().filter(|(_, id)| self.ledger.get(*id).expiry_s == 0);
             if let Some((seq, id)) = waiting.next() {
                 return Some(format!("user {user} to get letter {id}, its inbox seq {seq}"));
             }

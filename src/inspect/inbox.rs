@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use shard::{KeyHasher, Waiting};
 use wal::disk::{ShardDir, Stored};
-use wal::record::{Message, Record};
+use wal::record::Message;
 use wire::id::ShardId;
 
 use super::record::{class, expiry};
@@ -42,6 +42,8 @@ struct EntryReport {
     position: u64,
     segment: u64,
     bytes: u32,
+    /// It could not be read when its turn came.
+    is_aside: bool,
     /// Unknown when the record cannot be read.
     message: Option<MessageReport>,
     damage: Option<String>,
@@ -99,20 +101,23 @@ pub(super) fn report(
 }
 
 fn entry(dir: &ShardDir, it: &Waiting, segment_bytes: u64, memory: &mut Vec<u8>) -> EntryReport {
-    let (message, damage) = match dir.record_at(it.lsn, memory) {
-        Ok(Stored::Record(Record::Message(message) | Record::Moved(message)))
-            if message.inbox_seq == it.inbox_seq =>
-        {
-            (Some(describe(&message)), None)
+    let found = dir.record_at(it.lsn, memory);
+    let (message, damage) = match &found {
+        Ok(Stored::Record(record)) => {
+            let message = record.message().filter(|message| message.inbox_seq == it.inbox_seq);
+            (message.map(describe), None)
         }
-        Ok(_) => (None, Some("another record stands there".to_owned())),
+        Ok(_) => (None, None),
         Err(why) => (None, Some(why.to_string())),
     };
+    let other = || "another record stands there".to_owned();
+    let damage = if message.is_some() { None } else { damage.or_else(|| Some(other())) };
     EntryReport {
         inbox_seq: it.inbox_seq,
         position: it.lsn,
         segment: it.lsn / segment_bytes,
         bytes: it.len,
+        is_aside: it.is_aside,
         message,
         damage,
     }
@@ -169,7 +174,7 @@ impl InboxReport {
     fn entries_text(&self) -> String {
         let row = |entry: &EntryReport| {
             let mut row = vec![
-                entry.inbox_seq.to_string(),
+                format!("{}{}", entry.inbox_seq, if entry.is_aside { " (aside)" } else { "" }),
                 entry.position.to_string(),
                 entry.segment.to_string(),
                 entry.bytes.to_string(),

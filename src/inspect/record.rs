@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::{Serialize, Serializer};
 use wal::commit::Commit;
 use wal::disk::Stored;
-use wal::record::{Message, Record};
+use wal::record::{Devices, Message, Record};
 use wire::id::{Class, ShardId};
 
 use super::{Look, name, time};
@@ -75,9 +75,31 @@ impl RecordReport {
 
     fn record(&mut self, record: &Record<'_>) {
         let user = |name: &[u8]| ("user", super::name(name));
+        let devices = |had: Devices<'_>| {
+            let ids: Vec<String> = had.iter().map(|id| id.to_string()).collect();
+            (
+                "devices that have it",
+                if ids.is_empty() { "none".to_owned() } else { ids.join(", ") },
+            )
+        };
         let (kind, fields) = match *record {
             Record::Message(ref message) => ("message", self.message(message)),
             Record::Moved(ref message) => ("moved message", self.message(message)),
+            Record::Returned { ref message, from, had } => {
+                let mut fields = self.message(message);
+                fields.extend([("came back from inbox seq", from.to_string()), devices(had)]);
+                ("returned message", fields)
+            }
+            Record::Aside { key, seq, lsn, len, had } => (
+                "message set aside",
+                vec![
+                    ("inbox", format!("{key:?}")),
+                    ("inbox seq", seq.to_string()),
+                    ("position", lsn.to_string()),
+                    ("length", len.to_string()),
+                    devices(had),
+                ],
+            ),
             Record::Ack { key, device, seq, exact } => (
                 "acknowledgement",
                 vec![

@@ -57,12 +57,9 @@ impl Finding {
                 let (done, total) = (count(done as u64), count(total));
                 format!("shard {id}: looked at {done} of {total} messages that wait")
             });
-            let is_there = match records.get(placed.lsn, placed.len) {
-                Some(Record::Message(message) | Record::Moved(message)) => {
-                    self.salvage.is_it(&placed, &message)
-                }
-                _ => false,
-            };
+            let found = records.get(placed.lsn, placed.len);
+            let message = found.as_ref().and_then(Record::message);
+            let is_there = message.is_some_and(|message| self.salvage.is_it(&placed, message));
             if !is_there {
                 self.salvage.give_up(&placed);
                 self.given_up += 1;

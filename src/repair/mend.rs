@@ -80,10 +80,12 @@ impl Finding {
                 format!("shard {id}: copied {done} of {total} messages")
             });
             let found = records.get(placed.lsn, placed.len);
-            let Some(Record::Message(message) | Record::Moved(message)) = found else {
+            let copy = found.as_ref().and_then(Record::copied);
+            let Some((copy, message)) = copy.as_ref().and_then(|it| Some((it, it.message()?)))
+            else {
                 return Err(io::Error::other("a message has become unreadable meanwhile"));
             };
-            let lsn = append(&mut log, &mut file, &Record::Moved(message))?;
+            let lsn = append(&mut log, &mut file, copy)?;
             self.salvage.moved_to(&placed, lsn, message.expires_ms);
         }
         if let Some(record) = self.salvage.floor() {

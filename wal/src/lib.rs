@@ -52,8 +52,9 @@ pub const BLOCK: usize = 4096;
 
 /// The number of the on-disk format, in the manifest and in each segment: what
 /// new files are written with. 2 brought records that move and drop messages,
-/// snapshots, segments that are gone, and generations.
-pub const FORMAT: u32 = 2;
+/// snapshots, segments that are gone, and generations; 3 messages that are set
+/// aside because they cannot be read.
+pub const FORMAT: u32 = 3;
 
 /// The oldest format that is still read. A file once written stays readable.
 pub const FORMAT_OLDEST: u32 = 1;

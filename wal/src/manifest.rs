@@ -124,7 +124,7 @@ impl Manifest {
             ManifestError::Broken(format!("it is damaged: {}", error.message()))
         })?;
         if fields.generation.is_some() != (fields.format >= 2) {
-            return Err(broken("a generation belongs to format 2 and to no other"));
+            return Err(broken("a generation belongs to format 2 and to those after it"));
         }
         let manifest = fields.manifest().ok_or_else(|| broken("a seed or salt is damaged"))?;
         if fields.checksum != format!("{:08x}", manifest.checksum()) {
@@ -203,7 +203,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            format: 2,
+            format: 3,
             shards: 2,
             seed: [1, u64::MAX],
             salts: vec![0x0123_4567_89ab_cdef, 7],
@@ -217,6 +217,23 @@ mod tests {
         let expected = "\
             # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
             # do not edit it, and keep it in every backup.\n\
+            format = 3\n\
+            shards = 2\n\
+            segment_bytes = 67108864\n\
+            generation = 3\n\
+            seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
+            salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
+            checksum = \"6882f696\"\n";
+        assert_eq!(manifest().encode(), expected);
+        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+    }
+
+    /// The text of those in between.
+    #[test]
+    fn golden_text_of_format_2() {
+        let written = "\
+            # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
+            # do not edit it, and keep it in every backup.\n\
             format = 2\n\
             shards = 2\n\
             segment_bytes = 67108864\n\
@@ -224,8 +241,9 @@ mod tests {
             seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
             salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
             checksum = \"ec6454d3\"\n";
-        assert_eq!(manifest().encode(), expected);
-        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+        let manifest = Manifest { format: 2, ..manifest() };
+        assert_eq!(Manifest::decode(written).unwrap(), manifest);
+        assert_eq!(manifest.encode(), written);
     }
 
     /// The text that the first versions wrote.
@@ -253,10 +271,10 @@ mod tests {
             let said = Manifest::decode(&text).unwrap_err().to_string();
             assert!(said.contains(word), "{said}");
         };
-        check("format = 2", "format = 3", "format is 3");
-        check("format = 2\n", "", "which format");
-        check("format = 2", "format = -1", "format is");
-        check("format = 2", "format = 1", "generation");
+        check("format = 3", "format = 4", "format is 4");
+        check("format = 3\n", "", "which format");
+        check("format = 3", "format = -1", "format is");
+        check("format = 3", "format = 1", "generation");
         check("generation = 3\n", "", "generation");
         check("generation = 3", "generation = 4", "checksum");
         check("shards = 2", "shards = 3", "checksum");

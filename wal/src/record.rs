@@ -135,6 +135,75 @@ pub enum Record<'a> {
         /// Inbox seq of the last entry.
         last: u64,
     },
+    /// A message that waits could not be read when its turn came. Its number
+    /// leads to nothing from now on; it is kept where it is until it can be read
+    /// again, or is given up.
+    Aside {
+        /// The inbox.
+        key: UserKey,
+        /// The inbox seq it had.
+        seq: u64,
+        /// Where its record stands.
+        lsn: Lsn,
+        /// How long that is, bytes.
+        len: u32,
+        /// Who has it already.
+        had: Devices<'a>,
+    },
+    /// A message that had been set aside could be read: it waits again, in its
+    /// inbox's last place, with all its fields but the number. With a number that
+    /// is known it is a copy of the same, as [`Record::Moved`].
+    Returned {
+        /// The message, under its new number.
+        message: Message<'a>,
+        /// The number under which it was set aside.
+        from: u64,
+        /// Who has it already.
+        had: Devices<'a>,
+    },
+}
+
+impl<'a> Record<'a> {
+    /// The message that stands here, in whichever way it came here.
+    pub fn message(&self) -> Option<&Message<'a>> {
+        match self {
+            Record::Message(message)
+            | Record::Moved(message)
+            | Record::Returned { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
+    /// The message that stands here as a copy that somebody points at from now on:
+    /// as long as it is here. `None` for what is no message.
+    pub fn copied(&self) -> Option<Record<'a>> {
+        match *self {
+            Record::Message(message) | Record::Moved(message) => Some(Record::Moved(message)),
+            Record::Returned { .. } => Some(*self),
+            _ => None,
+        }
+    }
+}
+
+/// Devices of a user, by id, as they stand in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Devices<'a>(&'a [[u8; 8]]);
+
+impl<'a> Devices<'a> {
+    /// Those with these ids, each little-endian; at most 255.
+    pub fn new(ids: &'a [[u8; 8]]) -> Devices<'a> {
+        assert!(ids.len() <= usize::from(u8::MAX), "a user has few devices");
+        Devices(ids)
+    }
+
+    /// Their ids.
+    pub fn iter(self) -> impl Iterator<Item = u64> + 'a {
+        self.0.iter().copied().map(u64::from_le_bytes)
+    }
+
+    fn len(self) -> usize {
+        8 * self.0.len()
+    }
 }
 
 /// Why bytes are not a record.
@@ -167,8 +236,9 @@ impl std::error::Error for Malformed {}
 pub fn encoded_len(record: &Record<'_>) -> usize {
     HEADER_BYTES
         + match record {
-            Record::Message(m) | Record::Moved(m) => {
-                MESSAGE_FIXED + m.to.len() + m.from.len() + m.body.len()
+            Record::Message(m) | Record::Moved(m) => message_len(m),
+            Record::Returned { message, had, .. } => {
+                RETURNED_FIXED + had.len() + message_len(message)
             }
             Record::Ack { .. } => ACK_FIXED,
             Record::Device { name, .. } => DEVICE_FIXED + name.len(),
@@ -176,7 +246,12 @@ pub fn encoded_len(record: &Record<'_>) -> usize {
             Record::Floor { name, .. } => FLOOR_FIXED + name.len(),
             Record::Consumed { name, .. } => CONSUMED_FIXED + name.len(),
             Record::Dropped { .. } => DROPPED_FIXED,
+            Record::Aside { had, .. } => ASIDE_FIXED + had.len(),
         }
+}
+
+fn message_len(m: &Message<'_>) -> usize {
+    MESSAGE_FIXED + m.to.len() + m.from.len() + m.body.len()
 }
 
 /// Reads one record whose checksum has been verified before, or which never
@@ -221,8 +296,10 @@ const KIND_FLOOR: u8 = 6;
 const KIND_CONSUMED: u8 = 7;
 const KIND_MOVED: u8 = 8;
 const KIND_DROPPED: u8 = 9;
+const KIND_ASIDE: u8 = 10;
+const KIND_RETURNED: u8 = 11;
 /// The last kind there is.
-pub(crate) const KIND_LAST: u8 = KIND_DROPPED;
+pub(crate) const KIND_LAST: u8 = KIND_RETURNED;
 
 /// Header flag of an Ack that names one entry only.
 const FLAG_EXACT: u8 = 1;
@@ -238,6 +315,9 @@ const SEEN_FIXED: usize = 16 + 8;
 const FLOOR_FIXED: usize = 16 + 8;
 const CONSUMED_FIXED: usize = 2 * 16 + 2 * 8;
 const DROPPED_FIXED: usize = 16 + 2 * 8;
+const ASIDE_FIXED: usize = 16 + 2 * 8 + 4 + 1;
+/// Beside what every message has.
+const RETURNED_FIXED: usize = 8 + 1;
 
 /// A record's first 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -332,6 +412,17 @@ pub(crate) fn encode(record: &Record<'_>, bytes: &mut [u8]) {
             put.u64(first);
             put.u64(last);
         }
+        &Record::Aside { seq, lsn, len, had, .. } => {
+            put.u64(seq);
+            put.u64(lsn);
+            put.u32(len);
+            put_devices(&mut put, had);
+        }
+        &Record::Returned { ref message, from, had } => {
+            put.u64(from);
+            put_devices(&mut put, had);
+            put_message(&mut put, message);
+        }
     }
     assert!(put.rest.is_empty(), "encoded_len and encode agree");
 }
@@ -368,7 +459,14 @@ fn identity(record: &Record<'_>) -> (u8, u8, UserKey) {
         &Record::Consumed { key, .. } => (KIND_CONSUMED, 0, key),
         Record::Moved(m) => (KIND_MOVED, m.flags, m.key),
         &Record::Dropped { key, .. } => (KIND_DROPPED, 0, key),
+        &Record::Aside { key, .. } => (KIND_ASIDE, 0, key),
+        Record::Returned { message: m, .. } => (KIND_RETURNED, m.flags, m.key),
     }
+}
+
+fn put_devices(put: &mut Put<'_>, devices: Devices<'_>) {
+    put.u8(u8::try_from(devices.0.len()).expect("looked at when they were made"));
+    put.bytes(devices.0.as_flattened());
 }
 
 fn put_message(put: &mut Put<'_>, m: &Message<'_>) {
@@ -395,7 +493,7 @@ fn payload<'a>(
     h: &Header,
     take: &mut Take<'a>,
 ) -> Option<Result<(UserKey, Record<'a>), Malformed>> {
-    if !(KIND_MESSAGE..=KIND_DROPPED).contains(&h.kind) {
+    if !(KIND_MESSAGE..=KIND_LAST).contains(&h.kind) {
         return Some(Err(Malformed::Kind(h.kind)));
     }
     let key = UserKey(take.u128()?);
@@ -404,6 +502,11 @@ fn payload<'a>(
         let is_moved = h.kind == KIND_MOVED;
         let record = if is_moved { Record::Moved(message) } else { Record::Message(message) };
         return Some(Ok((key, record)));
+    }
+    if h.kind == KIND_RETURNED {
+        let (from, had) = (take.u64()?, take_devices(take)?);
+        let message = take_message(h.flags, key, take)?;
+        return Some(Ok((key, Record::Returned { message, from, had })));
     }
     let flag = match h.flags {
         0 => false,
@@ -431,12 +534,21 @@ fn payload<'a>(
             }
             Record::Dropped { key, first, last }
         }
+        KIND_ASIDE => {
+            let (seq, lsn, len) = (take.u64()?, take.u64()?, take.u32()?);
+            Record::Aside { key, seq, lsn, len, had: take_devices(take)? }
+        }
         _ => {
             let (from_key, device, send_seq) = (UserKey(take.u128()?), take.u64()?, take.u64()?);
             Record::Consumed { key, name: take.rest(), from_key, device, send_seq }
         }
     };
     Some(Ok((key, record)))
+}
+
+fn take_devices<'a>(take: &mut Take<'a>) -> Option<Devices<'a>> {
+    let count = usize::from(take.u8()?);
+    Some(Devices(take.bytes(8 * count)?.as_chunks().0))
 }
 
 fn take_message<'a>(flags: u8, key: UserKey, take: &mut Take<'a>) -> Option<Message<'a>> {
@@ -618,6 +730,32 @@ pub(crate) mod tests {
         );
     }
 
+    /// What came with format 3.
+    #[test]
+    fn golden_aside_and_returned() {
+        let check = |record: Record<'_>, expected: &str| {
+            let hex: String =
+                bytes(&record, 4144, 0xdead_beef).iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, expected);
+        };
+        let had = [7u64.to_le_bytes(), 0u64.to_le_bytes()];
+        let had = Devices::new(&had);
+        assert_eq!(had.iter().collect::<Vec<u64>>(), [7, 0]);
+        let key = message(b"").key;
+        check(
+            Record::Aside { key, seq: 7, lsn: 4096, len: 125, had },
+            "4500000002ed5873efbeadde0a000807100f0e0d0c0b0a0908070605040302010700000000000000\
+             00100000000000007d0000000207000000000000000000000000000000",
+        );
+        check(
+            Record::Returned { message: message(b"hello"), from: 3, had },
+            "96000000393abfb0efbeadde0b050807100f0e0d0c0b0a0908070605040302010300000000000000\
+             0207000000000000000000000000000000018bcfe568007000800300010002000000fffefdfcfbfa\
+             f9f8f7f6f5f4f3f2f10700000000000000444433332222111109000000000000000168e5cf8b0100\
+             000130646a8c0100000100000003000500626f62616c69636568656c6c6f",
+        );
+    }
+
     #[test]
     fn a_range_that_ends_before_it_begins_is_malformed() {
         let key = message(b"").key;
@@ -652,6 +790,8 @@ pub(crate) mod tests {
         check(|b| b[109] = 1, Malformed::Payload); // name beyond the record
         check(|b| b[0] += 1, Malformed::Length);
         check(|b| b.truncate(15), Malformed::Length);
+        // More devices than there are bytes for.
+        check(|b| (b[12], b[40]) = (KIND_RETURNED, 255), Malformed::Payload);
     }
 
     /// An owned record, so that proptest can make and shrink it.
@@ -664,15 +804,21 @@ pub(crate) mod tests {
         flags: u8,
         class: bool,
         body: Vec<u8>,
+        len: u32,
+        had: Vec<[u8; 8]>,
     }
 
     impl Owned {
+        fn had(&self) -> Devices<'_> {
+            Devices::new(&self.had)
+        }
+
         pub(crate) fn record(&self) -> Record<'_> {
             let (key, from_key) = (UserKey(self.keys.0), UserKey(self.keys.1));
             let [device, seq, send_seq, time_ms, expires_ms] = self.numbers;
             let name = &self.names.0[..];
             match self.kind {
-                0 | 6 => {
+                0 | 6 | 8 => {
                     let message = Message {
                         key,
                         to: name,
@@ -688,14 +834,18 @@ pub(crate) mod tests {
                         flags: self.flags,
                         body: &self.body,
                     };
-                    let is_moved = self.kind == 6;
-                    if is_moved { Record::Moved(message) } else { Record::Message(message) }
+                    match self.kind {
+                        0 => Record::Message(message),
+                        6 => Record::Moved(message),
+                        _ => Record::Returned { message, from: send_seq, had: self.had() },
+                    }
                 }
                 1 => Record::Ack { key, device, seq, exact: self.class },
                 2 => Record::Device { key, name, device, cursor: seq, gone: self.class },
                 3 => Record::Seen { key, name, at_s: time_ms },
                 4 => Record::Floor { key, name, seq },
                 5 => Record::Consumed { key, name, from_key, device, send_seq },
+                7 => Record::Aside { key, seq, lsn: time_ms, len: self.len, had: self.had() },
                 _ => Record::Dropped { key, first: seq.min(send_seq), last: seq.max(send_seq) },
             }
         }
@@ -705,22 +855,17 @@ pub(crate) mod tests {
     pub(crate) fn any_record(body_max: usize) -> impl Strategy<Value = Owned> {
         let name = || prop::collection::vec(any::<u8>(), 0..20);
         (
-            0..8u8,
+            0..10u8,
             any::<(u128, u128)>(),
             any::<[u64; 5]>(),
             (name(), name()),
             any::<u8>(),
             any::<bool>(),
             prop::collection::vec(any::<u8>(), 0..=body_max),
+            (any::<u32>(), prop::collection::vec(any::<[u8; 8]>(), 0..4)),
         )
-            .prop_map(|(kind, keys, numbers, names, flags, class, body)| Owned {
-                kind,
-                keys,
-                numbers,
-                names,
-                flags,
-                class,
-                body,
+            .prop_map(|(kind, keys, numbers, names, flags, class, body, (len, had))| {
+                Owned { kind, keys, numbers, names, flags, class, body, len, had }
             })
     }
 

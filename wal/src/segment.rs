@@ -178,19 +178,23 @@ mod tests {
         let hex: String = block[..44].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "6972697357414c0a0200000003000000bbaa00000000000000001000000000000000100000000000\
-             00af6360"
+            "6972697357414c0a0300000003000000bbaa00000000000000001000000000000000100000000000\
+             cb7fc55d"
         );
         assert!(block[44..].iter().all(|byte| *byte == 0));
     }
 
     #[test]
-    fn golden_header_of_format_1() {
-        let hex = "6972697357414c0a0100000003000000bbaa00000000000000001000000000000000100000000000\
-             5dde8826";
-        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-        let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
-        assert_eq!(MINE.expect(&block), Ok(()));
+    fn golden_headers_of_older_formats() {
+        for (format, checksum) in [("01", "5dde8826"), ("02", "00af6360")] {
+            let hex = format!(
+                "6972697357414c0a{format}00000003000000bbaa0000000000000000100000000000000010\
+                 0000000000{checksum}"
+            );
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            assert_eq!(MINE.expect(&block), Ok(()));
+        }
     }
 
     #[test]
@@ -212,8 +216,8 @@ mod tests {
         let mut block = MINE.encode();
         block[20] ^= 1;
         assert_eq!(MINE.expect(&block), Err(HeaderError::Checksum));
-        block[8] = 3;
-        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(3)));
+        block[8] = 4;
+        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(4)));
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
             assert!(MINE.expect(&MINE.encode()[..len]).is_err());

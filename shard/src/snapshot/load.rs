@@ -8,7 +8,7 @@ use wal::record::Malformed;
 use wire::id::UserKey;
 use wire::limits::DEVICES_MAX;
 
-use super::slice::{ACKED_BY_V1, ENTRIES, ENTRY_BYTES, PAIRS, USER};
+use super::slice::{ACKED_BY_V1, ASIDE, ENTRIES, ENTRY_BYTES, HAD_BY, PAIRS, SHELVED_BYTES, USER};
 use crate::dedup::{PAIR_BYTES, Pair};
 use crate::inbox::{Entry, HOLES_MAX, Inbox};
 use crate::user::{Device, Devices, UserIndex, Users};
@@ -56,6 +56,18 @@ impl Loader {
             ENTRIES => {
                 let (inbox, last) = self.inbox(users)?;
                 load_entries(take, inbox, last)
+            }
+            ASIDE => {
+                let (inbox, _) = self.inbox(users)?;
+                let count = take.u32()? as usize;
+                for bytes in
+                    take.bytes(count.checked_mul(SHELVED_BYTES)?)?.as_chunks::<SHELVED_BYTES>().0
+                {
+                    let (seq, entry) = bytes.split_first_chunk().expect("a number stands first");
+                    let entry = take_entry(entry.try_into().expect("and a place after it"));
+                    inbox.set_aside(u64::from_le_bytes(*seq), entry);
+                }
+                Some(())
             }
             PAIRS => {
                 let (inbox, _) = self.inbox(users)?;
@@ -114,13 +126,17 @@ fn load_entries(take: &mut Take<'_>, inbox: &mut Inbox, last: u64) -> Option<()>
     if start.checked_add(count as u64)? > last + 1 {
         return None;
     }
-    let entries = bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(|bytes| {
-        let parts = bytes.as_chunks::<4>().0;
-        let word = |n: usize| u32::from_le_bytes(parts[n]);
-        let (lsn, len) = (u64::from(word(1)) << 32 | u64::from(word(0)), word(2));
-        Entry::new(lsn, len & !ACKED_BY_V1, len & ACKED_BY_V1 != 0)
-    });
+    let entries = bytes.as_chunks::<ENTRY_BYTES>().0.iter().map(take_entry);
     inbox.load(start, entries).then_some(())
+}
+
+fn take_entry(bytes: &[u8; ENTRY_BYTES]) -> Entry {
+    let parts = bytes.as_chunks::<4>().0;
+    let word = |n: usize| u32::from_le_bytes(parts[n]);
+    let (lsn, len) = (u64::from(word(1)) << 32 | u64::from(word(0)), word(2));
+    let had_by = (len & HAD_BY) >> HAD_BY.trailing_zeros();
+    let acked_by_v1 = len & ACKED_BY_V1 != 0;
+    Entry { lsn, len: len & !(ACKED_BY_V1 | HAD_BY), acked_by_v1, had_by: had_by as u8 }
 }
 
 /// Reads fields off the front of a slice; `None` once they run out.

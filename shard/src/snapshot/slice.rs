@@ -5,26 +5,29 @@
 //! ```text
 //! 1 user     key 16 | last seen 4 | as of 8 | first 8 | last 8 | has inbox 1 |
 //!            devices 1, each: id 8, cursor 8 | name 2 + its bytes
-//! 2 entries  first seq 8 | count 4, each: lsn 8, length and v1's flag 4
+//! 2 entries  first seq 8 | count 4, each: lsn 8, length, who had it and v1's flag 4
 //! 3 pairs    count 4, each 32
+//! 4 aside    count 4, each: seq 8, lsn 8, length and who had it 4
 //! ```
 //!
-//! Entries and pairs belong to the user before them; a long inbox has several
-//! of both. Integers are little-endian. A user without a name, the first one,
+//! All of these belong to the user before them; a long inbox has several of
+//! each. What is aside comes before the entries. Integers are little-endian. A user without a name, the first one,
 //! is nobody: its last number is the one above which the inboxes of new users
 //! begin (see `salvage`).
 //!
 //! A user's head is exact as of the log's end when it was encoded; replay skips
-//! what stands in the log before that. Entries and pairs of a long inbox may be
-//! newer than their head: what happened to them in between only burned, moved,
-//! gave up or raised something, and does so again in the replay without harm.
+//! what stands in the log before that. What follows of a long inbox may be
+//! newer than its head: what happened to it in between only burned, moved, gave
+//! up, set aside, brought back or raised something, and does so again in the replay without harm.
 
 use wal::Lsn;
 use wire::id::UserKey;
+use wire::limits::DEVICES_MAX;
 
 use super::Slice;
 use crate::Shard;
 use crate::dedup::PAIR_BYTES;
+use crate::inbox::Entry;
 use crate::user::{Devices, Name, User, UserIndex};
 
 /// Holes in a row that one slice looks at.
@@ -33,10 +36,14 @@ const HOLES_AT_ONCE: u64 = 1 << 16;
 pub(super) const USER: u8 = 1;
 pub(super) const ENTRIES: u8 = 2;
 pub(super) const PAIRS: u8 = 3;
+pub(super) const ASIDE: u8 = 4;
 
 pub(super) const ENTRY_BYTES: usize = 12;
+pub(super) const SHELVED_BYTES: usize = 8 + ENTRY_BYTES;
 /// In an entry's length: protocol v1 has acknowledged it.
 pub(super) const ACKED_BY_V1: u32 = 1 << 31;
+/// In it, too: by position, the devices that have had it under another number.
+pub(super) const HAD_BY: u32 = ((1 << DEVICES_MAX) - 1) << (31 - DEVICES_MAX);
 
 /// How far a snapshot is encoded.
 pub(crate) struct Taking {
@@ -52,6 +59,12 @@ pub(crate) struct Taking {
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Head,
+    /// What is aside, from this seq on; then the entries.
+    Aside {
+        from: u64,
+        next: u64,
+        last: u64,
+    },
     /// From this seq on, up to the last one its head knew.
     Entries {
         next: u64,
@@ -97,6 +110,7 @@ impl Shard {
             let was_entries = matches!(taking.part, Part::Entries { .. });
             taking.part = match taking.part {
                 Part::Head => put_head(user, as_of, out),
+                Part::Aside { from, next, last } => put_shelf(user, from, (next, last), room, out),
                 Part::Entries { next, last } => put_entries(user, next, last, room, out),
                 Part::Pairs(walk) => {
                     let (part, count) = put_pairs(user, walk, taking.pairs_from_h, room, out);
@@ -109,6 +123,7 @@ impl Shard {
             // Looking at holes and at empty buckets takes time as well.
             let is_slow = match taking.part {
                 Part::Head => false,
+                Part::Aside { .. } => false,
                 Part::Entries { .. } => was_entries && out.len() == before,
                 Part::Pairs(_) => !was_entries,
             };
@@ -157,9 +172,44 @@ pub(super) fn put_head(user: &User, as_of: Lsn, out: &mut Vec<u8>) -> Part {
     out.extend_from_slice(&name_len.to_le_bytes());
     out.extend_from_slice(&user.name);
     match inbox {
+        Some(inbox) if inbox.shelf().is_some() => Part::Aside { from: 0, next: first, last },
         Some(_) => Part::Entries { next: first, last },
         None => Part::Head,
     }
+}
+
+/// As much of what is aside as there is room for.
+fn put_shelf(
+    user: &User,
+    from: u64,
+    (next, last): (u64, u64),
+    room: usize,
+    out: &mut Vec<u8>,
+) -> Part {
+    let shelf = user.inbox.as_deref().and_then(|inbox| inbox.shelf());
+    let count_at = put_run(ASIDE, 0, out);
+    let (mut count, mut at) = (0, from);
+    while let Some(it) = shelf.and_then(|shelf| shelf.from(at))
+        && (count as usize) < (room / SHELVED_BYTES).max(1)
+    {
+        out.extend_from_slice(&it.seq.to_le_bytes());
+        put_entry(&it.entry, out);
+        (count, at) = (count + 1, it.seq + 1);
+    }
+    if count == 0 {
+        out.truncate(count_at - 1);
+        return Part::Entries { next, last };
+    }
+    out[count_at..count_at + 4].copy_from_slice(&u32::to_le_bytes(count));
+    Part::Aside { from: at, next, last }
+}
+
+fn put_entry(entry: &Entry, out: &mut Vec<u8>) {
+    let flags = u32::from(entry.had_by) << HAD_BY.trailing_zeros();
+    let flags = flags | if entry.acked_by_v1 { ACKED_BY_V1 } else { 0 };
+    assert!(entry.len & (ACKED_BY_V1 | HAD_BY) == 0, "records are far shorter than 128 MiB");
+    out.extend_from_slice(&entry.lsn.to_le_bytes());
+    out.extend_from_slice(&(entry.len | flags).to_le_bytes());
 }
 
 /// One run of entries without a hole in it.
@@ -178,10 +228,7 @@ fn put_entries(user: &User, next: u64, last: u64, room: usize, out: &mut Vec<u8>
     let mut count = 0;
     for seq in (start..=last).take_while(waits).take((room / ENTRY_BYTES).max(1)) {
         let entry = inbox.entry(seq).expect("it waits");
-        assert!(entry.len < ACKED_BY_V1, "records are far shorter than 2 GiB");
-        let flag = if entry.acked_by_v1 { ACKED_BY_V1 } else { 0 };
-        out.extend_from_slice(&entry.lsn.to_le_bytes());
-        out.extend_from_slice(&(entry.len | flag).to_le_bytes());
+        put_entry(entry, out);
         count += 1;
     }
     out[count_at..count_at + 4].copy_from_slice(&u32::to_le_bytes(count));

@@ -84,6 +84,10 @@ pub(crate) struct Life {
     taking: Option<Taken>,
     pub(crate) kept: Vec<Taken>,
     slice_bytes: usize,
+    /// Records that cannot be read for now.
+    rotten: BTreeSet<Lsn>,
+    /// Places that were called damaged.
+    pub(crate) told: Vec<Lsn>,
 }
 
 /// What happens next: which, who, to whom, how much.
@@ -105,6 +109,8 @@ impl Life {
             taking: None,
             kept: Vec::new(),
             slice_bytes,
+            rotten: BTreeSet::new(),
+            told: Vec::new(),
         }
     }
 
@@ -119,6 +125,7 @@ impl Life {
             8 => self.log_in(slot, u64::from(much) % 5),
             9 => self.pass(u64::from(much) % 100),
             10 | 11 => self.commit(),
+            12 => self.rot(usize::from(whom) % 3, much),
             _ => self.take_snapshot(),
         }
         self.carry_out();
@@ -217,6 +224,19 @@ impl Life {
         }
     }
 
+    /// Something that waits cannot be read any more, or all can again.
+    fn rot(&mut self, whom: usize, much: u16) {
+        if much.is_multiple_of(3) {
+            return self.rotten.clear();
+        }
+        let key = self.shard.hasher.key(NAMES[whom].as_bytes());
+        let Some(at) = self.shard.users.find(key) else { return };
+        let waiting: Vec<Lsn> = self.shard.users[at].waiting().map(|entry| entry.lsn).collect();
+        if !waiting.is_empty() {
+            self.rotten.insert(waiting[usize::from(much) % waiting.len()]);
+        }
+    }
+
     fn pass(&mut self, minutes: u64) {
         self.now.wall_ms += minutes * MINUTE_MS;
         self.now.mono_ns += minutes * MINUTE_MS * 1_000_000;
@@ -272,7 +292,11 @@ impl Life {
         assert!(!self.discarded.contains(&segment::index(lsn, SEGMENT)), "{lsn} was discarded");
         let end =
             segment::base(segment::index(lsn, SEGMENT) + 1, SEGMENT).min(lsn + u64::from(len));
-        self.disk[lsn as usize..self.disk.len().min(end as usize)].to_vec()
+        let mut bytes = self.disk[lsn as usize..self.disk.len().min(end as usize)].to_vec();
+        for rotten in self.rotten.range(lsn..lsn + bytes.len() as u64) {
+            bytes[(rotten - lsn) as usize] ^= 1;
+        }
+        bytes
     }
 
     fn carry_out(&mut self) {
@@ -294,7 +318,7 @@ impl Life {
                         self.feed(Input::Surveyed { lsn, bytes: Some(&bytes) });
                     }
                     Effect::Discard { segment } => assert!(self.discarded.insert(segment)),
-                    Effect::Damaged { lsn } => panic!("{lsn} is called damaged"),
+                    Effect::Damaged { lsn } => self.told.push(lsn),
                 }
             }
         }
@@ -414,6 +438,8 @@ pub(crate) fn view(shard: &mut Shard) -> Vec<String> {
         let Some(inbox) = &user.inbox else { continue };
         lines.push(format!("  {}..={} {}", inbox.first_seq(), inbox.last_seq(), inbox.bytes()));
         lines.extend(inbox.entries().map(|(seq, entry)| format!("  {seq} {entry:?}")));
+        let shelf = inbox.shelf().into_iter().flat_map(|shelf| shelf.iter());
+        lines.extend(shelf.map(|it| format!("  aside {} {:?}", it.seq, it.entry)));
         let mut pairs: Vec<_> = inbox.pairs().iter().map(|pair| format!("  {pair:?}")).collect();
         pairs.sort();
         lines.extend(pairs);
@@ -493,7 +519,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_never_panics(slice in prop::collection::vec(any::<u8>(), 0..300), tag in 0u8..4) {
+    fn garbage_never_panics(slice in prop::collection::vec(any::<u8>(), 0..300), tag in 0u8..5) {
         let mut users = Users::new(10);
         let mut loader = Loader::default();
         let _ = loader.slice(&slice, &mut users);

@@ -5,7 +5,7 @@ mod desk;
 mod clean;
 mod crash;
 mod flow;
-mod missed;
+mod shelf;
 mod snapshot;
 mod v1;
 mod v2;

@@ -274,9 +274,9 @@ fn segments_that_do_not_belong_are_named() {
     check(
         &|dir| {
             let file = File::options().write(true).open(path(dir, 2)).unwrap();
-            file.write_all_at(&3u32.to_le_bytes(), 8).unwrap();
+            file.write_all_at(&9u32.to_le_bytes(), 8).unwrap();
         },
-        "format 3",
+        "format 9",
     );
     check(
         &|dir| File::options().write(true).open(path(dir, 2)).unwrap().set_len(9000).unwrap(),
@@ -361,7 +361,7 @@ fn another_format_or_a_lost_shard_is_refused() {
 
     let manifest = dir.path().join("manifest.toml");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("format = 2", "format = 9")).unwrap();
+    fs::write(&manifest, text.replace("format = 3", "format = 9")).unwrap();
     let error = refusal(dir.path(), options(None));
     assert!(matches!(error, DataDirError::OtherFormat { written: 9, .. }), "{error}");
     fs::write(&manifest, [0xff, 0xfe]).unwrap();
