@@ -314,3 +314,23 @@ fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<Fil
     }
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_space_of_a_deleted_segment_comes_back_in_steps() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * SHRINK_BYTES + 1).unwrap();
+        let len = |file: &File| file.metadata().unwrap().len();
+        let seen = file.try_clone().unwrap();
+        let remains = Remains { len: len(&file), file };
+        let remains = remains.shrink().expect("two steps are left");
+        assert_eq!(len(&seen), SHRINK_BYTES + 1);
+        let remains = remains.shrink().expect("one step is left");
+        assert_eq!(len(&seen), 1);
+        assert!(remains.shrink().is_none());
+        assert_eq!(len(&seen), 0);
+    }
+}
