@@ -323,6 +323,7 @@ impl World {
         }
         self.begin_snapshots();
         self.others_write();
+        self.decay_awake();
         if !self.cores.is_empty() {
             self.trouble();
         }
@@ -425,6 +426,7 @@ impl World {
             &mut knobs.restart,
             &mut knobs.sync_fails,
             &mut knobs.decay,
+            &mut knobs.decay_awake,
         ] {
             *fault = 0;
         }

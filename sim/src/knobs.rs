@@ -93,6 +93,8 @@ pub struct Knobs {
     pub(crate) stays_tight: bool,
     /// Durable bytes rot while the server is down.
     pub(crate) decay: u32,
+    /// Durable bytes rot while it is up.
+    pub(crate) decay_awake: u32,
     /// They do at some time in this world.
     pub(crate) may_decay: bool,
 
@@ -125,6 +127,8 @@ impl Knobs {
         let body_bytes_max = chance.pick(&[64, 600, 3000]);
         let is_bounded = fails && fault.below(3) == 0;
         let decay = if fails { rarely(fault, 900) } else { 0 };
+        // A stream of its own: it came later.
+        let decay_awake = if fails { rarely(&mut Chance::new(seed.rotate_left(8)), 8) } else { 0 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -187,7 +191,8 @@ impl Knobs {
             space_retry_ns: fault.pick(&[50, 200, 1000]) * MS,
             stays_tight: fault.below(2) == 0,
             decay,
-            may_decay: decay > 0,
+            decay_awake,
+            may_decay: decay + decay_awake > 0,
 
             is_steady: false,
         };
@@ -242,6 +247,7 @@ impl Knobs {
             sync_fails: 0,
             segments_max: 0,
             decay: 0,
+            decay_awake: 0,
             may_decay: false,
             is_steady: true,
             ..self

@@ -160,6 +160,10 @@ impl Model {
                     self.before.letters.insert(*id, place);
                 }
             }
+            for id in old.aside.values().filter(|id| !waiting.contains(id)) {
+                self.before.letters.remove(id);
+                lost.push(*id);
+            }
             // What was lost before may be found again, in an older copy.
             for (seq, id) in inbox.entries.iter() {
                 let place = Place { shard: None, end: 0, inbox_seq: *seq };

@@ -29,7 +29,12 @@ impl World {
     /// At rest: the first shard whose segments are too many, in words.
     pub(crate) fn waiting_space(&mut self) -> Option<String> {
         let shards = if self.knobs.stores { self.cores.len() } else { 0 };
-        let over = (0..shards).find(|at| self.surplus(*at) > self.knobs.log.segment_bytes)?;
+        // Damaged segments stay until a repair.
+        let is_over = |world: &mut World, at: usize| {
+            let is_whole = !world.layout.disks[at].has_rotted();
+            is_whole && world.surplus(at) > world.knobs.log.segment_bytes
+        };
+        let over = (0..shards).find(|at| is_over(self, *at))?;
         Some(format!("shard {over} to free {} bytes", self.surplus(over)))
     }
 

@@ -34,6 +34,8 @@ pub struct Stats {
     pub decayed: u64,
     /// Manifests in which a bit flipped.
     pub manifests_rotten: u64,
+    /// Times that a shard came across them while it was up.
+    pub told_damaged: u64,
     /// Starts refused because of them.
     pub refused_for_damage: u64,
     /// Log ends that rotted and were cut.
@@ -92,6 +94,7 @@ impl Stats {
         self.rescues += other.rescues;
         self.decayed += other.decayed;
         self.manifests_rotten += other.manifests_rotten;
+        self.told_damaged += other.told_damaged;
         self.refused_for_damage += other.refused_for_damage;
         self.cut_by_rot += other.cut_by_rot;
         self.repairs += other.repairs;

@@ -185,9 +185,7 @@ impl World {
                     self.start_survey(shard, lsn, len_min, len);
                 }
                 Effect::Discard { segment } => self.delete(shard, segment),
-                Effect::Damaged { lsn } => {
-                    self.violate(format!("shard {shard} calls {lsn} damaged on a good disk"));
-                }
+                Effect::Damaged { lsn } => self.watch_damaged(shard, lsn),
             }
         }
         out.clear();

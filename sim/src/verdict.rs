@@ -39,6 +39,47 @@ impl World {
         }
     }
 
+    /// They rot while it is up: who reads there is told, and passes over it.
+    pub(crate) fn decay_awake(&mut self) {
+        for shard in 0..self.cores.len() {
+            if !self.fault_chance.permille(self.knobs.decay_awake) {
+                continue;
+            }
+            let Some(at) = self.layout.disks[shard].decay(&mut self.fault_chance) else { continue };
+            self.note("bytes rot under the server: shard, lsn", [shard as u64, at, 0, 0]);
+            self.stats.decayed += 1;
+            self.scar(shard);
+        }
+    }
+
+    /// A shard calls something damaged.
+    pub(crate) fn watch_damaged(&mut self, shard: usize, lsn: Lsn) {
+        let bytes = self.knobs.log.segment_bytes;
+        let base = lsn / bytes * bytes;
+        if !self.layout.disks[shard].is_hit(base, base + bytes) {
+            self.violate(format!("shard {shard} calls {lsn} damaged on a good disk"));
+        }
+        self.stats.told_damaged += 1;
+    }
+
+    /// Whether this need not arrive: it is damaged, or stands in an inbox beside
+    /// such a one, and each device that waits for it has it.
+    pub(crate) fn is_beside_damage(&self, user: u16, seq: u64, id: LetterId) -> bool {
+        let inbox = self.model.inbox(user);
+        let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());
+        let disk = &self.layout.disks[usize::from(owner.owner(self.layout.shards))];
+        let is_hit = |seq: u64| inbox.place(seq).is_some_and(|(from, to)| disk.is_hit(from, to));
+        if is_hit(seq) {
+            return true;
+        }
+        let has = |device: &u64| {
+            let mut devices = self.devices.iter().filter(|it| it.user == user);
+            devices.any(|it| it.id == *device && it.seen.contains(&id))
+        };
+        let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
+        inbox.kept().any(|(seq, _)| is_hit(seq)) && due.all(has)
+    }
+
     /// A bit of the manifest flips: it is refused with words, or says what it
     /// said, and its copy is whole.
     ///
@@ -114,7 +155,7 @@ impl World {
                     continue;
                 }
                 let Some((from, to)) = inbox.place(seq) else { continue };
-                let is_cut = from >= finding.end;
+                let is_cut = to > finding.end;
                 let is_hit = disk.is_hit(from, to) || is_cut;
                 let is_told = is_cut
                     || finding.lost.iter().any(|(lost, end)| *lost < to && from < *end)
@@ -122,7 +163,8 @@ impl World {
                 if !is_hit && self.ledger.get(id).expiry_s == 0 {
                     return Err(format!(
                         "letter {id} (inbox seq {seq}, {from}..{to} of shard {shard}) is not damaged \
-                         and a repair does not find it"
+                         and a repair does not find it; devices {:?}, left {left:?}, acked {:?}",
+                        inbox.devices, inbox.acked_by_v1
                     ));
                 }
                 if !is_told && self.ledger.get(id).expiry_s == 0 {
@@ -190,10 +232,12 @@ impl World {
     fn check_cut(&self, shard: usize, end: Lsn) -> Result<(), String> {
         let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
         let durable = disk.durable();
-        if end < durable && !disk.is_hit(end, durable) {
+        // A snapshot may vouch for half a commit.
+        let commit = end / BLOCK as Lsn * BLOCK as Lsn;
+        if end < durable && !disk.is_hit(commit, durable) {
             return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
         }
-        for at in (end..durable).step_by(BLOCK) {
+        for at in (end.next_multiple_of(BLOCK as Lsn)..durable).step_by(BLOCK) {
             let bytes = disk.record_there(at, (durable - at).min(BLOCK as u64) as u32);
             let mut said = Survey::new(salt, 0);
             said.segment(at, bytes.unwrap_or_default());

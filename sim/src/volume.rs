@@ -217,7 +217,8 @@ impl World {
             let is_current = on.life == self.life && !on.is_closing && !on.is_dismissed;
             let cursor = self.model.inbox(it.user).devices.get(&it.id).copied();
             let is_behind = it.acked > on.hello_seq && cursor.is_none_or(|it_is| it_is < it.acked);
-            is_current && is_at_rest && is_taken && is_behind
+            let is_scarred = self.model.is_scarred(it.user);
+            is_current && !is_scarred && is_at_rest && is_taken && is_behind
         });
         if let Some(it) = late {
             let what = format!(
