@@ -94,7 +94,10 @@ impl Shard {
     /// Whether something waits for what was appended to become durable: a
     /// confirmation, a delivery, or work that goes on after a write.
     pub fn awaits_log(&self) -> bool {
-        !self.gate.is_empty() || !self.starved.is_empty() || self.is_cleaning()
+        !self.gate.is_empty()
+            || !self.starved.is_empty()
+            || self.shelves.hold_back()
+            || self.is_cleaning()
     }
 
     /// Appends a record for which room was checked before.

@@ -216,7 +216,7 @@ impl Shard {
             Input::Closed { conn } => self.closed(now, conn),
             Input::Written { lsn, ok } => self.written(now, lsn, ok, out),
             Input::Read { conn, lsn, bytes } => self.read(now, conn, lsn, bytes, out),
-            Input::Storage { full } => self.storage(full),
+            Input::Storage { full } => self.storage(now, full, out),
             Input::Surveyed { lsn, bytes } => self.surveyed(now, lsn, bytes, out),
             Input::Snapshotted { start, bytes } => {
                 self.snapshotted(start, bytes);
@@ -264,10 +264,11 @@ impl Shard {
         self.flow.level()
     }
 
-    fn storage(&mut self, full: bool) {
+    fn storage(&mut self, now: Now, full: bool, out: &mut Effects) {
         self.storage_full = full;
         self.metrics.counters.storage_full = u64::from(full);
         self.room_epoch += 1;
+        self.go_on_with_shelves(now, self.log.durable(), out);
     }
 
     fn hop(

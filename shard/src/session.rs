@@ -96,7 +96,8 @@ const BAD_MASK: u8 = (1 << BAD_BITS) - 1;
 
 /// A read of the log is under way for the session.
 const READING: u8 = 1;
-/// The log had no room to give up what expired on the way to it.
+/// The log had no room to give up what expired on the way to it, or to set aside
+/// what could not be read.
 const STARVED: u8 = 2;
 
 /// Bytes that count as one in [`Session::burst`].

@@ -119,6 +119,11 @@ struct Try {
 }
 
 impl Shelves {
+    /// Whether somebody waits for the log.
+    pub(crate) fn hold_back(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Whether a device of this user must wait for the log.
     pub(crate) fn holds(&self, user: UserIndex) -> bool {
         // Nearly always there is nothing, and this is asked for all the time.

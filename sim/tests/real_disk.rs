@@ -14,9 +14,10 @@ use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
 use wal::{FORMAT, Log, LogOptions};
 
-/// Some without snapshots and cleaning, more with both, and some with other
-/// numbers of shards.
-const SEEDS: [std::ops::Range<u64>; 3] = [0..10, 10_000..10_030, 3_000_000..3_000_040];
+/// Some without snapshots and cleaning, more with both, some with other numbers
+/// of shards, and some whose disks fill, rot or fail in the sync alone.
+const SEEDS: [std::ops::Range<u64>; 4] =
+    [0..10, 10_000..10_030, 3_000_000..3_000_040, 6_000_000..6_000_030];
 
 #[test]
 fn every_start_reads_the_same_from_a_real_disk() {

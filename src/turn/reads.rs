@@ -24,6 +24,12 @@ const GAP_BYTES_MAX: u64 = 64 * 1024;
 /// After this long a read that has failed is tried for the last time.
 const LATER_NS: u64 = 1_000_000_000;
 
+/// Where a read was given up, what lies as near as this is not waited for again
+/// for a while: a lost stretch of the disk is to cost its inboxes that time once,
+/// and not once for each message.
+const NEAR_BYTES: u64 = 16 << 20;
+const GIVEN_UP_NS: u64 = 60_000_000_000;
+
 /// Who is served by one read: its buffer is taken until each has had a burst of
 /// it.
 const JOINED_MAX: usize = 8;
@@ -62,6 +68,8 @@ pub(super) struct Reads {
     count: u64,
     /// Where the sweep is.
     head: Lsn,
+    /// Where the last one was given up, and when.
+    given_up: Option<(Lsn, u64)>,
 }
 
 impl Reads {
@@ -86,12 +94,19 @@ impl Reads {
         let read = Read { is_alone: true, ..read };
         if read.len > read.len_min {
             self.push(Read { len: read.len_min.max(read.len / 2), ..read });
-        } else if !read.is_last {
+        } else if !read.is_last && !self.is_near_given_up(now_ns, read.lsn) {
             self.later.push_back((now_ns + LATER_NS, Read { is_last: true, ..read }));
         } else {
+            self.given_up = Some((read.lsn, now_ns));
             return false;
         }
         true
+    }
+
+    fn is_near_given_up(&self, now_ns: u64, lsn: Lsn) -> bool {
+        self.given_up.is_some_and(|(place, at_ns)| {
+            lsn.abs_diff(place) < NEAR_BYTES && now_ns.saturating_sub(at_ns) < GIVEN_UP_NS
+        })
     }
 
     /// Lets those wait with the others again whose time has come.
@@ -221,6 +236,21 @@ mod tests {
         reads.wake(LATER_NS + 7);
         let last = reads.next(|_, _| true)[0];
         assert!(!reads.failed(8, last));
+    }
+
+    /// What lies beside it is given up at its first failure, for a while.
+    #[test]
+    fn a_lost_stretch_is_waited_for_once() {
+        let mut reads = Reads::default();
+        let place = NEAR_BYTES;
+        let read = |lsn| Read::new(Reader::Cleaner, lsn, 10, 10);
+        assert!(reads.failed(5, read(place)));
+        reads.wake(5 + LATER_NS);
+        let last = reads.next(|_, _| true)[0];
+        assert!(!reads.failed(6 + LATER_NS, last));
+        assert!(!reads.failed(7 + LATER_NS, read(place + 100)));
+        assert!(reads.failed(7 + LATER_NS, read(place + 100 + NEAR_BYTES)), "that is far away");
+        assert!(reads.failed(7 + LATER_NS + GIVEN_UP_NS, read(place + 200)), "that is long ago");
     }
 
     #[test]

@@ -363,3 +363,27 @@ fn what_has_no_room_is_done_later() {
          > 1 deliver 4 alice b…10000",
     );
 }
+
+#[test]
+fn what_came_back_to_a_full_disk_is_stored_when_there_is_room() {
+    check_after_filling(
+        "rot b
+         1 hello bob 1
+         > 1 welcome 1..3
+         > 1 deliver 1 alice a…10000
+         > damaged 10221
+         commit
+         > 1 deliver 3 alice c…10000
+         1 ack 3
+         1 close
+         commit
+         rot b
+         storage full
+         1 hello bob 1
+         > 1 welcome 4..3
+         commit
+         storage ok
+         commit
+         > 1 deliver 4 alice b…10000",
+    );
+}
