@@ -13,7 +13,7 @@
 //! ([`Salvage::floor`]); it is in the log and in each snapshot as that of a user
 //! without a name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wal::record::{Malformed, Message, Record};
 use wal::salvage::{MESSAGE_BYTES_MIN, Rescue};
@@ -57,6 +57,9 @@ pub struct Salvage {
     missing: BTreeMap<UserIndex, Missing>,
     /// What was given up, as runs of neighbours: user, first and last seq.
     given_up: Vec<(UserIndex, u64, u64)>,
+    /// What protocol v1 acknowledged one by one while nothing stood there: copies
+    /// of it may follow, of what waited behind something else.
+    acked_by_v1: BTreeSet<(UserKey, u64)>,
 }
 
 /// What is missing in one inbox.
@@ -88,8 +91,14 @@ impl Salvage {
     /// An empty shard, whose log has segments of this size.
     pub fn new(options: Options, hasher: KeyHasher, segment_bytes: u64) -> Salvage {
         let replay = Replay::new(options, hasher, segment_bytes);
-        let (missing, given_up) = (BTreeMap::new(), Vec::new());
-        Salvage { replay, lost_bytes: 0, forgotten_ms: None, missing, given_up }
+        Salvage {
+            replay,
+            lost_bytes: 0,
+            forgotten_ms: None,
+            missing: BTreeMap::new(),
+            given_up: Vec::new(),
+            acked_by_v1: BTreeSet::new(),
+        }
     }
 
     /// What waits, in the order of the log.
@@ -236,6 +245,8 @@ impl Salvage {
     fn message(&mut self, lsn: Lsn, len: u32, message: &Message<'_>) {
         let Some(at) = self.replay.users_mut().find_or_add(message.key, message.to) else { return };
         let is_lossy = self.lost_bytes > 0;
+        let is_acked = self.acked_by_v1.contains(&(message.key, message.inbox_seq));
+        let entry = Entry::new(lsn, len, is_acked);
         let user = &mut self.replay.users_mut()[at];
         let cursor = user.cursor_min();
         let inbox = user.inbox_mut();
@@ -251,8 +262,8 @@ impl Salvage {
                 self.missing.entry(at).or_default().unknown += unknown;
             }
             raise(user, seq - 1);
-            user.inbox_mut().push(lsn, len);
-        } else if seq > cursor && inbox.put_back(seq, Entry::new(lsn, len, false)) {
+            user.inbox_mut().push_entry(entry);
+        } else if seq > cursor && inbox.put_back(seq, entry) {
             let missing = self.missing.entry(at).or_default();
             missing.unknown = missing.unknown.saturating_sub(1);
         }
@@ -300,10 +311,21 @@ impl Salvage {
         }
         let is_known = user.device_position(device).is_some();
         if matches!(record, Record::Ack { .. }) && !is_known && user.devices.len() < DEVICES_MAX {
-            let first = user.inbox.as_deref().map_or(1, |inbox| inbox.first_seq());
+            // Nobody knows what v1 had acknowledged: copies of what it had not may
+            // follow, also of what stood before all that is known.
             let is_v1 = exact && device == V1_DEVICE;
-            let cursor = if is_v1 { first - 1 } else { seq };
-            user.add_device(Device::new(device, cursor));
+            user.add_device(Device::new(device, if is_v1 { 0 } else { seq }));
+        }
+    }
+
+    /// Protocol v1 acknowledges a single message. Its cursor stays: it would pass
+    /// over numbers that lead to nothing yet, and a copy of what waits under one
+    /// of them may follow. [`Salvage::finish`] moves it.
+    fn ack_by_v1(&mut self, key: UserKey, seq: u64) {
+        let at = self.replay.users().find(key);
+        let inbox = at.and_then(|at| self.replay.users_mut()[at].inbox.as_deref_mut());
+        if !inbox.is_some_and(|inbox| inbox.mark_acked_by_v1(seq)) {
+            self.acked_by_v1.insert((key, seq));
         }
     }
 }
@@ -336,6 +358,7 @@ impl Restore for Salvage {
         self.replay.reset();
         (self.lost_bytes, self.forgotten_ms, self.missing) = (0, None, BTreeMap::new());
         self.given_up.clear();
+        self.acked_by_v1.clear();
     }
 
     fn state(&mut self, payload: &[u8]) -> Result<(), Malformed> {
@@ -363,6 +386,10 @@ impl Restore for Salvage {
             }
             Record::Moved(message) | Record::Returned { message, .. } => {
                 self.copy(lsn, len, record, message);
+            }
+            Record::Ack { key, seq, exact: true, .. } => {
+                self.expect(record);
+                self.ack_by_v1(*key, *seq);
             }
             _ => {
                 self.expect(record);
@@ -468,6 +495,34 @@ mod tests {
         assert_eq!(waiting(&[new(6), ack(9, 5), copy(5)]), [(6, 100)]);
         let dropped = Record::Dropped { key: key(), first: 5, last: 5 };
         assert_eq!(waiting(&[new(6), copy(5), dropped]), [(6, 100)]);
+    }
+
+    fn acked_by_v1(seq: u64) -> Record<'static> {
+        Record::Ack { key: key(), device: V1_DEVICE, seq, exact: true }
+    }
+
+    fn registered(device: u64, cursor: u64) -> Record<'static> {
+        Record::Device { key: key(), name: NAME, device, cursor, gone: false }
+    }
+
+    /// Protocol v1 leaves gaps in what it acknowledges; what waits in one of them
+    /// may have nothing left but a copy.
+    #[test]
+    fn a_copy_stands_behind_single_acknowledgements() {
+        let (new, copy) = (|seq| Record::Message(message(seq)), |seq| Record::Moved(message(seq)));
+        let v1 = registered(V1_DEVICE, 0);
+        // What is acknowledged behind it stays in line until its turn comes.
+        let records = [v1, new(3), acked_by_v1(3), copy(2), new(4)];
+        assert_eq!(waiting(&records), [(2, 103), (3, 101), (4, 104)]);
+        let records = [&records[..], &[acked_by_v1(2)]].concat();
+        assert_eq!(waiting(&records), [(4, 104)]);
+        // Where its registration is lost, too.
+        assert_eq!(waiting(&[new(78), acked_by_v1(66), copy(71)]), [(71, 102), (78, 100)]);
+        // And not what was acknowledged, be it before its user is known.
+        let records = [acked_by_v1(75), new(78), acked_by_v1(73), copy(71), copy(73), copy(75)];
+        assert_eq!(waiting(&records), [(71, 103), (73, 104), (75, 105), (78, 101)]);
+        let records = [&records[..], &[acked_by_v1(71)]].concat();
+        assert_eq!(waiting(&records), [(78, 101)]);
     }
 
     /// Numbers before the first one, and the one among them that is filled.
