@@ -251,8 +251,10 @@ impl Salvage {
         let cursor = user.cursor_min();
         let inbox = user.inbox_mut();
         let seq = message.inbox_seq;
-        if cursor == 0 && inbox.len() == 0 && inbox.first_seq().saturating_sub(seq) > HOLES_MAX {
+        let is_far_below = inbox.first_seq().saturating_sub(seq) > HOLES_MAX;
+        if seq > cursor && inbox.len() == 0 && is_far_below {
             // It began at the floor of those who are not known, and was known.
+            // Its devices may have been heard of before its messages.
             inbox.begin_at(seq.max(1));
         }
         let last = inbox.last_seq();
@@ -523,6 +525,18 @@ mod tests {
         assert_eq!(waiting(&records), [(71, 103), (73, 104), (75, 105), (78, 101)]);
         let records = [&records[..], &[acked_by_v1(71)]].concat();
         assert_eq!(waiting(&records), [(78, 101)]);
+    }
+
+    /// A log that is read again after a repair without snapshots: those who are
+    /// not known begin at its floor, but this one had been known.
+    #[test]
+    fn a_device_heard_of_first_keeps_the_floor_away() {
+        let floor = Record::Floor { key: UserKey(0), name: b"", seq: 1 << 50 };
+        let new = |seq| Record::Message(message(seq));
+        assert_eq!(waiting(&[floor, registered(9, 4), ack(9, 5), new(7)]), [(7, 103)]);
+        let records = [floor, registered(V1_DEVICE, 4), acked_by_v1(5), new(7)];
+        assert_eq!(waiting(&records), [(7, 103)]);
+        assert_eq!(waiting(&[floor, registered(9, 4), ack(9, 7), new(7)]), []);
     }
 
     /// Numbers before the first one, and the one among them that is filled.
