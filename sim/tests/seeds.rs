@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 16] = [
+const NOTICE: [(u64, &str); 17] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -20,6 +20,7 @@ const NOTICE: [(u64, &str); 16] = [
     (1_008_297, "a number that a refusal used up is forgotten after a restart"),
     (1_009_272, "the same, with nothing else in the log"),
     (2_010_532, "a login left behind on a v1 connection takes over before that ends"),
+    (6_214_263, "the oracle forgets acknowledgements that a repair begun again finds"),
     (6_219_982, "a repair takes the floor of the unknown for the inbox of a known user"),
     (6_300_535, "a repair moves the cursor of v1 over a number whose copy follows"),
 ];
