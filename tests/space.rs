@@ -79,6 +79,9 @@ fn a_directory_stays_within_twice_what_waits() {
     }
     let (bytes, _) = settled(&server);
     println!("{bytes} bytes at the end, at most {most} segments beyond twice what waits");
+    // Acknowledgements reach the disk a moment later, and nobody is told.
+    server.wait_metric("iris_acks_total", |acks| acks == 800.0);
+    server.wait_metric("iris_log_undurable_bytes", |bytes| bytes == 0.0);
     // Neither a kill nor an acknowledgement of everything changes that.
     let server = server.crash_and_restart();
     settled(&server);
