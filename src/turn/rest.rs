@@ -54,7 +54,7 @@ struct Load {
 /// The window in which work and rest are compared.
 const LOAD_NS: u64 = 10_000_000;
 /// A core that rests for less than this part of its time has a high load.
-const REST_SHARE: u64 = 2;
+const REST_SHARE: u64 = 4;
 
 impl Load {
     fn rested(&mut self, rested_ns: u64, now_ns: u64) {
@@ -218,8 +218,8 @@ mod tests {
     #[test]
     fn a_core_that_hardly_rests_has_a_high_load() {
         assert!(after(100, 0));
-        assert!(after(100, 80));
-        assert!(!after(100, 120));
+        assert!(after(100, 20));
+        assert!(!after(100, 50));
         assert!(!after(5, 5_000));
     }
 
