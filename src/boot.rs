@@ -14,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Quota, Waker};
 use shard::KeyHasher;
@@ -25,7 +26,7 @@ use wire::id::ShardId;
 use crate::admin::{self, Board, ServerInfo};
 use crate::config::Config;
 use crate::exit::Exit;
-use crate::pulse::{self, Pulse, Watch};
+use crate::pulse::{self, Watch};
 use crate::read_back::read_back;
 use crate::reshard::{Layout, reshard, sweep};
 use crate::signal::Signals;
@@ -113,7 +114,7 @@ pub(crate) fn run(
         stop: AtomicBool::new(false),
         peers: (0..shards).map(|_| OnceLock::new()).collect(),
         board,
-        pulses: (0..shards).map(|_| Pulse::default()).collect(),
+        pulses: (0..shards).map(|_| CachePadded::default()).collect(),
         frame_ms: config.frame_ms,
         stalled_ms: config.stalled_ms,
         empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),

@@ -5,12 +5,15 @@
 //! what it sleeps for. The main thread looks once a second, says what such a
 //! core was doing, and rings it: a sleeper goes on.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::time::Duration;
 
+use crossbeam::utils::CachePadded;
 use net::Waker;
 
 /// How often the main thread looks.
@@ -50,7 +53,7 @@ impl Doing {
 }
 
 /// What one core lets others see of it. Written by the core alone, a plain
-/// store each time.
+/// store each time, several in a turn: no two may share a line of the cache.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse {
     turns: AtomicU64,
@@ -69,16 +72,16 @@ impl Pulse {
 
     /// A turn begins.
     pub(crate) fn turn(&self, turns: u64) {
-        self.turns.store(turns, Ordering::Relaxed);
+        self.turns.store(turns, Relaxed);
         self.is(Doing::Turning);
     }
 
     pub(crate) fn is(&self, doing: Doing) {
-        self.doing.store(doing as u8, Ordering::Relaxed);
+        self.doing.store(doing as u8, Relaxed);
     }
 
     fn doing(&self) -> Doing {
-        Doing::ALL[usize::from(self.doing.load(Ordering::Relaxed))]
+        Doing::ALL[usize::from(self.doing.load(Relaxed))]
     }
 
     /// What the kernel knows of the core's thread: its state, the function it
@@ -110,11 +113,10 @@ struct Seen {
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Turning,
-    /// Silent since so many looks, for the first time or still.
-    Silent {
-        looks: u32,
-        is_new: bool,
-    },
+    /// For too long, just now.
+    Silent,
+    /// Silent as before.
+    StillSilent,
     /// It was silent and turns again.
     Back,
 }
@@ -125,24 +127,23 @@ impl Watch {
     }
 
     /// Looks at every core, and rings those that are silent.
-    pub(crate) fn look(&mut self, pulses: &[Pulse], wakers: &[Waker]) {
+    pub(crate) fn look(&mut self, pulses: &[CachePadded<Pulse>], wakers: &[Waker]) {
         for (shard, (pulse, seen)) in pulses.iter().zip(&mut self.seen).enumerate() {
             if pulse.doing() == Doing::Nothing {
                 continue;
             }
-            match seen.look(pulse.turns.load(Ordering::Relaxed)) {
+            match seen.look(pulse.turns.load(Relaxed)) {
                 Found::Turning => {}
                 Found::Back => tracing::warn!(shard, "this shard turns again"),
-                Found::Silent { looks, is_new } => {
-                    if is_new {
-                        tracing::warn!(
-                            shard,
-                            "this shard has not turned for {looks} s; it is {}, its thread is {}; \
-                             it is rung now",
-                            pulse.doing().sentence(),
-                            pulse.thread_state()
-                        );
-                    }
+                Found::StillSilent => wakers[shard].wake(),
+                Found::Silent => {
+                    tracing::warn!(
+                        shard,
+                        "this shard has not turned for {LOOKS_MAX} s; it is {}, its thread is {}; \
+                         it is rung now",
+                        pulse.doing().sentence(),
+                        pulse.thread_state()
+                    );
                     wakers[shard].wake();
                 }
             }
@@ -158,10 +159,11 @@ impl Seen {
             return if was_silent { Found::Back } else { Found::Turning };
         }
         self.looks += 1;
-        if self.looks < LOOKS_MAX {
-            return Found::Turning;
+        match self.looks.cmp(&LOOKS_MAX) {
+            Ordering::Less => Found::Turning,
+            Ordering::Equal => Found::Silent,
+            Ordering::Greater => Found::StillSilent,
         }
-        Found::Silent { looks: self.looks, is_new: self.looks == LOOKS_MAX }
     }
 }
 
@@ -176,8 +178,8 @@ mod tests {
         for _ in 1..LOOKS_MAX {
             assert_eq!(seen.look(7), Found::Turning);
         }
-        assert_eq!(seen.look(7), Found::Silent { looks: LOOKS_MAX, is_new: true });
-        assert_eq!(seen.look(7), Found::Silent { looks: LOOKS_MAX + 1, is_new: false });
+        assert_eq!(seen.look(7), Found::Silent);
+        assert_eq!(seen.look(7), Found::StillSilent);
         assert_eq!(seen.look(8), Found::Back);
         assert_eq!(seen.look(9), Found::Turning);
     }
@@ -192,7 +194,7 @@ mod tests {
             assert_eq!(pulse.doing(), doing);
         }
         pulse.turn(3);
-        assert_eq!((pulse.doing(), pulse.turns.load(Ordering::Relaxed)), (Doing::Turning, 3));
+        assert_eq!((pulse.doing(), pulse.turns.load(Relaxed)), (Doing::Turning, 3));
         assert!(pulse.thread_state().starts_with("R (running)"), "{}", pulse.thread_state());
     }
 }

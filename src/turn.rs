@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 use net::{Clock, Event, Hands, Peer, Port};
 use shard::hop::Parcel;
 use shard::{Ahead, Effects, Input, Now, Shard};
@@ -69,7 +70,7 @@ pub(crate) struct Shared {
     pub(crate) peers: Vec<OnceLock<Peer>>,
     pub(crate) board: Arc<Board>,
     /// By shard: whether it turns.
-    pub(crate) pulses: Vec<Pulse>,
+    pub(crate) pulses: Vec<CachePadded<Pulse>>,
     /// Time for the rest of a frame, milliseconds.
     pub(crate) frame_ms: u64,
     /// Time after which a connection is cut on which nothing moves,
