@@ -18,6 +18,21 @@ fn check_after_filling(script: &str) {
     check(&format!("{filling}{PUSH_OUT}{script}"));
 }
 
+/// The same, and b has been set aside: bob's first device was given the others.
+#[track_caller]
+fn check_after_setting_aside(script: &str) {
+    check_after_filling(&format!(
+        "rot b
+         1 hello bob 1
+         > 1 welcome 1..3
+         > 1 deliver 1 alice a…10000
+         > damaged 10221
+         commit
+         > 1 deliver 3 alice c…10000
+         {script}"
+    ));
+}
+
 #[test]
 fn the_rest_of_the_inbox_is_delivered_once_the_log_says_so() {
     check_after_filling(
@@ -79,15 +94,8 @@ fn what_is_set_aside_takes_up_no_window() {
 /// The device says that it is beyond, and gets it all the same.
 #[test]
 fn a_cursor_beyond_does_not_give_it_up() {
-    check_after_filling(
-        "rot b
-         1 hello bob 1
-         > 1 welcome 1..3
-         > 1 deliver 1 alice a…10000
-         > damaged 10221
-         commit
-         > 1 deliver 3 alice c…10000
-         1 ack 3
+    check_after_setting_aside(
+        "1 ack 3
          commit
          snapshot
          restart
@@ -114,15 +122,8 @@ fn a_cursor_beyond_does_not_give_it_up() {
 /// The same where the log alone says so, and the acknowledgement is lost.
 #[test]
 fn a_replay_of_the_log_knows_it() {
-    check_after_filling(
-        "rot b
-         1 hello bob 1
-         > 1 welcome 1..3
-         > 1 deliver 1 alice a…10000
-         > damaged 10221
-         commit
-         > 1 deliver 3 alice c…10000
-         1 ack 3
+    check_after_setting_aside(
+        "1 ack 3
          rot b
          restart
          1 hello bob 1 last=3
@@ -304,15 +305,8 @@ fn it_comes_back_to_those_who_do_not_have_it() {
 /// What has expired on the shelf goes, when it can be read.
 #[test]
 fn what_has_expired_does_not_come_back() {
-    check_after_filling(
-        "rot b
-         1 hello bob 1
-         > 1 welcome 1..3
-         > 1 deliver 1 alice a…10000
-         > damaged 10221
-         commit
-         > 1 deliver 3 alice c…10000
-         1 ack 3
+    check_after_setting_aside(
+        "1 ack 3
          1 close
          jump 2000000
          1 hello bob 1
@@ -340,15 +334,8 @@ fn what_has_expired_does_not_come_back() {
 /// both happen when there is some.
 #[test]
 fn what_has_no_room_is_done_later() {
-    check_after_filling(
-        "rot b
-         1 hello bob 1
-         > 1 welcome 1..3
-         > 1 deliver 1 alice a…10000
-         > damaged 10221
-         commit
-         > 1 deliver 3 alice c…10000
-         1 close
+    check_after_setting_aside(
+        "1 close
          commit
          rot b
          0 send dave 1 h*30000
@@ -366,15 +353,8 @@ fn what_has_no_room_is_done_later() {
 
 #[test]
 fn what_came_back_to_a_full_disk_is_stored_when_there_is_room() {
-    check_after_filling(
-        "rot b
-         1 hello bob 1
-         > 1 welcome 1..3
-         > 1 deliver 1 alice a…10000
-         > damaged 10221
-         commit
-         > 1 deliver 3 alice c…10000
-         1 ack 3
+    check_after_setting_aside(
+        "1 ack 3
          1 close
          commit
          rot b
