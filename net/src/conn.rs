@@ -72,7 +72,10 @@ impl Flags {
     /// What is unsent may wait for company.
     pub(crate) const LATE: Flags = Flags(1 << 19);
 
-    /// It began to wait in an odd generation, see `Hands::age_late`.
+    /// What could have waited for company left at once: would any have come?
+    pub(crate) const LONE: Flags = Flags(1 << 26);
+
+    /// One of both began in an odd generation, see `Hands::age_late`.
     pub(crate) const LATE_ODD: Flags = Flags(1 << 20);
 
     /// Saying that no more is sent is in flight.
@@ -103,8 +106,8 @@ impl Flags {
         self.0 &= !others.0;
     }
 
-    /// How often what waited for company has found it lately, from 0 (never) to
-    /// [`TRUST_MAX`](Self::TRUST_MAX).
+    /// How often company has come lately where something waited for it or could have, from 0
+    /// (never) to [`TRUST_MAX`](Self::TRUST_MAX).
     pub(crate) const fn trust(self) -> u32 {
         self.0 >> Self::TRUST_SHIFT & Self::TRUST_MAX
     }
@@ -212,7 +215,7 @@ impl Table {
         *entry = Conn { generation, listener, ..Conn::VACANT };
         entry.flags.set(Flags::USED.or(Flags::OPEN));
         // One try, which the first success confirms and the first failure ends.
-        entry.flags.set_trust(1);
+        entry.flags.set_trust(crate::send::TRUST_MIN);
         match target {
             Target::Plain(fd) => entry.fd = fd as u32,
             Target::Direct(index) => {

@@ -14,8 +14,9 @@ use crate::hands::Hands;
 /// suffer from those that do not.
 const LITTLE_BYTES: usize = 16 << 10;
 
-/// Waiting for company has to have paid this often, see [`Flags::trust`].
-const TRUST_MIN: u32 = 1;
+/// From here on what may wait for company does, see [`Flags::trust`]. Halfway: where company is
+/// chance, it has to come more often than not.
+pub(crate) const TRUST_MIN: u32 = 4;
 
 impl Conn {
     /// Has something to send, and is on the list of those who have.
@@ -39,11 +40,10 @@ impl Hands {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        if entry.flags.any(Flags::LATE) {
-            entry.flags.clear(Flags::LATE);
-            // From nothing to more than one failure takes away again.
-            entry.flags.set_trust((entry.flags.trust() + 1).max(TRUST_MIN + 1));
-            self.stats.late_joined += 1;
+        if entry.flags.any(Flags::LATE.or(Flags::LONE)) {
+            self.stats.late_joined += u64::from(entry.flags.any(Flags::LATE));
+            entry.flags.clear(Flags::LATE.or(Flags::LONE));
+            entry.flags.set_trust(entry.flags.trust() + 1);
         }
         entry.mark_dirty(conn.slot, &mut self.dirty);
     }
@@ -52,17 +52,23 @@ impl Hands {
     /// urgent for the same connection: they go out with that, or with
     /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
     ///
-    /// They wait only on connections where that has paid lately, or while `probing`.
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], probing: bool) {
+    /// They wait only on connections where that has paid lately. On others they go out like any,
+    /// and it is watched whether company would have come in the same time.
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8]) {
         // Whoever put bytes there before has seen to it that the rest follows.
         if self.append(conn, bytes) != Some(0) {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        if entry.flags.trust() < TRUST_MIN && !probing {
-            return entry.mark_dirty(conn.slot, &mut self.dirty);
+        if entry.flags.trust() >= TRUST_MIN {
+            entry.flags.set(Flags::LATE);
+        } else {
+            entry.mark_dirty(conn.slot, &mut self.dirty);
+            if entry.flags.any(Flags::LONE) {
+                return;
+            }
+            entry.flags.set(Flags::LONE);
         }
-        entry.flags.set(Flags::LATE);
         if self.late_is_odd {
             entry.flags.set(Flags::LATE_ODD);
         } else {
@@ -71,7 +77,7 @@ impl Hands {
         self.late.push(conn);
     }
 
-    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting.
+    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting, or be watched.
     pub fn has_late(&self) -> bool {
         !self.late.is_empty() || !self.late_before.is_empty()
     }
@@ -91,11 +97,15 @@ impl Hands {
             let Some(slot) = self.table.current(conn) else { continue };
             let flags = &mut self.table[slot].flags;
             // It may have found company and wait again, for something newer.
-            if flags.any(Flags::LATE) && flags.any(Flags::LATE_ODD) != self.late_is_odd {
-                flags.clear(Flags::LATE);
+            let is_watched = flags.any(Flags::LATE.or(Flags::LONE));
+            if is_watched && flags.any(Flags::LATE_ODD) != self.late_is_odd {
+                let has_waited = flags.any(Flags::LATE);
+                flags.clear(Flags::LATE.or(Flags::LONE));
                 flags.set_trust(flags.trust().saturating_sub(1));
-                self.stats.late_alone += 1;
-                self.mark_dirty(slot);
+                if has_waited {
+                    self.stats.late_alone += 1;
+                    self.mark_dirty(slot);
+                }
             }
         }
         self.late_before = std::mem::replace(&mut self.late, late);

@@ -715,7 +715,7 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         let (mut client, conn) = world.connect();
         let hands = &mut world.hands;
         let before = hands.stats().sends;
-        hands.send_late(conn, b"late ", false);
+        hands.send_late(conn, b"late ");
         hands.flush();
         assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
         hands.send(conn, b"urgent");
@@ -726,18 +726,52 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         assert_eq!(&got, b"late urgent");
 
         world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
-        world.hands.send_late(conn, b"alone", false);
+        world.hands.send_late(conn, b"alone");
         world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
         client.read_exact(&mut got[..5]).unwrap();
         assert_eq!(&got[..5], b"alone");
 
         // An end does not leave them behind either.
-        world.hands.send_late(conn, b"bye", false);
+        world.hands.send_late(conn, b"bye");
         world.hands.close(conn, After::Flush);
         client.shutdown(Shutdown::Write).unwrap();
         world.assert_clean();
         let mut rest = Vec::new();
         client.read_to_end(&mut rest).unwrap();
         assert_eq!(rest, b"bye");
+    }
+}
+
+/// Where no company comes nothing waits for it any more; where it would have come again and
+/// again, the next one does.
+#[test]
+fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let mut got = Vec::new();
+        let mut confirm = |world: &mut World, in_company: bool| {
+            let before = world.hands.stats().sends;
+            world.hands.send_late(conn, b"late ");
+            world.hands.flush();
+            let has_waited = world.hands.stats().sends == before;
+            if in_company {
+                world.hands.send(conn, b"urgent ");
+            } else {
+                world.hands.flush_late();
+            }
+            world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
+            let len = if in_company { 12 } else { 5 };
+            got.resize(len, 0);
+            client.read_exact(&mut got).unwrap();
+            has_waited
+        };
+        assert!(confirm(&mut world, true), "at first it waits");
+        let in_vain = (0..20).filter(|_| confirm(&mut world, false)).count();
+        assert!(in_vain < 10, "it waited {in_vain} times in vain");
+        assert!(!confirm(&mut world, false));
+        assert!(!confirm(&mut world, true), "once is not enough");
+        assert!((0..20).any(|_| confirm(&mut world, true)), "it learns");
+        assert!(confirm(&mut world, true));
     }
 }

@@ -28,8 +28,7 @@ impl Core {
     fn carry_out(&mut self, effect: Effect, bytes: &[u8]) {
         match effect {
             Effect::Send { conn, start, end, late: true } if self.rest.has_high_load() => {
-                let probing = self.rest.is_probing(self.now.mono_ns);
-                self.hands.send_late(id(conn), &bytes[start..end], probing);
+                self.hands.send_late(id(conn), &bytes[start..end]);
             }
             Effect::Send { conn, start, end, .. } => {
                 self.hands.send(id(conn), &bytes[start..end]);

@@ -37,8 +37,6 @@ pub(super) struct Rest {
     late_ns: Option<u64>,
     /// When the last turn ended.
     turned_ns: u64,
-    /// Counts confirmations, to probe now and then.
-    confirmations: u32,
     load: Load,
 }
 
@@ -75,24 +73,11 @@ impl Load {
 const LATE_NS: u64 = 25_000_000;
 /// How long a core with nothing else to do waits for such company.
 const HOLD: Duration = Duration::from_millis(1);
-/// Where waiting was in vain lately, one confirmation in so many waits all the
-/// same, and only while the core has more to do than it can: then a send saved
-/// is worth more than a moment, and patterns change.
-const PROBE_EVERY: u32 = 32;
-/// Less than this between two turns is no rest.
-const REST_NS: u64 = 30_000;
 
 impl Rest {
     /// Whether the core has little time left, so that what it saves counts.
     pub(super) fn has_high_load(&self) -> bool {
         self.load.is_high
-    }
-
-    /// Whether the next confirmation is to wait even where that has not paid.
-    pub(super) fn is_probing(&mut self, now_ns: u64) -> bool {
-        self.confirmations = self.confirmations.wrapping_add(1);
-        let is_saturated = now_ns.saturating_sub(self.turned_ns) < REST_NS;
-        is_saturated && self.confirmations.is_multiple_of(PROBE_EVERY)
     }
 }
 
