@@ -45,14 +45,19 @@ impl Entry {
     }
 
     /// The device at this position is forgotten.
-    fn forget_device(&mut self, device: usize) {
-        let below = (1 << device) - 1;
-        self.had_by = self.had_by & below | self.had_by >> 1 & !below;
+    pub(crate) fn forget_device(&mut self, device: usize) {
+        self.had_by = without_device(self.had_by, device);
     }
 
     pub(crate) fn is_hole(&self) -> bool {
         self.len == 0
     }
+}
+
+/// Devices by position, when the one at this position is forgotten.
+pub(crate) fn without_device(devices: u8, device: usize) -> u8 {
+    let below = (1 << device) - 1;
+    devices & below | devices >> 1 & !below
 }
 
 /// A *delivered* that its sender asked for, due when a device acknowledges.
@@ -338,8 +343,9 @@ impl Inbox {
     /// The device at this position is forgotten.
     pub(crate) fn forget_device(&mut self, device: usize) {
         self.entries.iter_mut().for_each(|entry| entry.forget_device(device));
-        let shelf = self.shelf.as_deref_mut().into_iter().flat_map(Shelf::entries_mut);
-        shelf.for_each(|entry| entry.forget_device(device));
+        if let Some(shelf) = self.shelf_mut() {
+            shelf.forget_device(device);
+        }
     }
 
     /// Where the message with this number stands, if it waits.

@@ -11,10 +11,12 @@ use crate::hop::Hop;
 use crate::inbox::Receipt;
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::session::Kind;
+use crate::shelf::ASIDE_LOG_BYTES;
 use crate::user::{NO_SLOT, UserIndex};
 
-/// Log bytes of an acknowledgement.
-const ACK_LOG_BYTES: usize = 128;
+/// Log bytes of an acknowledgement, and of what it may say of a message that was
+/// set aside.
+const ACK_LOG_BYTES: usize = 128 + 2 * ASIDE_LOG_BYTES;
 
 impl Shard {
     /// v2: the device has everything up to and including `seq`.
@@ -26,7 +28,11 @@ impl Shard {
         let (user, device, sent) = (session.user, usize::from(session.device), session.sent);
         // Nobody can have what was not handed out.
         let seq = seq.min(sent);
-        if seq > self.users[user].devices[device].cursor && !self.log.is_poisoned() {
+        if self.log.is_poisoned() {
+            return Outcome::Taken;
+        }
+        self.acknowledge_shelved(now, user, device, 0..=seq);
+        if seq > self.users[user].devices[device].cursor {
             self.acknowledge(now, user, device, seq);
             self.send_receipts(user, seq, out);
             self.pump(now, conn.slot, out);
@@ -54,7 +60,9 @@ impl Shard {
             return Outcome::Taken;
         }
         if !self.users[user].inbox_mut().mark_acked_by_v1(seq) {
-            // It has expired meanwhile; its place in the window is free.
+            // It has expired or was set aside meanwhile; its place in the window
+            // is free.
+            self.acknowledge_shelved(now, user, device, seq..=seq);
             self.pump(now, conn.slot, out);
             return Outcome::Taken;
         }

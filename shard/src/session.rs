@@ -442,6 +442,8 @@ impl Shard {
         self.raise_floor(now, user, login);
         let device = self.register(now, user, login);
         let sent = self.users[user].devices[device].cursor;
+        self.acknowledge_shelved(now, user, device, 0..=login.last_seq);
+        self.begin_anew(user, device);
         self.send_receipts(user, sent, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;

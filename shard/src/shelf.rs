@@ -8,10 +8,15 @@
 //! shelf; what can be read is stored again under a new number, the only one that
 //! a device takes which is beyond the old one.
 //!
+//! Some devices may have been handed a message before another one of the user
+//! found it unreadable. When such a device acknowledges it after that, the log
+//! says so with a second record.
+//!
 //! Invariant: nobody is handed what follows before the log says, durably, that
 //! the message is on the shelf. Who has it already does not get it again.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 use smallvec::SmallVec;
 use wal::record::{Devices, Message, Record};
@@ -22,9 +27,9 @@ use crate::Shard;
 use crate::commit::Waiting;
 use crate::deliver::is_expired;
 use crate::hop::{Posted, ReplyTo};
-use crate::inbox::Entry;
+use crate::inbox::{Entry, without_device};
 use crate::io::{Conn, Effect, Effects, Now};
-use crate::user::{User, UserIndex, V1_DEVICE};
+use crate::user::{NO_SLOT, User, UserIndex, V1_DEVICE};
 
 /// Log bytes of a record that sets a message aside, or of one that gives it up.
 pub(crate) const ASIDE_LOG_BYTES: usize = 256;
@@ -35,6 +40,10 @@ pub(crate) struct Shelved {
     /// The number it had.
     pub(crate) seq: u64,
     pub(crate) entry: Entry,
+    /// By position: devices that were handed it before it was set aside, and of
+    /// which nobody knows whether they have it. Not in the log: a crash makes
+    /// them devices that do not.
+    handed_to: u8,
     /// The operator has heard of it in this life of the server.
     is_told: bool,
 }
@@ -58,13 +67,55 @@ impl Shelf {
         self.list.binary_search_by_key(&seq, |it| it.seq)
     }
 
-    /// Puts a message there; `false` when it is there.
+    /// Puts a message there; `false` when it is there. More devices may have had
+    /// it since.
     pub(crate) fn put(&mut self, seq: u64, entry: Entry) -> bool {
         let place = self.position(seq);
-        if let Err(at) = place {
-            self.list.insert(at, Shelved { seq, entry, is_told: false });
+        match place {
+            Ok(at) => self.list[at].entry.had_by |= entry.had_by,
+            Err(at) => {
+                let shelved = Shelved { seq, entry, handed_to: 0, is_told: false };
+                self.list.insert(at, shelved);
+            }
         }
         place.is_err()
+    }
+
+    /// These devices were handed it before.
+    fn was_handed_to(&mut self, seq: u64, devices: u8) {
+        if let Ok(at) = self.position(seq) {
+            self.list[at].handed_to = devices;
+        }
+    }
+
+    /// The first one among these that this device was handed.
+    fn handed_of(&self, seqs: &RangeInclusive<u64>, device: usize) -> Option<u64> {
+        let mut list = self.list.iter().filter(|it| seqs.contains(&it.seq));
+        list.find(|it| it.handed_to & 1 << device != 0).map(|it| it.seq)
+    }
+
+    /// The device has this one.
+    fn is_had_by(&mut self, seq: u64, device: usize) {
+        if let Ok(at) = self.position(seq) {
+            let it = &mut self.list[at];
+            it.handed_to &= !(1 << device);
+            it.entry.had_by |= 1 << device;
+        }
+    }
+
+    /// Whatever else the device was handed never arrived there.
+    fn has_not_the_rest(&mut self, device: usize) {
+        for it in &mut self.list {
+            it.handed_to &= !(1 << device);
+        }
+    }
+
+    /// The device at this position is forgotten.
+    pub(crate) fn forget_device(&mut self, device: usize) {
+        for it in &mut self.list {
+            it.entry.forget_device(device);
+            it.handed_to = without_device(it.handed_to, device);
+        }
     }
 
     pub(crate) fn get(&self, seq: u64) -> Option<&Entry> {
@@ -74,10 +125,6 @@ impl Shelf {
     pub(crate) fn get_mut(&mut self, seq: u64) -> Option<&mut Entry> {
         let at = self.position(seq).ok()?;
         Some(&mut self.list[at].entry)
-    }
-
-    pub(crate) fn entries_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
-        self.list.iter_mut().map(|it| &mut it.entry)
     }
 
     /// The first one with this number or a higher one.
@@ -141,6 +188,12 @@ impl User {
         self.devices.iter().enumerate().filter(has).fold(0, |mask, (at, _)| mask | 1 << at)
     }
 
+    /// Whether one of these devices is.
+    fn is_connected(&self, devices: u8) -> bool {
+        let mut all = self.devices.iter().enumerate();
+        devices != 0 && all.any(|(at, it)| devices & 1 << at != 0 && it.slot != NO_SLOT)
+    }
+
     /// The ids of these devices.
     fn ids(&self, had_by: u8) -> SmallVec<[[u8; 8]; DEVICES_MAX]> {
         let devices = self.devices.iter().enumerate().filter(|(at, _)| had_by & 1 << at != 0);
@@ -173,10 +226,16 @@ impl Shard {
         let inbox = user.inbox.as_deref();
         let entry = *inbox.and_then(|it| it.entry(seq)).expect("what cannot be read waits");
         let had_by = user.had_by(seq, &entry);
+        let handed_to = self.handed_to(at, seq) & !had_by;
+        let user = &self.users[at];
         let (key, ids, Entry { lsn, len, .. }) = (user.key, user.ids(had_by), entry);
         let record = Record::Aside { key, seq, lsn, len, had: Devices::new(&ids) };
         self.append(now, &record);
-        self.users[at].inbox_mut().set_aside(seq, Entry::had(lsn, len, had_by));
+        let inbox = self.users[at].inbox_mut();
+        inbox.set_aside(seq, Entry::had(lsn, len, had_by));
+        if let Some(shelf) = inbox.shelf_mut() {
+            shelf.was_handed_to(seq, handed_to);
+        }
         self.sessions.at(conn.slot).pass(seq);
         self.note_hole(at, seq, &entry, conn.slot);
         self.advance(at, device);
@@ -184,6 +243,51 @@ impl Shard {
         self.shelves.held.push_back((self.log.end(), at));
         self.tell_unreadable(at, seq, lsn, out);
         true
+    }
+
+    /// By position: the devices that are connected and were handed this number.
+    fn handed_to(&self, user: UserIndex, seq: u64) -> u8 {
+        let has_sent = |slot| self.sessions.peek(slot).is_some_and(|session| session.sent >= seq);
+        let devices = self.users[user].devices.iter().enumerate();
+        let handed = devices.filter(|(_, it)| it.slot != NO_SLOT && has_sent(it.slot));
+        handed.fold(0, |mask, (at, _)| mask | 1 << at)
+    }
+
+    /// A device has all of these numbers: also what it was handed of them before
+    /// that was set aside.
+    pub(crate) fn acknowledge_shelved(
+        &mut self,
+        now: Now,
+        user: UserIndex,
+        device: usize,
+        seqs: RangeInclusive<u64>,
+    ) {
+        while let Some(shelf) = self.users[user].inbox.as_deref().and_then(|it| it.shelf())
+            && let Some(seq) = shelf.handed_of(&seqs, device)
+            && self.log.room(2 * ASIDE_LOG_BYTES)
+        {
+            self.has_shelved(now, user, device, seq);
+        }
+    }
+
+    /// A device turns out to have what is on the shelf. Another one still has not:
+    /// the one that found it unreadable.
+    fn has_shelved(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
+        let it = &mut self.users[user];
+        let shelf = it.inbox_mut().shelf_mut().expect("looked at by the caller");
+        shelf.is_had_by(seq, device);
+        let Entry { lsn, len, had_by, .. } = *shelf.get(seq).expect("looked at by the caller");
+        let (key, ids) = (it.key, it.ids(had_by));
+        self.append(now, &Record::Aside { key, seq, lsn, len, had: Devices::new(&ids) });
+    }
+
+    /// The device begins anew: it has what it says that it has, and nothing that
+    /// it was handed is under way any more.
+    pub(crate) fn begin_anew(&mut self, user: UserIndex, device: usize) {
+        let shelf = self.users[user].inbox.as_deref_mut().and_then(|inbox| inbox.shelf_mut());
+        if let Some(shelf) = shelf {
+            shelf.has_not_the_rest(device);
+        }
     }
 
     fn tell_unreadable(&mut self, user: UserIndex, seq: u64, lsn: Lsn, out: &mut Effects) {
@@ -232,8 +336,9 @@ impl Shard {
         let mut seq = from.seq;
         while let Some(it) = shelf.from(seq) {
             let Entry { lsn, len, .. } = it.entry;
-            if lsn + u64::from(len) > durable {
-                // Cleaning has just copied it: it is not on the disk yet.
+            // A connected device may say any time that it has it. If cleaning
+            // has just copied it, it is not on the disk yet.
+            if self.users[from.user].is_connected(it.handed_to) || lsn + u64::from(len) > durable {
                 seq = it.seq + 1;
                 continue;
             }

@@ -291,10 +291,14 @@ impl Model {
             }
             Record::Moved(ref message) => self.moved((from, end), message, ledger),
             Record::Dropped { key, first, last } => self.dropped(key, first, last, ledger),
-            Record::Aside { key, seq, .. } => {
+            Record::Aside { key, seq, had, .. } => {
                 let Some(inbox) = self.by_key(key) else { return Ok(()) };
-                let id = inbox.entries.remove(&seq).ok_or("what is set aside stands nowhere")?;
-                inbox.aside.insert(seq, id);
+                if !inbox.aside.contains_key(&seq) {
+                    let id =
+                        inbox.entries.remove(&seq).ok_or("what is set aside stands nowhere")?;
+                    inbox.aside.insert(seq, id);
+                }
+                inbox.had.extend(had.iter().map(|device| (device, seq)));
                 Ok(())
             }
             Record::Returned { ref message, from: was, had } => {
@@ -343,7 +347,7 @@ impl Model {
         &mut self,
         shard: usize,
         (from, end): (Lsn, Lsn),
-        (message, was, had): (&Message<'_>, u64, Devices<'_>),
+        (message, from_seq, had): (&Message<'_>, u64, Devices<'_>),
         ledger: &Ledger,
     ) -> Result<(), String> {
         let Some(to) = self.user(message.key) else { return Ok(()) };
@@ -352,11 +356,18 @@ impl Model {
             return self.moved((from, end), message, ledger);
         }
         let id = ledger.find(message.body).ok_or("a returned body that nobody wrote")?;
-        let was = inbox.aside.remove(&was);
+        let was = inbox.aside.remove(&from_seq);
         if was != Some(id) {
             return Err(format!("letter {id} comes back from where {was:?} was set aside"));
         }
         let seq = message.inbox_seq;
+        let forgotten = inbox
+            .had
+            .iter()
+            .find(|(device, at)| *at == from_seq && !had.iter().any(|it| it == *device));
+        if let Some((device, _)) = forgotten {
+            return Err(format!("letter {id} comes back, and device {device} had it"));
+        }
         inbox.last = seq;
         inbox.put(seq, id, from, end);
         inbox.had.extend(had.iter().map(|device| (device, seq)));
@@ -397,6 +408,11 @@ impl Model {
             inbox.entries.range(first..=last).find(|(_, id)| ledger.get(**id).expiry_s == 0);
         if let Some((seq, id)) = early {
             return Err(format!("letter {id}, inbox seq {seq}, was given up before its time"));
+        }
+        let mut aside = inbox.aside.range(first..=last);
+        let early = aside.find(|(_, id)| ledger.get(**id).expiry_s == 0);
+        if let Some((seq, id)) = early {
+            return Err(format!("letter {id}, aside as {seq}, was given up before its time"));
         }
         inbox.dropped.extend(inbox.entries.range(first..=last).map(|(seq, _)| *seq));
         inbox.aside.retain(|seq, _| !(first..=last).contains(seq));

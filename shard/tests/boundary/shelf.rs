@@ -367,3 +367,138 @@ fn what_came_back_to_a_full_disk_is_stored_when_there_is_room() {
          > 1 deliver 4 alice b…10000",
     );
 }
+
+/// What `connect` connects is handed a, which leaves the memory; then bob's second
+/// device finds that a cannot be read, and closes. Then the steps that follow.
+#[track_caller]
+fn check_after_handing(connect: &str, handed: &str, script: &str) {
+    check(&format!(
+        "2 hello bob 2
+         > 2 welcome 1..0
+         2 close
+         {connect}
+         0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a*10000
+         commit
+         {handed}
+         > 0 sent bob 1
+         {PUSH_OUT}
+         rot a
+         2 hello bob 2
+         > 2 welcome 1..1
+         > damaged 246
+         commit
+         2 close
+         commit
+         {script}"
+    ));
+}
+
+const HAND_TO_DEVICE_1: (&str, &str) = (
+    "1 hello bob 1
+     > 1 welcome 1..0",
+    "> 1 deliver 1 alice a…10000",
+);
+
+/// Only the other one gets it, in this life of the server or the next.
+#[test]
+fn who_acknowledges_it_after_it_was_set_aside_does_not_get_it_again() {
+    let (connect, handed) = HAND_TO_DEVICE_1;
+    for restart in ["", "restart"] {
+        check_after_handing(
+            connect,
+            handed,
+            &format!(
+                "1 ack 1
+                 1 close
+                 commit
+                 rot a
+                 {restart}
+                 2 hello bob 2
+                 > 2 welcome 2..1
+                 commit
+                 > 2 deliver {seq} alice a…10000
+                 1 hello bob 1 last=1
+                 > 1 welcome {seq}..{seq}",
+                seq = if restart.is_empty() { 2 } else { 66 },
+            ),
+        );
+    }
+}
+
+/// Protocol v1 acknowledges one by one.
+#[test]
+fn a_v1_device_that_acknowledges_it_then_does_not_get_it_again() {
+    check_after_handing(
+        "1 login bob
+         > 1 login_ok",
+        "> 1 message a…10000",
+        "1 got 1
+         1 close
+         commit
+         rot a
+         restart
+         1 login bob
+         > 1 login_ok
+         commit
+         2 hello bob 2
+         > 2 welcome 66..66
+         > 2 deliver 66 alice a…10000",
+    );
+}
+
+/// A new connection tells how far the device is, and nothing else has arrived.
+#[test]
+fn a_device_that_comes_back_has_it_if_it_says_so() {
+    let (connect, handed) = HAND_TO_DEVICE_1;
+    check_after_handing(
+        connect,
+        handed,
+        "1 close
+         1 hello bob 1 last=1
+         > 1 welcome 2..1
+         1 close
+         rot a
+         2 hello bob 2
+         > 2 welcome 2..1
+         commit
+         > 2 deliver 2 alice a…10000
+         1 hello bob 1 last=1
+         > 1 welcome 2..2",
+    );
+    check_after_handing(
+        connect,
+        handed,
+        "1 close
+         1 hello bob 1
+         > 1 welcome 2..1
+         1 ack 1
+         rot a
+         2 hello bob 2
+         > 2 welcome 2..1
+         commit
+         > 2 deliver 2 alice a…10000
+         > 1 deliver 2 alice a…10000",
+    );
+}
+
+/// It may say any moment that it has it.
+#[test]
+fn what_a_connected_device_was_handed_is_not_tried_before_it_says_something() {
+    let (connect, handed) = HAND_TO_DEVICE_1;
+    check_after_handing(
+        connect,
+        handed,
+        "rot a
+         2 hello bob 2
+         > 2 welcome 2..1
+         commit
+         2 close
+         1 ack 1
+         2 hello bob 2
+         > 2 welcome 2..1
+         commit
+         > 2 deliver 2 alice a…10000",
+    );
+}
