@@ -8,7 +8,7 @@
 //! emptiness: the log must be durable up to what emptied the segment, no
 //! snapshot that is kept may need it, and nobody may be reading from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 
 use wal::clean::{Space, Walker};
@@ -23,6 +23,8 @@ use crate::user::{NO_SLOT, UserIndex};
 
 /// Log bytes copied for one survey before others have their turn.
 const COPY_BYTES_MAX: u64 = 64 << 10;
+/// After so long a segment that could not be read is tried again.
+const RETRY_NS: u64 = 30_000_000_000;
 /// The longest read of a survey; longer than any record.
 const SURVEY_BYTES_MAX: u32 = 256 << 10;
 
@@ -35,6 +37,10 @@ pub(crate) struct Cleaner {
     is_surveying: bool,
     /// What has expired there and is not given up yet.
     run: Option<Run>,
+    /// Segments that could not be read, and when they are tried again.
+    retries: VecDeque<(u64, u64)>,
+    /// Those of which the operator has heard.
+    unreadable: BTreeSet<u64>,
     /// Reads for devices under way, by segment.
     reads: BTreeMap<u64, u32>,
 }
@@ -62,6 +68,8 @@ impl Cleaner {
             walk: None,
             is_surveying: false,
             run: None,
+            retries: VecDeque::new(),
+            unreadable: BTreeSet::new(),
             reads: BTreeMap::new(),
         }
     }
@@ -94,6 +102,7 @@ impl Shard {
         if self.log.is_poisoned() {
             return;
         }
+        self.return_to_unread(now);
         if !self.draining {
             self.survey(now, out);
         }
@@ -179,11 +188,32 @@ impl Shard {
         if is_sound {
             self.cleaner.walk = Some(walk);
         } else {
-            self.metrics.counters.damaged += 1;
-            self.cleaner.space.leave(walk.walker.segment());
-            out.push(Effect::Damaged { lsn });
+            self.leave(now, walk.walker.segment(), (lsn, bytes.is_some()), out);
         }
         self.clean(now, out);
+    }
+
+    /// The segment is left alone: for good if its bytes are not what they should
+    /// be, until later if the disk did not give them.
+    fn leave(&mut self, now: Now, segment: u64, (lsn, is_read): (Lsn, bool), out: &mut Effects) {
+        self.cleaner.space.leave(segment);
+        if !is_read {
+            self.cleaner.retries.push_back((now.mono_ns + RETRY_NS, segment));
+        }
+        if self.cleaner.unreadable.insert(segment) {
+            self.metrics.counters.damaged += 1;
+            out.push(Effect::Damaged { lsn });
+        }
+    }
+
+    /// Time has passed since these could not be read.
+    fn return_to_unread(&mut self, now: Now) {
+        while let Some((due_ns, segment)) = self.cleaner.retries.front().copied()
+            && due_ns <= now.mono_ns
+        {
+            self.cleaner.retries.pop_front();
+            self.cleaner.space.return_to(segment);
+        }
     }
 
     /// Copies what is left in these bytes, or the beginning of it, or gives up
@@ -276,6 +306,7 @@ impl Shard {
         let dead: Vec<u64> = dead.filter(|segment| !self.cleaner.is_read(*segment)).collect();
         for segment in dead {
             self.cleaner.space.forget(segment);
+            self.cleaner.unreadable.remove(&segment);
             self.metrics.counters.segments_discarded += 1;
             out.push(Effect::Discard { segment });
         }

@@ -220,9 +220,14 @@ impl Shard {
     }
 
     /// Moves a device's cursor over what it will never acknowledge; returns
-    /// where it is now.
+    /// where it is now. What it was the last to wait for is removed.
     pub(crate) fn advance(&mut self, user: UserIndex, device: usize) -> u64 {
-        self.move_cursor(user, device, 0)
+        let before = self.users[user].devices[device].cursor;
+        let cursor = self.move_cursor(user, device, 0);
+        if cursor > before {
+            self.burn(user);
+        }
+        cursor
     }
 
     /// Moves a device's cursor to `seq`, if it is not there yet, and over what

@@ -412,6 +412,10 @@ impl Shard {
         let counters = &mut self.metrics.counters;
         counters.waiting_bytes += u64::from(appended.len);
         counters.waiting_bytes -= u64::from(was.len);
+        // Who has it and is away waits for nothing here.
+        for device in 0..self.users[it.user].devices.len() {
+            self.advance(it.user, device);
+        }
         let reply = ReplyTo { shard: self.options.shard, conn: it.conn };
         self.gate.push(Waiting {
             until: self.log.end(),

@@ -2,6 +2,7 @@
 //! machine.
 
 use shard::{Input, Options, Replay};
+use wal::record::Devices;
 use wal::recover::Scanner;
 use wal::{Log, Record, Restore};
 use wire::id::ShardId;
@@ -206,7 +207,7 @@ impl World {
             if self.model.is_scarred(user as u16) && last >= expected.last {
                 continue;
             }
-            let leftover = expected.entries.range(first..waits.min(last + 1)).next();
+            let leftover = expected.entries.range(first..waits.min(last + 1).max(first)).next();
             if (last != expected.last && !is_leapt) || first > waits || leftover.is_some() {
                 found = Err(format!(
                     "after replay {name} has {first}..={last}, the records say {waits}..={}",
@@ -282,6 +283,9 @@ impl World {
         // The end of what has expired moves cursors without a record.
         if self.volume.is_some() && self.knobs.expires == 0 {
             self.watch_acks();
+        }
+        if self.knobs.read_fails > 0 {
+            self.watch_asides();
         }
         if self.knobs.is_steady && !self.is_quiet() {
             self.watch_space();
@@ -472,6 +476,10 @@ fn replay_planted(
         }
         Record::Consumed { .. } if plant == Plant::ForgetNumber && is_hit => {}
         Record::Ack { .. } if plant == Plant::ForgetAck && is_hit => {}
+        Record::Aside { key, seq, lsn: at, len: bytes, .. } if plant == Plant::ForgetHad => {
+            let had = Devices::new(&[]);
+            replay.record(lsn, len, &Record::Aside { key, seq, lsn: at, len: bytes, had });
+        }
         _ => replay.record(lsn, len, record),
     }
 }

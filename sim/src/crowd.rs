@@ -65,6 +65,10 @@ impl World {
         if !self.devices[device].is_online {
             return;
         }
+        if self.is_quiet() && self.has_something_aside(device) {
+            // Only a login has it tried.
+            return self.disconnect(device);
+        }
         let is_v1 = self.devices[device].is_v1();
         if !is_v1 || !self.is_quiet() || self.is_surely_logged_in(device) {
             self.write_letters(device);
@@ -79,6 +83,18 @@ impl World {
         } else {
             self.wake_v2(device);
         }
+    }
+
+    /// Whether something that can be read was set aside for this user.
+    fn has_something_aside(&self, device: usize) -> bool {
+        let user = self.devices[device].user;
+        self.knobs.read_fails > 0
+            && self
+                .model
+                .inbox(user)
+                .aside
+                .iter()
+                .any(|(seq, id)| !self.is_beside_damage(user, *seq, *id))
     }
 
     fn connect(&mut self, device: usize) {

@@ -157,9 +157,7 @@ impl World {
                     return self.violate("a delivered body that nobody wrote".into());
                 };
                 self.note("v1 delivered: link, letter", [link as u64, letter.into(), 0, 0]);
-                if !self.devices[device].since_login.insert(letter) {
-                    self.violate(format!("letter {letter} came twice on one v1 login"));
-                }
+                self.came_on_this_login(device, letter);
                 self.devices[device].unacked.push((id, letter));
                 let owed = self.devices[device].unacked.len();
                 if owed > wire::limits::V1_WINDOW as usize {

@@ -98,6 +98,9 @@ pub struct Knobs {
     /// They do at some time in this world.
     pub(crate) may_decay: bool,
 
+    /// A read of the log fails, though its bytes are good; see [`READS_FROM`].
+    pub(crate) read_fails: u32,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -111,6 +114,8 @@ pub(crate) const RESIZE_FROM: u64 = 3_000_000;
 /// Below this one a sync does not fail by itself, and there is always space, for
 /// the same reason.
 pub(crate) const FAULTS_FROM: u64 = 6_000_000;
+/// Below this one no read fails of good bytes, for the same reason.
+pub(crate) const READS_FROM: u64 = 7_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -129,6 +134,8 @@ impl Knobs {
         let decay = if fails { rarely(fault, 900) } else { 0 };
         // A stream of its own: it came later.
         let decay_awake = if fails { rarely(&mut Chance::new(seed.rotate_left(8)), 8) } else { 0 };
+        let read = &mut Chance::new(seed.rotate_left(56));
+        let read_fails = if seed >= READS_FROM { some(read, 300) } else { 0 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -194,6 +201,8 @@ impl Knobs {
             decay_awake,
             may_decay: decay + decay_awake > 0,
 
+            read_fails,
+
             is_steady: false,
         };
         // Only the volume itself says whether it is full.
@@ -249,6 +258,7 @@ impl Knobs {
             decay: 0,
             decay_awake: 0,
             may_decay: false,
+            read_fails: 0,
             is_steady: true,
             ..self
         }

@@ -212,12 +212,14 @@ impl World {
         let it = &mut self.devices[device];
         it.owed.push_back(seq);
         it.cursor = it.cursor.max(seq);
-        // What expires on the way takes up no window any more.
-        it.expiring_owed += u64::from(expires);
+        // What expires on the way takes up no window any more, nor does what
+        // another device finds unreadable.
+        it.expiring_owed += u64::from(expires || self.knobs.read_fails > 0);
         let owed = (it.owed.len() as u64).saturating_sub(it.expiring_owed);
         if owed > self.links[link].window_max {
             self.violate(format!("{owed} deliveries are beyond the window"));
         }
+        self.came_on_this_login(device, letter);
         self.receive(device, letter, deliver.id);
         if self.devices[device].acks == Acks::AtOnce && self.chance.below(2) == 0 {
             self.acknowledge_v2(device);
@@ -234,6 +236,14 @@ impl World {
         }
     }
 
+    /// Only a repair may have left two copies of it in the inbox.
+    pub(crate) fn came_on_this_login(&mut self, device: usize, letter: LetterId) {
+        let it = &mut self.devices[device];
+        if !it.since_login.insert(letter) && !self.model.is_scarred(it.user) {
+            self.violate(format!("letter {letter} came twice on one login"));
+        }
+    }
+
     /// What both protocols promise of a delivery.
     pub(crate) fn receive(&mut self, device: usize, letter: LetterId, id: MessageId) {
         self.stats.deliveries += 1;
@@ -242,12 +252,13 @@ impl World {
         if written.to != it.user {
             return self.violate(format!("letter {letter} came to the wrong user"));
         }
+        let was_aside = self.model.inbox(it.user).ever_aside.contains(&letter);
         // Damage takes acknowledgements and numbers, too.
         let is_lossy = written.class == Class::BestEffort || self.model.is_scarred(it.user);
         if !it.seen.insert(letter) {
             // The same copy may come again until it is acknowledged. A crash
             // may have taken a best-effort one from the server, not from here.
-            if it.id != 0 && !is_lossy {
+            if it.id != 0 && !is_lossy && !was_aside {
                 self.violate(format!("letter {letter} came twice to one device"));
             } else if written.id != Some(id) && !is_lossy {
                 self.violate(format!("letter {letter} was stored twice"));
@@ -262,7 +273,7 @@ impl World {
         // A numbered letter of v1 comes in the order of arrival. One that expires
         // may be passed over, and come after all when the clock has jumped back.
         let is_scarred = self.model.is_scarred(it.user);
-        if written.kind == Kind::Window || written.expiry_s > 0 || is_scarred {
+        if written.kind == Kind::Window || written.expiry_s > 0 || is_scarred || was_aside {
             return;
         }
         let last = it.last_from.entry((written.from, written.device)).or_default();

@@ -111,7 +111,7 @@ fn live_many(args: &Args) -> ExitCode {
     });
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
-         ({} deliveries, {} failed writes, {} failed syncs, {} reads back, {} blocked, {} takeovers, {} skips, \
+         ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, \
          {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, \
@@ -127,7 +127,10 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.deliveries,
         sum.stats.failed_writes,
         sum.stats.failed_syncs,
+        sum.stats.failed_reads,
         sum.stats.reads,
+        sum.stats.aside,
+        sum.stats.returned,
         sum.stats.blocked,
         sum.stats.takeovers,
         sum.stats.skips,

@@ -42,6 +42,9 @@ pub(crate) struct Inbox {
     pub(crate) dropped: BTreeSet<u64>,
     /// What could not be read, by the number it had.
     pub(crate) aside: BTreeMap<u64, LetterId>,
+    /// What was ever set aside: it may come out of order, and again where nobody
+    /// said that it had come.
+    pub(crate) ever_aside: BTreeSet<LetterId>,
     /// Who has had an entry under another number.
     had: BTreeSet<(u64, u64)>,
     /// Where the newest copy of each entry in this layout begins and ends.
@@ -60,11 +63,29 @@ impl Inbox {
         self.places.insert(seq, (from, to));
     }
 
+    /// An entry lies there that could not be read.
+    pub(crate) fn put_aside(&mut self, seq: u64, id: LetterId, from: Lsn, to: Lsn) {
+        self.aside.insert(seq, id);
+        self.ever_aside.insert(id);
+        self.places.insert(seq, (from, to));
+    }
+
+    /// What a repair does not change of who has had what.
+    pub(crate) fn keep_asides_of(&mut self, was: &Inbox) {
+        self.ever_aside.extend(&was.ever_aside);
+        self.had.clone_from(&was.had);
+    }
+
+    /// Whether a device has had this entry under another number.
+    pub(crate) fn has_had(&self, device: u64, seq: u64) -> bool {
+        self.had.contains(&(device, seq))
+    }
+
     /// Whether a device still has to get this entry.
     pub(crate) fn is_due(&self, device: u64, seq: u64) -> bool {
         seq > self.devices[&device]
             && !(device == 0 && self.acked_by_v1.contains(&seq))
-            && !self.had.contains(&(device, seq))
+            && !self.has_had(device, seq)
     }
 
     /// Entries that some device still has to get, and what is aside.
@@ -165,7 +186,7 @@ impl Model {
                 lost.push(*id);
             }
             // What was lost before may be found again, in an older copy.
-            for (seq, id) in inbox.entries.iter() {
+            for (seq, id) in inbox.entries.iter().chain(&inbox.aside) {
                 let place = Place { shard: None, end: 0, inbox_seq: *seq };
                 self.before.letters.insert(*id, place);
             }
@@ -297,12 +318,13 @@ impl Model {
                     let id =
                         inbox.entries.remove(&seq).ok_or("what is set aside stands nowhere")?;
                     inbox.aside.insert(seq, id);
+                    inbox.ever_aside.insert(id);
                 }
                 inbox.had.extend(had.iter().map(|device| (device, seq)));
                 Ok(())
             }
             Record::Returned { ref message, from: was, had } => {
-                self.returned(shard, (from, end), (message, was, had), ledger)
+                self.returned((from, end), (message, was, had), ledger)
             }
             Record::Seen { .. } => Ok(()),
         }
@@ -345,7 +367,6 @@ impl Model {
     /// What was aside waits again under a new number, or this is a copy of it.
     fn returned(
         &mut self,
-        shard: usize,
         (from, end): (Lsn, Lsn),
         (message, from_seq, had): (&Message<'_>, u64, Devices<'_>),
         ledger: &Ledger,
@@ -361,17 +382,21 @@ impl Model {
             return Err(format!("letter {id} comes back from where {was:?} was set aside"));
         }
         let seq = message.inbox_seq;
+        let is_scarred = self.scarred.contains(&to);
         let forgotten = inbox
             .had
             .iter()
             .find(|(device, at)| *at == from_seq && !had.iter().any(|it| it == *device));
-        if let Some((device, _)) = forgotten {
+        if let Some((device, _)) = forgotten.filter(|_| !is_scarred) {
             return Err(format!("letter {id} comes back, and device {device} had it"));
         }
         inbox.last = seq;
         inbox.put(seq, id, from, end);
         inbox.had.extend(had.iter().map(|device| (device, seq)));
-        self.known.letters.insert(id, Place { shard: Some(shard), end, inbox_seq: seq });
+        // It has been durable since it was stored.
+        if let Some(place) = self.known.letters.get_mut(&id) {
+            place.inbox_seq = seq;
+        }
         Ok(())
     }
 
@@ -388,7 +413,7 @@ impl Model {
         let seq = &message.inbox_seq;
         match inbox.entries.get(seq).or_else(|| inbox.aside.get(seq)) {
             Some(known) if *known == id => {
-                inbox.put(message.inbox_seq, id, from, end);
+                inbox.places.insert(message.inbox_seq, (from, end));
                 Ok(())
             }
             known => Err(format!("letter {id} was copied to where {known:?} stands")),
@@ -414,8 +439,9 @@ impl Model {
         if let Some((seq, id)) = early {
             return Err(format!("letter {id}, aside as {seq}, was given up before its time"));
         }
+        let kept_aside = inbox.aside.extract_if(first..=last, |_, _| true);
+        inbox.entries.extend(kept_aside);
         inbox.dropped.extend(inbox.entries.range(first..=last).map(|(seq, _)| *seq));
-        inbox.aside.retain(|seq, _| !(first..=last).contains(seq));
         Ok(())
     }
 

@@ -19,6 +19,8 @@ pub enum Plant {
     IgnoreChain,
     /// An acknowledgement in 16 is forgotten when the log is replayed.
     ForgetAck,
+    /// Who has what was set aside is forgotten when the log is replayed.
+    ForgetHad,
     /// With a segment, the one after it is deleted.
     DeleteNext,
     /// A snapshot gets its name before the log is durable as far as it reaches.

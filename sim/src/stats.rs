@@ -16,6 +16,12 @@ pub struct Stats {
     pub failed_writes: u64,
     /// Syncs that failed, their writes being there or not.
     pub failed_syncs: u64,
+    /// Reads of the log that failed although the bytes are good.
+    pub failed_reads: u64,
+    /// Records that set something aside, or that say that a device has it.
+    pub aside: u64,
+    /// Records by which it came back, their copies included.
+    pub returned: u64,
     /// Times that a shard found no space for its next segment.
     pub full: u64,
     /// Times that it found some again.
@@ -85,6 +91,9 @@ impl Stats {
         self.deliveries += other.deliveries;
         self.failed_writes += other.failed_writes;
         self.failed_syncs += other.failed_syncs;
+        self.failed_reads += other.failed_reads;
+        self.aside += other.aside;
+        self.returned += other.returned;
         self.full += other.full;
         self.space_again += other.space_again;
         self.refused_when_full += other.refused_when_full;

@@ -6,6 +6,7 @@
 
 use shard::hop::Parcel;
 use shard::{Conn, Effect, Input, Outcome};
+use wal::record::Record;
 use wal::{Lsn, Write};
 use wire::id::ShardId;
 use wire::sniff::{self, Protocol};
@@ -99,6 +100,8 @@ impl World {
             let taken = match wal::record::decode(record) {
                 Ok(record) => {
                     self.watch_full(shard, start, &record);
+                    self.stats.aside += u64::from(matches!(record, Record::Aside { .. }));
+                    self.stats.returned += u64::from(matches!(record, Record::Returned { .. }));
                     self.model.take(shard, end, &record, &self.ledger)
                 }
                 Err(why) => Err(format!("a record that cannot be read: {why}")),
@@ -244,8 +247,10 @@ impl World {
         let len = self.chance.within(len_min.into(), len.into()) as u32;
         let delay_ns = self.chance.latency(self.knobs.read_ns);
         // The disk may look at the bytes early or late.
-        let event = if self.chance.below(2) == 0 {
-            let bytes = self.read_disk(shard, lsn, len);
+        let event = if self.read_fails() {
+            Event::Read { life, shard, conn, lsn, bytes: None }
+        } else if self.chance.below(2) == 0 {
+            let bytes = Some(self.read_disk(shard, lsn, len));
             Event::Read { life, shard, conn, lsn, bytes }
         } else {
             Event::ReadLate { life, shard, conn, lsn, len }
@@ -253,8 +258,15 @@ impl World {
         self.after(delay_ns, event);
     }
 
-    pub(crate) fn read_done(&mut self, shard: usize, conn: Conn, lsn: Lsn, bytes: &[u8]) {
-        self.notice(shard, Input::Read { conn, lsn, bytes: Some(bytes) });
+    pub(crate) fn read_done(&mut self, shard: usize, conn: Conn, lsn: Lsn, bytes: Option<&[u8]>) {
+        self.notice(shard, Input::Read { conn, lsn, bytes });
+    }
+
+    /// Whether the disk does not give what it has, this time.
+    pub(crate) fn read_fails(&mut self) -> bool {
+        let fails = !self.is_quiet() && self.fault_chance.permille(self.knobs.read_fails);
+        self.stats.failed_reads += u64::from(fails);
+        fails
     }
 
     fn ring(&mut self, from: usize, to: usize) -> &mut crate::world::Ring {

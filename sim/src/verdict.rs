@@ -56,7 +56,8 @@ impl World {
     pub(crate) fn watch_damaged(&mut self, shard: usize, lsn: Lsn) {
         let bytes = self.knobs.log.segment_bytes;
         let base = lsn / bytes * bytes;
-        if !self.layout.disks[shard].is_hit(base, base + bytes) {
+        let may_fail = self.knobs.read_fails > 0;
+        if !may_fail && !self.layout.disks[shard].is_hit(base, base + bytes) {
             self.violate(format!("shard {shard} calls {lsn} damaged on a good disk"));
         }
         self.stats.told_damaged += 1;
@@ -288,15 +289,21 @@ impl World {
                 for it in is.waiting {
                     let bytes = disk.record_there(it.lsn, it.len);
                     let record = bytes.and_then(|b| record::verify(b, salt, it.lsn).ok());
-                    let Some(Record::Message(message) | Record::Moved(message)) = record else {
+                    let Some(message) = record.as_ref().and_then(Record::message) else {
                         return Err(format!("what waits at {} is no message", it.lsn));
                     };
                     let id = self.ledger.find(message.body).ok_or("a body that nobody wrote")?;
-                    inbox.put(it.inbox_seq, id, it.lsn, it.lsn + Lsn::from(it.len));
+                    let (seq, end) = (it.inbox_seq, it.lsn + Lsn::from(it.len));
+                    if it.is_aside {
+                        inbox.put_aside(seq, id, it.lsn, end);
+                    } else {
+                        inbox.put(seq, id, it.lsn, end);
+                    }
                     waiting.insert(id);
                 }
                 // If one of these is lost, that letter comes again and nobody minds.
                 inbox.acked_by_v1 = was.acked_by_v1.clone();
+                inbox.keep_asides_of(was);
             }
             adopted.insert(user as u16, inbox);
         }

@@ -15,8 +15,10 @@ use wal::{Lsn, Write, record::Record};
 use wire::refuse::Code;
 use wire::v2::Reply;
 
+use crate::device::Device;
 use crate::disk::Disk;
-use crate::link::Place;
+use crate::ledger::LetterId;
+use crate::link::{LinkId, Place};
 use crate::plant::Plant;
 use crate::snapshots::Writing;
 use crate::world::{Event, World};
@@ -208,17 +210,14 @@ impl World {
     /// it, full or not.
     pub(crate) fn watch_acks(&mut self) {
         let late = self.devices.iter().find(|it| {
-            let Some(link) = it.link.filter(|_| it.is_online && !it.is_v1()) else { return false };
-            let on = &self.links[link];
-            let Place::At(shard, _) = on.place else { return false };
-            let log = self.cores[shard].brain.log();
-            let is_at_rest = log.durable() == log.end() && !log.is_poisoned();
-            let is_taken = on.received.is_empty() && on.blocked.is_none() && on.up_at < self.now_ns;
-            let is_current = on.life == self.life && !on.is_closing && !on.is_dismissed;
-            let cursor = self.model.inbox(it.user).devices.get(&it.id).copied();
-            let is_behind = it.acked > on.hello_seq && cursor.is_none_or(|it_is| it_is < it.acked);
-            let is_scarred = self.model.is_scarred(it.user);
-            is_current && !is_scarred && is_at_rest && is_taken && is_behind
+            let Some(link) = it.link.filter(|link| self.is_heard(it, *link)) else { return false };
+            let inbox = self.model.inbox(it.user);
+            let cursor = inbox.devices.get(&it.id).copied();
+            // Over what is aside it moves without a record.
+            let is_before = |cursor: u64| {
+                cursor < it.acked && inbox.entries.range(cursor + 1..=it.acked).next().is_some()
+            };
+            it.acked > self.links[link].hello_seq && cursor.is_none_or(is_before)
         });
         if let Some(it) = late {
             let what = format!(
@@ -227,6 +226,36 @@ impl World {
             );
             self.violate(what);
         }
+    }
+
+    /// What a device acknowledged although another one had it set aside is noted.
+    pub(crate) fn watch_asides(&mut self) {
+        let late = self.devices.iter().find_map(|it| {
+            let link = it.link.filter(|link| self.is_heard(it, *link))?;
+            let first = self.links[link].hello_seq + 1;
+            let inbox = self.model.inbox(it.user);
+            let mut aside = inbox.aside.range(first..=it.acked.max(first));
+            let is_late = |&(seq, id): &(&u64, &LetterId)| {
+                *seq <= it.acked && it.since_login.contains(id) && !inbox.has_had(it.id, *seq)
+            };
+            aside.find(is_late).map(|(seq, _)| (it.user, it.id, *seq))
+        });
+        if let Some((user, id, seq)) = late {
+            let what = format!("user {user} device {id} acknowledged {seq}, which is aside");
+            self.violate(what + ", and no log says that it has it");
+        }
+    }
+
+    /// Whether all that a device of v2 has said on its connection is on the disk.
+    fn is_heard(&self, it: &Device, link: LinkId) -> bool {
+        let on = &self.links[link];
+        let Place::At(shard, _) = on.place else { return false };
+        let log = self.cores[shard].brain.log();
+        let is_at_rest = log.durable() == log.end() && !log.is_poisoned();
+        let is_taken = on.received.is_empty() && on.blocked.is_none() && on.up_at < self.now_ns;
+        let is_current = on.life == self.life && !on.is_closing && !on.is_dismissed;
+        let is_known = it.is_online && !it.is_v1() && !self.model.is_scarred(it.user);
+        is_known && is_current && is_at_rest && is_taken
     }
 
     /// Others fill the volume, or leave it.
@@ -270,15 +299,23 @@ impl World {
         }
         self.cores[shard].place.held_since_ns = None;
         self.note("rescued: shard", [shard as u64, 0, 0, 0]);
+        self.make_space();
+    }
+
+    fn make_space(&mut self) {
         self.stats.rescues += 1;
         if let Some(volume) = &mut self.volume {
             volume.bytes_max += 2 * self.knobs.log.segment_bytes;
         }
     }
 
-    /// How long a start waits that found no space.
+    /// How long a start waits that found no space. Once the faults are over the
+    /// operator makes some after a while.
     pub(crate) fn refuse_start(&mut self) {
         self.stats.starts_refused += 1;
+        if self.quiet_since.is_some_and(|since_ns| self.now_ns >= since_ns + PATIENCE_NS) {
+            self.make_space();
+        }
         self.cores.clear();
         let pause_ns = self.fault_chance.within(10 * MS, 200 * MS);
         self.after(pause_ns, Event::Restart);

@@ -61,6 +61,7 @@ impl World {
             Reply::Deliver(deliver) => {
                 *deliveries += len;
                 self.watch_delivery(link, device, deliver.body);
+                self.watch_had(device, deliver.inbox_seq);
                 let it = &mut self.links[link];
                 if deliver.inbox_seq <= it.hello_seq.max(it.delivered_seq) {
                     let seq = deliver.inbox_seq;
@@ -113,6 +114,15 @@ impl World {
         };
         if self.ledger.get(id).is_guaranteed() && !self.is_durable(self.model.letter(id)) {
             self.too_early("is delivered", id);
+        }
+    }
+
+    /// What is noted to be there under another number never comes again.
+    fn watch_had(&mut self, device: usize, seq: u64) {
+        let it = &self.devices[device];
+        let (user, id) = (it.user, it.id);
+        if self.model.inbox(user).has_had(id, seq) && !self.model.is_scarred(user) {
+            self.violate(format!("user {user} device {id} has had {seq} and gets it again"));
         }
     }
 

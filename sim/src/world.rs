@@ -53,7 +53,8 @@ pub(crate) enum Event {
         shard: usize,
         conn: Conn,
         lsn: Lsn,
-        bytes: Vec<u8>,
+        /// Nothing when the read has failed.
+        bytes: Option<Vec<u8>>,
     },
     ReadLate {
         life: u32,
@@ -335,15 +336,15 @@ impl World {
                 self.written(shard, id, lsn);
             }
             Event::Read { life, shard, conn, lsn, bytes } if life == self.life => {
-                self.read_done(shard, conn, lsn, &bytes);
+                self.read_done(shard, conn, lsn, bytes.as_deref());
             }
             Event::ReadLate { life, shard, conn, lsn, len } if life == self.life => {
                 let bytes = self.read_disk(shard, lsn, len);
-                self.read_done(shard, conn, lsn, &bytes);
+                self.read_done(shard, conn, lsn, Some(&bytes));
             }
             Event::Survey { life, shard, lsn, len } if life == self.life => {
-                let bytes = self.read_disk(shard, lsn, len);
-                self.notice(shard, Input::Surveyed { lsn, bytes: Some(&bytes) });
+                let bytes = (!self.read_fails()).then(|| self.read_disk(shard, lsn, len));
+                self.notice(shard, Input::Surveyed { lsn, bytes: bytes.as_deref() });
             }
             Event::Slice { life, shard } if life == self.life => self.write_slice(shard),
             Event::Prepared { life, shard } if life == self.life => self.prepared(shard),

@@ -45,6 +45,11 @@ fn a_forgotten_acknowledgement_is_noticed() {
 }
 
 #[test]
+fn who_had_what_was_set_aside_forgotten_is_noticed() {
+    check(Plant::ForgetHad, 7_000_000..7_000_200);
+}
+
+#[test]
 fn a_segment_deleted_too_early_is_noticed() {
     check(Plant::DeleteNext, 1200..1210);
 }

@@ -269,7 +269,7 @@ fn it_comes_back_to_those_who_do_not_have_it() {
          > 3 login_ok
          > 3 message x
          2 hello bob 2
-         > 2 welcome 3..67
+         > 2 welcome 67..67
          commit
          > 2 deliver 67 alice a…10000
          # A device that comes later has nothing of it.
@@ -420,8 +420,9 @@ fn who_acknowledges_it_after_it_was_set_aside_does_not_get_it_again() {
                  commit
                  > 2 deliver {seq} alice a…10000
                  1 hello bob 1 last=1
-                 > 1 welcome {seq}..{seq}",
+                 > 1 welcome {next}..{seq}",
                 seq = if restart.is_empty() { 2 } else { 66 },
+                next = if restart.is_empty() { 3 } else { 67 },
             ),
         );
     }
@@ -465,7 +466,7 @@ fn a_device_that_comes_back_has_it_if_it_says_so() {
          commit
          > 2 deliver 2 alice a…10000
          1 hello bob 1 last=1
-         > 1 welcome 2..2",
+         > 1 welcome 3..2",
     );
     check_after_handing(
         connect,

@@ -41,6 +41,8 @@ pub struct Space {
     live_messages: u64,
     /// The cell that was changed last, if it still is where it was.
     recent: usize,
+    /// The first segment that the log has not come to, 0 for not known.
+    reached: u64,
 }
 
 /// One segment.
@@ -64,7 +66,14 @@ struct Cell {
 impl Space {
     /// Nothing is live.
     pub fn new(segment_bytes: u64) -> Space {
-        Space { segment_bytes, cells: Vec::new(), live_bytes: 0, live_messages: 0, recent: 0 }
+        Space {
+            segment_bytes,
+            cells: Vec::new(),
+            live_bytes: 0,
+            live_messages: 0,
+            recent: 0,
+            reached: 0,
+        }
     }
 
     /// A message was appended or copied to `lsn`, or its record is replayed.
@@ -105,10 +114,13 @@ impl Space {
     /// The log has come to `end`, so that all segments up to there exist.
     pub fn reach(&mut self, end: Lsn) {
         let last = segment::index(end, self.segment_bytes);
-        let next = self.cells.last().map_or(last, |cell| cell.segment + 1);
+        // All that is known of may have been deleted.
+        let known = self.cells.last().map_or(0, |cell| cell.segment + 1).max(self.reached);
+        let next = if known == 0 { last } else { known };
         for segment in next..=last {
             self.cells.push(Cell { segment, ..Cell::default() });
         }
+        self.reached = next.max(last + 1);
     }
 
     /// After a restart: these segments are on the disk, and the log ends at
@@ -126,11 +138,18 @@ impl Space {
         }
     }
 
-    /// The segment's bytes are damaged. From now on it is neither cleaned nor
-    /// deleted.
+    /// The segment's bytes are damaged, or cannot be read. From now on it is
+    /// neither cleaned nor deleted.
     pub fn leave(&mut self, segment: u64) {
         if let Ok(at) = self.find(segment) {
             self.cells[at].is_damaged = true;
+        }
+    }
+
+    /// Until now: it may be read again.
+    pub fn return_to(&mut self, segment: u64) {
+        if let Ok(at) = self.find(segment) {
+            self.cells[at].is_damaged = false;
         }
     }
 
@@ -475,6 +494,18 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_is_passed_over_while_nothing_is_known_is_known_later() {
+        let mut space = space(&[1, 1]);
+        space.reach(SEGMENT);
+        for segment in [0, 1] {
+            space.sub(segment * SEGMENT, LEN, 0);
+            space.forget(segment);
+        }
+        space.reach(3 * SEGMENT);
+        assert_eq!(space.dead(4 * SEGMENT, 0).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
     fn a_damaged_segment_is_left_alone() {
         let mut space = space(&[1, 2]);
         space.leave(0);
@@ -484,6 +515,8 @@ mod tests {
         space.sub(SEGMENT + 1000, LEN, 0);
         assert_eq!(victim(&space), None);
         assert_eq!(space.dead(2 * SEGMENT, 0).collect::<Vec<_>>(), [1]);
+        space.return_to(0);
+        assert_eq!(space.dead(2 * SEGMENT, 0).collect::<Vec<_>>(), [0, 1]);
     }
 
     #[test]
