@@ -107,6 +107,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 64)]
     pub(crate) size: usize,
 
+    /// The relay answers, as a messaging server must: it sends each message back
+    /// to its sender, too, and hears of each arrival (its own `--confirm SIZE`).
+    #[arg(long)]
+    pub(crate) confirm: bool,
+
     /// Users that log in only at the end (offline, crusher: one per connection;
     /// mixed, chaos: one per ten; hot-inbox: one). Each worker has one at least.
     #[arg(long)]
@@ -422,6 +427,10 @@ impl Args {
                 "--in-flight goes with pairs, relay and ordeals".to_owned(),
             ),
             (
+                !self.confirm || self.scenario == Scenario::Relay,
+                "--confirm goes with relay; servers confirm by themselves".to_owned(),
+            ),
+            (
                 !self.protocol.is_foreign()
                     || matches!(self.scenario, Scenario::Pairs | Scenario::Idle),
                 "--protocol mqtt, nats and xmpp go with pairs and idle".to_owned(),
@@ -491,6 +500,8 @@ mod tests {
         assert!(sentence("pairs -c 3").contains("even"));
         assert!(sentence("pairs --size 8").contains("--size"));
         assert_eq!(sentence("relay --rate 1000"), "");
+        assert_eq!(sentence("relay --confirm"), "");
+        assert!(sentence("pairs --confirm").contains("relay"));
         assert!(sentence("idle --steps 20,10").contains("rise"));
         assert!(sentence("pairs --rate 0").contains("--rate"));
         assert!(sentence("pairs --rate NaN").contains("--rate"));

@@ -476,5 +476,6 @@ impl Worker<'_> {
 }
 
 fn confirms_nothing(spec: &Spec) -> bool {
-    spec.cast.scenario == Scenario::Relay || foreign::confirms_nothing(spec.protocol, spec.class)
+    let is_relay = spec.cast.scenario == Scenario::Relay;
+    is_relay && !spec.confirm || foreign::confirms_nothing(spec.protocol, spec.class)
 }

@@ -66,6 +66,8 @@ pub(crate) struct Intake<'a> {
     pub(crate) ack: u64,
     /// What to acknowledge in protocol v1.
     pub(crate) ack_ids: Vec<MessageId>,
+    /// Something came that a relay which answers is told of.
+    pub(crate) has_arrived: bool,
     /// The login succeeded.
     pub(crate) logged_in: bool,
     /// The server ends the connection or refuses the login.
@@ -175,6 +177,23 @@ impl Intake<'_> {
         } else if body.intended_ns >= self.window.from_ns && !is_of_old {
             self.figures.sent.record(self.now_ns.saturating_sub(body.intended_ns));
             self.figures.sent_service.record(self.now_ns.saturating_sub(body.handed_ns));
+        }
+    }
+
+    /// A message out of a relay: the partner's, or one's own if it answers.
+    pub(crate) fn relayed(&mut self, bytes: &[u8]) {
+        let body = Body::read(bytes, self.spec.size).filter(|_| self.spec.confirm);
+        let is_own = |body: &Body| {
+            body.run == self.spec.run
+                && body.sender.checked_sub(self.spec.base) == Some(self.user)
+                && self.flow_of(body).is_some()
+        };
+        match body.filter(is_own) {
+            Some(body) => self.confirmed(&body),
+            None => {
+                self.has_arrived = self.spec.confirm;
+                self.delivered(bytes);
+            }
         }
     }
 

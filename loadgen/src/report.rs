@@ -135,6 +135,7 @@ fn title(args: &Args, outcome: &Outcome) -> String {
         }
     };
     let what = match (args.scenario, args.protocol) {
+        (Scenario::Relay, _) if args.confirm => "relay that answers".to_owned(),
         (Scenario::Relay, _) => "bare relay".to_owned(),
         (_, Protocol::V2 | Protocol::Mqtt) => format!("{protocol} {class}"),
         _ => protocol,
@@ -153,7 +154,8 @@ fn title(args: &Args, outcome: &Outcome) -> String {
 }
 
 fn confirms_nothing(args: &Args) -> bool {
-    args.scenario == Scenario::Relay || foreign::confirms_nothing(args.protocol, args.class)
+    let is_relay = args.scenario == Scenario::Relay;
+    is_relay && !args.confirm || foreign::confirms_nothing(args.protocol, args.class)
 }
 
 fn connections(figures: &Figures) -> String {

@@ -130,6 +130,8 @@ pub(crate) struct Spec {
     pub(crate) class: ClassChoice,
     /// Bytes of each message.
     pub(crate) size: usize,
+    /// A relay sends each message back to its sender, too.
+    pub(crate) confirm: bool,
     /// When they are sent.
     pub(crate) load: Load,
     /// Messages per second that the witnesses exchange.

@@ -100,6 +100,7 @@ pub(crate) fn specs(args: &Args) -> Vec<Spec> {
                 protocol: args.protocol,
                 class: args.class,
                 size: args.size,
+                confirm: args.confirm,
                 load: load(args, cast, &share, part * f64::from(index)),
                 witness_rate: args.witness_rate() * of(cast.witnesses, crowd.witnesses),
                 ordeal: args.scenario.is_ordeal().then(|| ordeal(args, cast, &share)),

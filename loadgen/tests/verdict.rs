@@ -153,6 +153,20 @@ fn closed_loops_count_alike_on_relay_and_server() {
     assert!(json["delivered_per_s"].as_f64() > Some(0.0));
 }
 
+#[test]
+fn a_relay_that_answers_confirms() {
+    let (code, json) = run(model::start_answering_relay(), "relay --confirm -c 4 --rate 500 -d 0.3");
+    assert_eq!(code, Some(0));
+    assert_eq!(json["findings"]["sent"], json["findings"]["given"]);
+    assert!(json["latency_ms"]["sent"]["count"].as_u64() > Some(0));
+    // One that does not is noticed.
+    let (code, json) = run(
+        model::start_relay(),
+        "relay --confirm -c 4 --rate 500 -d 0.3 --drain-timeout 0.2",
+    );
+    assert_eq!((code, &json["findings"]["sent"]), (Some(1), &0.into()));
+}
+
 const HOT_INBOX: &str = "hot-inbox -c 10 --messages 500 --calm 0.1";
 
 #[test]

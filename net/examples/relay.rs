@@ -5,6 +5,11 @@
 //! its pair (big-endian), everything after is forwarded verbatim to the other connection with that
 //! number. Nothing here is bounded or robust, on purpose.
 //!
+//! With `--confirm SIZE` it answers, as whoever promises something must: the bytes are messages of
+//! that many bytes, each goes to its sender, too, and those that begin with a zero tell of an
+//! arrival and end here. That is what sending and receiving alone cost a server whose clients
+//! acknowledge.
+//!
 //! `relay --listen 127.0.0.1:0 --core 1` prints `ready ADDR` when it listens.
 #![allow(unsafe_code)]
 
@@ -12,6 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::error::Error;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::types::Fd;
@@ -40,6 +46,8 @@ struct Conn {
     partner: Option<usize>,
     /// To be sent to this connection, the first one is in flight.
     queue: VecDeque<Chunk>,
+    /// The beginning of a message, with `--confirm`.
+    partial: Vec<u8>,
     /// Received before the partner came.
     early: Vec<Chunk>,
     /// Slice of the receive in flight.
@@ -55,19 +63,22 @@ struct Relay {
     free: Vec<usize>,
     conns: Vec<Conn>,
     waiting: HashMap<u64, usize>,
+    /// Bytes of a message, to answer them.
+    confirm: Option<usize>,
     /// Readable, but there was no slice.
     starved: Vec<usize>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut listen: SocketAddr = "127.0.0.1:0".parse()?;
-    let mut core = None;
+    let (mut core, mut confirm) = (None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or("usage: relay --listen ADDR --core N")?;
+        let value = arguments.next().ok_or("usage: relay --listen ADDR --core N --confirm SIZE")?;
         match name.as_str() {
             "--listen" => listen = value.parse()?,
             "--core" => core = Some(value.parse::<usize>()?),
+            "--confirm" => confirm = Some(value.parse::<NonZero<usize>>()?.get()),
             _ => return Err(format!("unknown argument {name}").into()),
         }
     }
@@ -87,6 +98,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         free: (0..SLICES).collect(),
         conns: Vec::new(),
         waiting: HashMap::new(),
+        confirm,
         starved: Vec::new(),
     };
     relay.accept();
@@ -159,6 +171,7 @@ impl Relay {
         self.conns.push(Conn {
             fd,
             greeting: Vec::new(),
+            partial: Vec::new(),
             partner: None,
             queue: VecDeque::new(),
             early: Vec::new(),
@@ -239,9 +252,51 @@ impl Relay {
         let Some(partner) = self.conns[id].partner else {
             return self.conns[id].early.push(chunk);
         };
+        if let Some(size) = self.confirm {
+            return self.answer(id, partner, size, &chunk);
+        }
         self.conns[partner].queue.push_back(chunk);
         if self.conns[partner].queue.len() == 1 {
             self.send(partner);
+        }
+    }
+
+    /// Each message goes to the partner and back.
+    fn answer(&mut self, id: usize, partner: usize, size: usize, chunk: &Chunk) {
+        let mut bytes = std::mem::take(&mut self.conns[id].partial);
+        let from = chunk.slice * SLICE;
+        bytes.extend_from_slice(&self.arena[from + chunk.start..from + chunk.end]);
+        self.free.push(chunk.slice);
+        let whole = bytes.len() / size * size;
+        for message in bytes[..whole].chunks_exact(size).filter(|message| message[0] != 0) {
+            self.put(partner, message);
+            self.put(id, message);
+        }
+        bytes.drain(..whole);
+        self.conns[id].partial = bytes;
+    }
+
+    /// Appends to what waits behind the send in flight; that shares a send.
+    fn put(&mut self, id: usize, bytes: &[u8]) {
+        let queue = &self.conns[id].queue;
+        let last = queue.back().filter(|last| queue.len() > 1 && last.end + bytes.len() <= SLICE);
+        let (slice, end) = match last {
+            Some(last) => (last.slice, last.end),
+            None => match self.free.pop() {
+                Some(slice) => (slice, 0),
+                None => return self.close(id),
+            },
+        };
+        let at = slice * SLICE + end;
+        self.arena[at..at + bytes.len()].copy_from_slice(bytes);
+        let queue = &mut self.conns[id].queue;
+        if end > 0 {
+            queue.back_mut().expect("it has room").end += bytes.len();
+            return;
+        }
+        queue.push_back(Chunk { slice, start: 0, end: bytes.len() });
+        if queue.len() == 1 {
+            self.send(id);
         }
     }
 

@@ -131,6 +131,7 @@ impl Worker<'_> {
             answers: &mut self.answers,
             ack: 0,
             ack_ids: Vec::new(),
+            has_arrived: false,
             logged_in: false,
             goodbye: None,
         };
@@ -154,7 +155,10 @@ impl Worker<'_> {
                 result.is_err()
             }
             Side::Relay(end) => {
-                end.receive(bytes, self.spec.size, |body| intake.delivered(body));
+                end.receive(bytes, self.spec.size, |body| intake.relayed(body));
+                if intake.has_arrived {
+                    end.acknowledge(self.spec.size);
+                }
                 false
             }
             Side::Foreign(end) => {

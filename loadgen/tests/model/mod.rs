@@ -108,8 +108,30 @@ fn serve_all(fault: Fault, state: State) -> SocketAddr {
     addr
 }
 
+/// What a relay does with what it reads.
+type Forward = fn(TcpStream, TcpStream) -> std::io::Result<()>;
+
 /// Starts a relay: connections that name the same pair are joined.
 pub(crate) fn start_relay() -> SocketAddr {
+    relay(|mut from, mut to| std::io::copy(&mut from, &mut to).map(|_| ()))
+}
+
+/// Starts one that sends messages of 64 bytes back to their sender, too, and
+/// keeps what tells of an arrival.
+pub(crate) fn start_answering_relay() -> SocketAddr {
+    relay(|mut from, mut to| {
+        let mut message = [0; 64];
+        loop {
+            from.read_exact(&mut message)?;
+            if message[0] != 0 {
+                to.write_all(&message)?;
+                from.write_all(&message)?;
+            }
+        }
+    })
+}
+
+fn relay(forward: Forward) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let addr = listener.local_addr().expect("it is bound");
     std::thread::spawn(move || {
@@ -124,9 +146,9 @@ pub(crate) fn start_relay() -> SocketAddr {
                 continue;
             };
             for (from, to) in [(&stream, &partner), (&partner, &stream)] {
-                let mut from = from.try_clone().expect("a descriptor");
-                let mut to = to.try_clone().expect("a descriptor");
-                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let from = from.try_clone().expect("a descriptor");
+                let to = to.try_clone().expect("a descriptor");
+                std::thread::spawn(move || forward(from, to));
             }
         }
     });
