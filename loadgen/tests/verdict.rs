@@ -155,15 +155,14 @@ fn closed_loops_count_alike_on_relay_and_server() {
 
 #[test]
 fn a_relay_that_answers_confirms() {
-    let (code, json) = run(model::start_answering_relay(), "relay --confirm -c 4 --rate 500 -d 0.3");
+    let (code, json) =
+        run(model::start_answering_relay(), "relay --confirm -c 4 --rate 500 -d 0.3");
     assert_eq!(code, Some(0));
     assert_eq!(json["findings"]["sent"], json["findings"]["given"]);
     assert!(json["latency_ms"]["sent"]["count"].as_u64() > Some(0));
     // One that does not is noticed.
-    let (code, json) = run(
-        model::start_relay(),
-        "relay --confirm -c 4 --rate 500 -d 0.3 --drain-timeout 0.2",
-    );
+    let (code, json) =
+        run(model::start_relay(), "relay --confirm -c 4 --rate 500 -d 0.3 --drain-timeout 0.2");
     assert_eq!((code, &json["findings"]["sent"]), (Some(1), &0.into()));
 }
 

@@ -15,7 +15,7 @@
 //! Invariant: nobody is handed what follows before the log says, durably, that
 //! the message is on the shelf. Who has it already does not get it again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 
 use smallvec::SmallVec;
@@ -40,10 +40,6 @@ pub(crate) struct Shelved {
     /// The number it had.
     pub(crate) seq: u64,
     pub(crate) entry: Entry,
-    /// By position: devices that were handed it before it was set aside, and of
-    /// which nobody knows whether they have it. Not in the log: a crash makes
-    /// them devices that do not.
-    handed_to: u8,
     /// The operator has heard of it in this life of the server.
     is_told: bool,
 }
@@ -51,7 +47,12 @@ pub(crate) struct Shelved {
 /// The messages of one inbox that could not be read, by the number they had.
 #[derive(Default)]
 pub(crate) struct Shelf {
-    list: Vec<Shelved>,
+    /// Ascending. Taken from the front, one after the other, when they come back.
+    list: VecDeque<Shelved>,
+    /// By number: devices, by position, that were handed it before it was set
+    /// aside, and of which nobody knows whether they have it. Not in the log: a
+    /// crash makes them devices that do not.
+    handed: BTreeMap<u64, u8>,
 }
 
 impl Shelf {
@@ -73,49 +74,55 @@ impl Shelf {
         let place = self.position(seq);
         match place {
             Ok(at) => self.list[at].entry.had_by |= entry.had_by,
-            Err(at) => {
-                let shelved = Shelved { seq, entry, handed_to: 0, is_told: false };
-                self.list.insert(at, shelved);
-            }
+            Err(at) => self.list.insert(at, Shelved { seq, entry, is_told: false }),
         }
         place.is_err()
     }
 
     /// These devices were handed it before.
     fn was_handed_to(&mut self, seq: u64, devices: u8) {
-        if let Ok(at) = self.position(seq) {
-            self.list[at].handed_to = devices;
+        if devices != 0 {
+            self.handed.insert(seq, devices);
         }
     }
 
-    /// The first one among these that this device was handed.
+    /// The devices that were handed this one and have not said anything since.
+    fn handed_to(&self, seq: u64) -> u8 {
+        self.handed.get(&seq).copied().unwrap_or(0)
+    }
+
+    /// One of these that this device was handed.
     fn handed_of(&self, seqs: &RangeInclusive<u64>, device: usize) -> Option<u64> {
-        let mut list = self.list.iter().filter(|it| seqs.contains(&it.seq));
-        list.find(|it| it.handed_to & 1 << device != 0).map(|it| it.seq)
+        let mut handed = self.handed.range(seqs.clone());
+        handed.find(|(_, devices)| *devices & 1 << device != 0).map(|(seq, _)| *seq)
     }
 
     /// The device has this one.
     fn is_had_by(&mut self, seq: u64, device: usize) {
-        if let Ok(at) = self.position(seq) {
-            let it = &mut self.list[at];
-            it.handed_to &= !(1 << device);
-            it.entry.had_by |= 1 << device;
+        if let Some(entry) = self.get_mut(seq) {
+            entry.had_by |= 1 << device;
+        }
+        if let Some(devices) = self.handed.get_mut(&seq) {
+            *devices &= !(1 << device);
         }
     }
 
     /// Whatever else the device was handed never arrived there.
     fn has_not_the_rest(&mut self, device: usize) {
-        for it in &mut self.list {
-            it.handed_to &= !(1 << device);
-        }
+        self.change_handed(|devices| devices & !(1 << device));
     }
 
     /// The device at this position is forgotten.
     pub(crate) fn forget_device(&mut self, device: usize) {
-        for it in &mut self.list {
-            it.entry.forget_device(device);
-            it.handed_to = without_device(it.handed_to, device);
-        }
+        self.list.iter_mut().for_each(|it| it.entry.forget_device(device));
+        self.change_handed(|devices| without_device(devices, device));
+    }
+
+    fn change_handed(&mut self, left: impl Fn(u8) -> u8) {
+        self.handed.retain(|_, devices| {
+            *devices = left(*devices);
+            *devices != 0
+        });
     }
 
     pub(crate) fn get(&self, seq: u64) -> Option<&Entry> {
@@ -134,7 +141,8 @@ impl Shelf {
 
     pub(crate) fn take(&mut self, seq: u64) -> Option<Entry> {
         let at = self.position(seq).ok()?;
-        Some(self.list.remove(at).entry)
+        self.handed.remove(&seq);
+        Some(self.list.remove(at)?.entry)
     }
 
     /// The operator hears of it; whether for the first time.
@@ -338,7 +346,9 @@ impl Shard {
             let Entry { lsn, len, .. } = it.entry;
             // A connected device may say any time that it has it. If cleaning
             // has just copied it, it is not on the disk yet.
-            if self.users[from.user].is_connected(it.handed_to) || lsn + u64::from(len) > durable {
+            if self.users[from.user].is_connected(shelf.handed_to(it.seq))
+                || lsn + u64::from(len) > durable
+            {
                 seq = it.seq + 1;
                 continue;
             }
