@@ -54,6 +54,9 @@ pub struct Machine {
     pub port_range: (u16, u16),
     /// Most tracked connections when connection tracking is loaded.
     pub conntrack_max: Option<u64>,
+    /// Packets that wait for a core when they come over loopback or a virtual
+    /// interface (`net.core.netdev_max_backlog`).
+    pub netdev_backlog: Option<u64>,
     /// The disk under the data directory, once [`Machine::probe_disk`] ran.
     pub disk: Option<DiskProbe>,
 }
@@ -91,6 +94,7 @@ impl Machine {
                 .and_then(|text| port_range(&text))
                 .unwrap_or((32768, 60999)),
             conntrack_max: number("/proc/sys/net/netfilter/nf_conntrack_max"),
+            netdev_backlog: number("/proc/sys/net/core/netdev_max_backlog"),
             disk: None,
         }
     }

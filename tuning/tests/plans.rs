@@ -33,6 +33,7 @@ fn two_cores() -> Machine {
         somaxconn: 4096,
         port_range: (32768, 60999),
         conntrack_max: None,
+        netdev_backlog: Some(1_000),
         disk: Some(DiskProbe {
             fs: "ext4".to_owned(),
             direct_mode: "O_DIRECT + RWF_DSYNC".to_owned(),
@@ -63,6 +64,7 @@ fn sixty_four_cores() -> Machine {
         nofile_soft: 1024,
         nofile_hard: 1 << 20,
         conntrack_max: Some(262_144),
+        netdev_backlog: Some(100_000),
         somaxconn: 128,
         ..two_cores()
     }

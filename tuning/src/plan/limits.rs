@@ -22,6 +22,8 @@ const MEMLOCK_LIFTS: [&str; 2] = [
 ];
 /// The accept queue that the listeners ask for.
 const BACKLOG: u32 = 4096;
+/// The kernel asks one in so many silent connections for a sign of life at once.
+const PROBED_PART: u64 = 30;
 /// Fewer connections than this serve nobody.
 const CONNS_MIN: u64 = 64;
 /// What a fully grown installation wants of one process.
@@ -140,6 +142,18 @@ impl Draft<'_> {
                 "connections by nf_conntrack",
                 format!("{} tracked connections", count(tracked)),
                 lift,
+            );
+        }
+        let backlog = self.machine.netdev_backlog.filter(|max| *max * PROBED_PART < conns);
+        if let Some(backlog) = backlog {
+            self.limit(
+                "silent connections over loopback and virtual interfaces by \
+                 net.core.netdev_max_backlog",
+                format!(
+                    "about {} connections, beyond which some of the kernel's probes are dropped",
+                    count(backlog * PROBED_PART)
+                ),
+                vec![format!("sysctl -w net.core.netdev_max_backlog={}", conns.div_ceil(10))],
             );
         }
         if self.machine.file_max < conns + conns / 8 {
