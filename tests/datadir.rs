@@ -4,9 +4,10 @@
 
 mod server;
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -92,6 +93,30 @@ fn check_untouched(setup: &Setup, told: &[&str]) -> String {
     let stderr = setup.check_refused(3, told);
     assert!(contents(setup.data_dir()) == before, "something has changed: {stderr}");
     stderr
+}
+
+#[test]
+fn a_directory_of_another_user_is_refused() {
+    /// Nobody, everywhere.
+    const OTHER: u32 = 65_534;
+    let is_root = rustix::process::geteuid().is_root();
+    let setup = Setup::new().shards(1);
+    written(&setup, 3);
+    let home = setup.data_dir().parent().unwrap();
+    fs::set_permissions(home, Permissions::from_mode(0o755)).unwrap();
+    let lock = setup.data_dir().join("lock");
+    if !is_root {
+        // Who cannot be another user takes the right to write from himself.
+        fs::set_permissions(&lock, Permissions::from_mode(0o400)).unwrap();
+    }
+    // Closed to others, and open to their eyes.
+    for mode in [0o700, 0o755] {
+        fs::set_permissions(setup.data_dir(), Permissions::from_mode(mode)).unwrap();
+        let other = if is_root { setup.clone().user(OTHER) } else { setup.clone() };
+        check_untouched(&other, &["this user may not write", "change its owner or permissions"]);
+    }
+    fs::set_permissions(&lock, Permissions::from_mode(0o600)).unwrap();
+    check_messages(&setup.start(), 3);
 }
 
 #[test]

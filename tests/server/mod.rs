@@ -12,8 +12,11 @@ pub mod peer;
 pub mod vanish;
 
 use std::ffi::OsString;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
@@ -71,6 +74,8 @@ pub struct Setup {
     admin: SocketAddr,
     /// Limits of the process, as `ulimit` names and counts them.
     limits: Vec<(char, u64)>,
+    /// Not the user who runs the test.
+    user: Option<u32>,
 }
 
 impl Setup {
@@ -91,6 +96,7 @@ impl Setup {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
             limits: Vec::new(),
+            user: None,
         };
         setup
             .set("storage.segment_bytes", "1MiB")
@@ -133,6 +139,11 @@ impl Setup {
     pub fn ulimit(mut self, which: char, value: u64) -> Setup {
         self.limits.push((which, value));
         self
+    }
+
+    /// As this user; only root may say so.
+    pub fn user(self, user: u32) -> Setup {
+        Setup { user: Some(user), ..self }
     }
 
     /// Where the server keeps its data.
@@ -248,6 +259,17 @@ impl Setup {
         said
     }
 
+    /// A copy of the binary beside the data directory: where it was built others
+    /// may not look.
+    fn binary_for_all(&self) -> PathBuf {
+        let copy = self.data_dir.with_file_name("iris-shard");
+        if !copy.exists() {
+            fs::copy(env!("CARGO_BIN_EXE_iris-shard"), &copy).expect("room for a copy");
+            fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
+        }
+        copy
+    }
+
     fn command(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_iris-shard");
         let mut script = String::new();
@@ -258,6 +280,10 @@ impl Setup {
         command.args(["-c", &(script + "exec \"$0\" \"$@\""), binary]);
         if self.limits.is_empty() {
             command = Command::new(binary);
+        }
+        if let Some(user) = self.user {
+            command = Command::new(self.binary_for_all());
+            command.uid(user).gid(user);
         }
         for (name, value) in std::env::vars_os() {
             let name = name.to_string_lossy();
