@@ -8,7 +8,8 @@
 //! With `--confirm SIZE` it answers, as whoever promises something must: the bytes are messages of
 //! that many bytes, each goes to its sender, too, and those that begin with a zero tell of an
 //! arrival and end here. That is what sending and receiving alone cost a server whose clients
-//! acknowledge.
+//! acknowledge; for rates at which messages come one by one: of several in one piece the first
+//! leaves alone.
 //!
 //! `relay --listen 127.0.0.1:0 --core 1` prints `ready ADDR` when it listens.
 #![allow(unsafe_code)]

@@ -77,7 +77,8 @@ impl Hands {
         self.late.push(conn);
     }
 
-    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting, or be watched.
+    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting, or be watched. Of one
+    /// connection as many as were sent within two calls of [`age_late`](Hands::age_late).
     pub fn has_late(&self) -> bool {
         !self.late.is_empty() || !self.late_before.is_empty()
     }

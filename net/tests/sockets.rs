@@ -742,36 +742,42 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
     }
 }
 
-/// Where no company comes nothing waits for it any more; where it would have come again and
-/// again, the next one does.
+/// Late bytes, and then company after so many calls of `age_late`: two end the wait. Whether they
+/// waited.
+fn confirm(world: &mut World, client: &mut TcpStream, conn: ConnId, ages: usize) -> bool {
+    let before = world.hands.stats().sends;
+    world.hands.send_late(conn, b"late ");
+    world.hands.flush();
+    let has_waited = world.hands.stats().sends == before;
+    for _ in 0..ages {
+        world.hands.age_late();
+        world.hands.flush();
+    }
+    world.hands.send(conn, b"company");
+    world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
+    let mut got = [0; 12];
+    client.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"late company");
+    has_waited
+}
+
+/// Where no company comes in time nothing waits for it any more; where it would have come again
+/// and again, the next one does.
 #[test]
 fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
     for options in ways() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
-        let mut got = Vec::new();
-        let mut confirm = |world: &mut World, in_company: bool| {
-            let before = world.hands.stats().sends;
-            world.hands.send_late(conn, b"late ");
-            world.hands.flush();
-            let has_waited = world.hands.stats().sends == before;
-            if in_company {
-                world.hands.send(conn, b"urgent ");
-            } else {
-                world.hands.flush_late();
-            }
-            world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
-            let len = if in_company { 12 } else { 5 };
-            got.resize(len, 0);
-            client.read_exact(&mut got).unwrap();
-            has_waited
-        };
-        assert!(confirm(&mut world, true), "at first it waits");
-        let in_vain = (0..20).filter(|_| confirm(&mut world, false)).count();
-        assert!(in_vain < 10, "it waited {in_vain} times in vain");
-        assert!(!confirm(&mut world, false));
-        assert!(!confirm(&mut world, true), "once is not enough");
-        assert!((0..20).any(|_| confirm(&mut world, true)), "it learns");
-        assert!(confirm(&mut world, true));
+        let mut confirm = |ages| confirm(&mut world, &mut client, conn, ages);
+        assert!(confirm(0), "at first it waits");
+        let in_vain = (0..20).filter(|_| confirm(2)).count();
+        // It had company once, and waits from halfway on.
+        assert_eq!(in_vain, 2, "it waited in vain");
+        for ages in [0, 1] {
+            assert!(!confirm(ages), "once is not enough");
+            assert!((0..20).any(|_| confirm(ages)), "it learns");
+            assert!((0..20).any(|_| !confirm(2)), "and forgets");
+            (0..20).for_each(|_| assert!(!confirm(2)));
+        }
     }
 }

@@ -168,8 +168,8 @@ impl Core {
 
     /// Something is ready or blocked only by this core's own progress.
     fn must_go_on(&mut self) -> bool {
-        // With something held back, one look into the kernel is cheaper than what
-        // holding on may save.
+        // With something held back, or watched as if it were, one look into the
+        // kernel is cheaper than what holding on may save.
         let is_holding = self.hands.has_late() || self.log.is_gathering();
         let has_pending = self.hands.has_pending() || is_holding && self.hands.peek();
         let is_hungry = self.snapshots.is_hungry()
