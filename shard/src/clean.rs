@@ -37,9 +37,9 @@ pub(crate) struct Cleaner {
     is_surveying: bool,
     /// What has expired there and is not given up yet.
     run: Option<Run>,
-    /// Segments that could not be read, and when they are tried again.
+    /// When segments that could not be read are tried again.
     retries: VecDeque<(u64, u64)>,
-    /// Those of which the operator has heard.
+    /// Of these, and of those that are damaged, the operator has heard.
     unreadable: BTreeSet<u64>,
     /// Reads for devices under way, by segment.
     reads: BTreeMap<u64, u32>,

@@ -238,6 +238,7 @@ impl Shard {
     fn tick(&mut self, now: Now, out: &mut Effects) {
         self.close_late_handshakes(now, out);
         self.ages.note(now, self.log.end());
+        self.try_shelves_again(out);
         self.cleaner.space.reach(self.log.end());
         self.clean(now, out);
         self.give_back();

@@ -443,7 +443,7 @@ impl Shard {
         let device = self.register(now, user, login);
         let sent = self.users[user].devices[device].cursor;
         self.acknowledge_shelved(now, user, device, 0..=login.last_seq);
-        self.begin_anew(user, device);
+        self.begin_anew(user, device, login.last_seq);
         self.send_receipts(user, sent, out);
         self.take_over(now, user, device, out);
         self.users[user].devices[device].slot = conn.slot;
@@ -547,6 +547,7 @@ impl Shard {
         let (user, device) = (session.user, usize::from(session.device));
         session.kind = Kind::Anonymous;
         session.v1 = None;
+        self.gone_from_shelf(user, device);
         self.metrics.counters.sessions -= 1;
         let at_s = u32::try_from(now.wall_ms / 1000).unwrap_or(u32::MAX);
         let gone = &mut self.users[user];

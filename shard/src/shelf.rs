@@ -15,7 +15,7 @@
 //! Invariant: nobody is handed what follows before the log says, durably, that
 //! the message is on the shelf. Who has it already does not get it again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::ops::RangeInclusive;
 
 use smallvec::SmallVec;
@@ -80,7 +80,7 @@ impl Shelf {
     }
 
     /// These devices were handed it before.
-    fn was_handed_to(&mut self, seq: u64, devices: u8) {
+    fn note_handed(&mut self, seq: u64, devices: u8) {
         if devices != 0 {
             self.handed.insert(seq, devices);
         }
@@ -98,29 +98,41 @@ impl Shelf {
     }
 
     /// The device has this one.
-    fn is_had_by(&mut self, seq: u64, device: usize) {
+    fn note_had(&mut self, seq: u64, device: usize) {
         if let Some(entry) = self.get_mut(seq) {
             entry.had_by |= 1 << device;
         }
-        if let Some(devices) = self.handed.get_mut(&seq) {
-            *devices &= !(1 << device);
+        if let btree_map::Entry::Occupied(mut handed) = self.handed.entry(seq) {
+            *handed.get_mut() &= !(1 << device);
+            if *handed.get() == 0 {
+                handed.remove();
+            }
         }
     }
 
-    /// Whatever else the device was handed never arrived there.
-    fn has_not_the_rest(&mut self, device: usize) {
-        self.change_handed(|devices| devices & !(1 << device));
+    /// Whether the device was handed anything of this and has not said anything
+    /// since.
+    pub(crate) fn is_owed_by(&self, device: usize) -> bool {
+        self.handed.values().any(|devices| devices & 1 << device != 0)
+    }
+
+    /// What else the device was handed beyond this number never arrived there.
+    fn note_lost(&mut self, device: usize, beyond: u64) {
+        self.change_handed(|seq, devices| match seq > beyond {
+            true => devices & !(1 << device),
+            false => devices,
+        });
     }
 
     /// The device at this position is forgotten.
     pub(crate) fn forget_device(&mut self, device: usize) {
         self.list.iter_mut().for_each(|it| it.entry.forget_device(device));
-        self.change_handed(|devices| without_device(devices, device));
+        self.change_handed(|_, devices| without_device(devices, device));
     }
 
-    fn change_handed(&mut self, left: impl Fn(u8) -> u8) {
-        self.handed.retain(|_, devices| {
-            *devices = left(*devices);
+    fn change_handed(&mut self, left: impl Fn(u64, u8) -> u8) {
+        self.handed.retain(|seq, devices| {
+            *devices = left(*seq, *devices);
             *devices != 0
         });
     }
@@ -162,6 +174,9 @@ pub(crate) struct Shelves {
     tries: Vec<Try>,
     /// The same, when the log had no room for what would have come back.
     postponed: Vec<Try>,
+    /// Whose shelf is tried at the next tick: a device that was handed something
+    /// of it has spoken, or gone.
+    again: BTreeSet<UserIndex>,
 }
 
 /// A message on a shelf that is tried, and at whose login.
@@ -242,7 +257,7 @@ impl Shard {
         let inbox = self.users[at].inbox_mut();
         inbox.set_aside(seq, Entry::had(lsn, len, had_by));
         if let Some(shelf) = inbox.shelf_mut() {
-            shelf.was_handed_to(seq, handed_to);
+            shelf.note_handed(seq, handed_to);
         }
         self.sessions.at(conn.slot).pass(seq);
         self.note_hole(at, seq, &entry, conn.slot);
@@ -274,27 +289,47 @@ impl Shard {
             && let Some(seq) = shelf.handed_of(&seqs, device)
             && self.log.room(2 * ASIDE_LOG_BYTES)
         {
-            self.has_shelved(now, user, device, seq);
+            self.note_had(now, user, device, seq);
+            self.shelves.again.insert(user);
+        }
+    }
+
+    /// A device has gone; nobody needs to wait for what it might have said.
+    pub(crate) fn gone_from_shelf(&mut self, user: UserIndex, device: usize) {
+        let shelf = self.users[user].inbox.as_deref().and_then(|it| it.shelf());
+        if shelf.is_some_and(|shelf| shelf.is_owed_by(device)) {
+            self.shelves.again.insert(user);
+        }
+    }
+
+    /// Tries for somebody who is connected what nobody else speaks for any more.
+    pub(crate) fn try_shelves_again(&mut self, out: &mut Effects) {
+        for user in std::mem::take(&mut self.shelves.again) {
+            let mut slots = self.users[user].devices.iter().map(|device| device.slot);
+            if let Some(slot) = slots.find(|slot| *slot != NO_SLOT) {
+                let generation = self.sessions.at(slot).generation;
+                self.try_shelf(Conn { slot, generation }, out);
+            }
         }
     }
 
     /// A device turns out to have what is on the shelf. Another one still has not:
     /// the one that found it unreadable.
-    fn has_shelved(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
+    fn note_had(&mut self, now: Now, user: UserIndex, device: usize, seq: u64) {
         let it = &mut self.users[user];
         let shelf = it.inbox_mut().shelf_mut().expect("looked at by the caller");
-        shelf.is_had_by(seq, device);
+        shelf.note_had(seq, device);
         let Entry { lsn, len, had_by, .. } = *shelf.get(seq).expect("looked at by the caller");
         let (key, ids) = (it.key, it.ids(had_by));
         self.append(now, &Record::Aside { key, seq, lsn, len, had: Devices::new(&ids) });
     }
 
-    /// The device begins anew: it has what it says that it has, and nothing that
-    /// it was handed is under way any more.
-    pub(crate) fn begin_anew(&mut self, user: UserIndex, device: usize) {
+    /// The device begins anew: it has what it says that it has, and nothing else
+    /// that it was handed is under way any more.
+    pub(crate) fn begin_anew(&mut self, user: UserIndex, device: usize, has: u64) {
         let shelf = self.users[user].inbox.as_deref_mut().and_then(|inbox| inbox.shelf_mut());
         if let Some(shelf) = shelf {
-            shelf.has_not_the_rest(device);
+            shelf.note_lost(device, has);
         }
     }
 

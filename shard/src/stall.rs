@@ -27,8 +27,12 @@ impl Shard {
             Unsent::Moved => false,
             Unsent::None => {
                 kind == Kind::V2 && {
+                    let inbox = self.users[user].inbox.as_deref();
+                    let shelf = inbox.and_then(|inbox| inbox.shelf());
+                    // Others wait for what it says of this.
+                    let owes_shelved = shelf.is_some_and(|shelf| shelf.is_owed_by(device));
                     let cursor = self.users[user].devices[device].cursor;
-                    self.sessions.at(conn.slot).unacknowledged(cursor) > 0
+                    owes_shelved || self.sessions.at(conn.slot).unacknowledged(cursor) > 0
                 }
             }
         };

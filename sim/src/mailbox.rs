@@ -212,10 +212,12 @@ impl World {
         let it = &mut self.devices[device];
         it.owed.push_back(seq);
         it.cursor = it.cursor.max(seq);
-        // What expires on the way takes up no window any more, nor does what
-        // another device finds unreadable.
-        it.expiring_owed += u64::from(expires || self.knobs.read_fails > 0);
-        let owed = (it.owed.len() as u64).saturating_sub(it.expiring_owed);
+        // What expires on the way takes up no window any more.
+        it.expiring_owed += u64::from(expires);
+        // Nor does what another device has found unreadable.
+        let passed = &self.model.inbox(it.user).ever_aside_at;
+        let owed = it.owed.iter().filter(|seq| !passed.contains(seq)).count() as u64;
+        let owed = owed.saturating_sub(it.expiring_owed);
         if owed > self.links[link].window_max {
             self.violate(format!("{owed} deliveries are beyond the window"));
         }

@@ -45,6 +45,8 @@ pub(crate) struct Inbox {
     /// What was ever set aside: it may come out of order, and again where nobody
     /// said that it had come.
     pub(crate) ever_aside: BTreeSet<LetterId>,
+    /// The numbers under which anything ever stood that was set aside.
+    pub(crate) ever_aside_at: BTreeSet<u64>,
     /// Who has had an entry under another number.
     had: BTreeSet<(u64, u64)>,
     /// Where the newest copy of each entry in this layout begins and ends.
@@ -67,12 +69,14 @@ impl Inbox {
     pub(crate) fn put_aside(&mut self, seq: u64, id: LetterId, from: Lsn, to: Lsn) {
         self.aside.insert(seq, id);
         self.ever_aside.insert(id);
+        self.ever_aside_at.insert(seq);
         self.places.insert(seq, (from, to));
     }
 
     /// What a repair does not change of who has had what.
     pub(crate) fn keep_asides_of(&mut self, was: &Inbox) {
         self.ever_aside.extend(&was.ever_aside);
+        self.ever_aside_at.extend(&was.ever_aside_at);
         self.had.clone_from(&was.had);
     }
 
@@ -319,6 +323,7 @@ impl Model {
                         inbox.entries.remove(&seq).ok_or("what is set aside stands nowhere")?;
                     inbox.aside.insert(seq, id);
                     inbox.ever_aside.insert(id);
+                    inbox.ever_aside_at.insert(seq);
                 }
                 inbox.had.extend(had.iter().map(|device| (device, seq)));
                 Ok(())

@@ -179,3 +179,49 @@ fn a_shard_at_rest_gets_its_space_back() {
          > discard 0",
     );
 }
+
+/// It is told once, tried again after 30 seconds and goes when it can be read.
+#[test]
+fn a_segment_that_cannot_be_read_is_tried_again() {
+    check_after_filling(
+        "reads fail
+         tick 100
+         > damaged 0
+         commit
+         snapshot
+         0 send dave 1 f
+         commit
+         > 0 sent dave 1
+         snapshot
+         tick 29000
+         reads work
+         commit
+         snapshot
+         tick 1000
+         commit
+         > discard 0",
+    );
+}
+
+/// What was read and is not what it should be stays for a repair.
+#[test]
+fn a_segment_that_is_damaged_is_not_tried_again() {
+    check_after_filling(
+        "rot a
+         tick 100
+         > damaged 0
+         commit
+         snapshot
+         0 send dave 1 f
+         commit
+         > 0 sent dave 1
+         snapshot
+         rot a
+         tick 60000
+         commit
+         snapshot
+         tick 60000
+         commit
+         snapshot",
+    );
+}

@@ -484,9 +484,34 @@ fn a_device_that_comes_back_has_it_if_it_says_so() {
     );
 }
 
-/// It may say any moment that it has it.
+/// It may say any moment that it has it. When it has, or is gone, whoever else is
+/// connected gets it without another login.
 #[test]
 fn what_a_connected_device_was_handed_is_not_tried_before_it_says_something() {
+    let (connect, handed) = HAND_TO_DEVICE_1;
+    for says in ["1 ack 1", "1 close"] {
+        check_after_handing(
+            connect,
+            handed,
+            &format!(
+                "rot a
+                 2 hello bob 2
+                 > 2 welcome 2..1
+                 commit
+                 tick 100
+                 commit
+                 {says}
+                 tick 100
+                 commit
+                 > 2 deliver 2 alice a…10000"
+            ),
+        );
+    }
+}
+
+/// Others wait for its word.
+#[test]
+fn who_never_says_whether_it_has_it_is_cut() {
     let (connect, handed) = HAND_TO_DEVICE_1;
     check_after_handing(
         connect,
@@ -494,11 +519,13 @@ fn what_a_connected_device_was_handed_is_not_tried_before_it_says_something() {
         "rot a
          2 hello bob 2
          > 2 welcome 2..1
-         commit
-         2 close
-         1 ack 1
-         2 hello bob 2
-         > 2 welcome 2..1
+         1 looked
+         1 looked
+         1 looked
+         1 looked
+         > 1 goaway Timeout come back
+         > 1 close
+         tick 100
          commit
          > 2 deliver 2 alice a…10000",
     );

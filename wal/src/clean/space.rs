@@ -146,7 +146,7 @@ impl Space {
         }
     }
 
-    /// Until now: it may be read again.
+    /// [`Space::leave`] until here: it is cleaned and deleted like any other.
     pub fn return_to(&mut self, segment: u64) {
         if let Ok(at) = self.find(segment) {
             self.cells[at].is_damaged = false;
