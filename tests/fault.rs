@@ -139,12 +139,16 @@ fn a_failed_write_before_an_fsync_counts_as_well() {
 fn a_segment_beyond_the_limit_is_not_a_fault() {
     let server = Setup::new().shards(1).set("storage.segment_bytes", "8MiB").start();
     let mut alice = server.v2("alice", 1);
-    // One block less than a segment and its header. The log is far from there
+    let second = server.setup().data_dir().join("shard-0000/segment-0000000001.log");
+    let deadline = Deadline::new();
+    while !second.exists() {
+        deadline.pause(|| "the second segment is not made".into());
+    }
+    // One block less than a segment and its header. The log is only halfway there
     // when the third segment is due.
     let before = server.limit(Resource::Fsize, Some(8 << 20));
     let body = [b'x'; 20_000];
     let mut sent = 0;
-    let deadline = Deadline::new();
     let held = loop {
         match alice.next_notice(std::time::Duration::from_millis(1)).unwrap() {
             Some(Notice::Held { code, .. }) => break code,
