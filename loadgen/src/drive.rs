@@ -20,10 +20,8 @@ use self::imps::Imps;
 use crate::clock;
 use crate::dial::Dialer;
 use crate::figures::{Figures, Progress};
-use crate::foreign;
 use crate::intake::{Stages, Window};
 use crate::plan::{Plan, Rhythm};
-use crate::scenario::Scenario;
 use crate::socket::Poller;
 use crate::spec::{ClassChoice, Load, Order, Spec, Word};
 use crate::user::{Stage, User};
@@ -476,6 +474,5 @@ impl Worker<'_> {
 }
 
 fn confirms_nothing(spec: &Spec) -> bool {
-    let is_relay = spec.cast.scenario == Scenario::Relay;
-    is_relay && !spec.confirm || foreign::confirms_nothing(spec.protocol, spec.class)
+    spec.cast.scenario.confirms_nothing(spec.confirm, spec.protocol, spec.class)
 }

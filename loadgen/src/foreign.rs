@@ -108,15 +108,6 @@ impl End {
     }
 }
 
-/// Whether nothing tells a sender that its message was taken.
-pub(crate) fn confirms_nothing(protocol: Protocol, class: ClassChoice) -> bool {
-    match protocol {
-        Protocol::V1 | Protocol::Nats | Protocol::Xmpp => true,
-        Protocol::V2 => false,
-        Protocol::Mqtt => class == ClassChoice::BestEffort,
-    }
-}
-
 /// Cuts what arrives into units: `step` takes the first one of the bytes given
 /// and says how long it was, 0 when it is not complete. What is left over is
 /// kept in `partial` until more arrives.

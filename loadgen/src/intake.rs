@@ -182,19 +182,17 @@ impl Intake<'_> {
 
     /// A message out of a relay: the partner's, or one's own if it answers.
     pub(crate) fn relayed(&mut self, bytes: &[u8]) {
-        let body = Body::read(bytes, self.spec.size).filter(|_| self.spec.confirm);
-        let is_own = |body: &Body| {
-            body.run == self.spec.run
-                && body.sender.checked_sub(self.spec.base) == Some(self.user)
-                && self.flow_of(body).is_some()
+        let Some(body) = Body::read(bytes, self.spec.size) else {
+            return self.book.corrupt(self.user);
         };
-        match body.filter(is_own) {
-            Some(body) => self.confirmed(&body),
-            None => {
-                self.has_arrived = self.spec.confirm;
-                self.delivered(bytes);
-            }
+        let is_own = body.run == self.spec.run
+            && body.sender.checked_sub(self.spec.base) == Some(self.user)
+            && self.flow_of(&body).is_some();
+        if self.spec.confirm && is_own {
+            return self.confirmed(&body);
         }
+        self.has_arrived = self.spec.confirm;
+        self.arrived(&body);
     }
 
     /// A message of any protocol.
@@ -202,9 +200,13 @@ impl Intake<'_> {
         let Some(body) = Body::read(bytes, self.spec.size) else {
             return self.book.corrupt(self.user);
         };
+        self.arrived(&body);
+    }
+
+    fn arrived(&mut self, body: &Body) {
         let mine = body.run == self.spec.run
             && body.recipient.checked_sub(self.spec.base) == Some(self.user);
-        let Some(flow) = self.flow_of(&body).filter(|_| mine) else {
+        let Some(flow) = self.flow_of(body).filter(|_| mine) else {
             return self.book.foreign(self.user);
         };
         let fresh = self.book.received(flow, body.number, self.generation);
@@ -212,7 +214,7 @@ impl Intake<'_> {
             return;
         }
         if self.spec.cast.is_witnessed(flow) {
-            return self.witnessed(&body);
+            return self.witnessed(body);
         }
         if self.window.holds(self.now_ns) {
             self.figures.window_received += 1;
@@ -221,7 +223,7 @@ impl Intake<'_> {
         let waited = self.spec.cast.is_absent(self.user) || self.spec.ordeal.is_some();
         if waited && body.intended_ns < self.began_ns {
             self.figures.collected.record(self.now_ns.saturating_sub(self.began_ns));
-        } else if self.is_disturbed(&body) {
+        } else if self.is_disturbed(body) {
             self.figures.disturbed.record(self.now_ns.saturating_sub(body.intended_ns));
         } else if body.intended_ns >= self.window.from_ns {
             self.figures.delivered.record(self.now_ns.saturating_sub(body.intended_ns));

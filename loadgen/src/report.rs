@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use crate::args::Args;
 use crate::crowd::Outcome;
 use crate::figures::{Figures, Latency};
-use crate::foreign;
 use crate::probe::{self, Moment, Sample};
 use crate::scenario::Scenario;
 use crate::spec::Protocol;
@@ -154,8 +153,7 @@ fn title(args: &Args, outcome: &Outcome) -> String {
 }
 
 fn confirms_nothing(args: &Args) -> bool {
-    let is_relay = args.scenario == Scenario::Relay;
-    is_relay && !args.confirm || foreign::confirms_nothing(args.protocol, args.class)
+    args.scenario.confirms_nothing(args.confirm, args.protocol, args.class)
 }
 
 fn connections(figures: &Figures) -> String {

@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::{ClassChoice, Protocol};
+
 /// The kinds of run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -38,6 +40,22 @@ pub(crate) enum Scenario {
 }
 
 impl Scenario {
+    /// Whether nothing tells a sender that its message was taken; a relay does
+    /// if it `answers`.
+    pub(crate) fn confirms_nothing(
+        self,
+        answers: bool,
+        protocol: Protocol,
+        class: ClassChoice,
+    ) -> bool {
+        match protocol {
+            _ if self == Scenario::Relay => !answers,
+            Protocol::V1 | Protocol::Nats | Protocol::Xmpp => true,
+            Protocol::V2 => false,
+            Protocol::Mqtt => class == ClassChoice::BestEffort,
+        }
+    }
+
     /// Whether it is played in acts beside witnesses.
     pub(crate) fn is_ordeal(self) -> bool {
         use Scenario::{Churn, Crusher, HotInbox, Slow, Storm};
