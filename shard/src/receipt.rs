@@ -69,7 +69,6 @@ impl Shard {
         self.metrics.counters.acks += 1;
         self.append(now, &Record::Ack { key, device: record_device, seq, exact: true });
         let cursor = self.advance(user, device);
-        self.burn(user);
         self.send_receipts(user, cursor, out);
         self.pump(now, conn.slot, out);
         Outcome::Taken
