@@ -4,10 +4,9 @@
 
 mod server;
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -16,7 +15,7 @@ use client::blocking::{Client, Notice};
 use rustix::process::Resource;
 use server::mounted::Mounted;
 use server::peer::Peer;
-use server::{Deadline, PATIENCE, Server, Setup};
+use server::{Deadline, PATIENCE, Server, Setup, allow};
 use wal::manifest::Manifest;
 use wire::id::Class;
 use wire::refuse::Code;
@@ -102,20 +101,19 @@ fn a_directory_of_another_user_is_refused() {
     let is_root = rustix::process::geteuid().is_root();
     let setup = Setup::new().shards(1);
     written(&setup, 3);
-    let home = setup.data_dir().parent().unwrap();
-    fs::set_permissions(home, Permissions::from_mode(0o755)).unwrap();
+    allow(&setup.data_dir().join(".."), 0o755);
     let lock = setup.data_dir().join("lock");
     if !is_root {
         // Who cannot be another user takes the right to write from himself.
-        fs::set_permissions(&lock, Permissions::from_mode(0o400)).unwrap();
+        allow(&lock, 0o400);
     }
     // Closed to others, and open to their eyes.
     for mode in [0o700, 0o755] {
-        fs::set_permissions(setup.data_dir(), Permissions::from_mode(mode)).unwrap();
+        allow(setup.data_dir(), mode);
         let other = if is_root { setup.clone().user(OTHER) } else { setup.clone() };
         check_untouched(&other, &["this user may not write", "change its owner or permissions"]);
     }
-    fs::set_permissions(&lock, Permissions::from_mode(0o600)).unwrap();
+    allow(&lock, 0o600);
     check_messages(&setup.start(), 3);
 }
 

@@ -265,7 +265,7 @@ impl Setup {
         let copy = self.data_dir.with_file_name("iris-shard");
         if !copy.exists() {
             fs::copy(env!("CARGO_BIN_EXE_iris-shard"), &copy).expect("room for a copy");
-            fs::set_permissions(&copy, Permissions::from_mode(0o755)).expect("it is ours");
+            allow(&copy, 0o755);
         }
         copy
     }
@@ -305,6 +305,11 @@ impl Setup {
             .stderr(Stdio::piped());
         command
     }
+}
+
+/// Who may do what with a file of the test's own.
+pub fn allow(path: &Path, mode: u32) {
+    fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
 }
 
 /// How a server ended.

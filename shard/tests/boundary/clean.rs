@@ -180,11 +180,12 @@ fn a_shard_at_rest_gets_its_space_back() {
     );
 }
 
-/// It is told once, tried again after 30 seconds and goes when it can be read.
-#[test]
-fn a_segment_that_cannot_be_read_is_tried_again() {
-    check_after_filling(
-        "reads fail
+/// While a segment is left alone because of what `fault` does to it, another is
+/// begun. Then the steps that follow.
+#[track_caller]
+fn check_after_leaving(fault: &str, script: &str) {
+    check_after_filling(&format!(
+        "{fault}
          tick 100
          > damaged 0
          commit
@@ -193,11 +194,32 @@ fn a_segment_that_cannot_be_read_is_tried_again() {
          commit
          > 0 sent dave 1
          snapshot
-         tick 29000
+         {script}"
+    ));
+}
+
+/// It is told once, tried again after 30 seconds and goes when it can be read.
+#[test]
+fn a_segment_that_cannot_be_read_is_tried_again() {
+    check_after_leaving(
+        "reads fail",
+        "tick 29000
          reads work
          commit
          snapshot
          tick 1000
+         commit
+         > discard 0",
+    );
+    // Still not to be read: nothing more is said of it.
+    check_after_leaving(
+        "reads fail",
+        "tick 30000
+         commit
+         tick 30000
+         commit
+         reads work
+         tick 30000
          commit
          > discard 0",
     );
@@ -206,17 +228,9 @@ fn a_segment_that_cannot_be_read_is_tried_again() {
 /// What was read and is not what it should be stays for a repair.
 #[test]
 fn a_segment_that_is_damaged_is_not_tried_again() {
-    check_after_filling(
+    check_after_leaving(
+        "rot a",
         "rot a
-         tick 100
-         > damaged 0
-         commit
-         snapshot
-         0 send dave 1 f
-         commit
-         > 0 sent dave 1
-         snapshot
-         rot a
          tick 60000
          commit
          snapshot
