@@ -47,6 +47,8 @@ pub(crate) struct Inbox {
     pub(crate) ever_aside: BTreeSet<LetterId>,
     /// The numbers under which anything ever stood that was set aside.
     pub(crate) ever_aside_at: BTreeSet<u64>,
+    /// Where it says that something came back under this number.
+    pub(crate) returned: BTreeMap<u64, Place>,
     /// Who has had an entry under another number.
     had: BTreeSet<(u64, u64)>,
     /// Where the newest copy of each entry in this layout begins and ends.
@@ -207,6 +209,7 @@ impl Model {
     pub(crate) fn switch(&mut self) {
         for inbox in &mut self.known.inboxes {
             inbox.places.clear();
+            inbox.returned.clear();
         }
         let places = self.known.letters.values_mut().chain(self.known.consumed.values_mut());
         for place in places {
@@ -329,7 +332,7 @@ impl Model {
                 Ok(())
             }
             Record::Returned { ref message, from: was, had } => {
-                self.returned((from, end), (message, was, had), ledger)
+                self.returned(shard, (from, end), (message, was, had), ledger)
             }
             Record::Seen { .. } => Ok(()),
         }
@@ -372,6 +375,7 @@ impl Model {
     /// What was aside waits again under a new number, or this is a copy of it.
     fn returned(
         &mut self,
+        shard: usize,
         (from, end): (Lsn, Lsn),
         (message, from_seq, had): (&Message<'_>, u64, Devices<'_>),
         ledger: &Ledger,
@@ -398,6 +402,7 @@ impl Model {
         inbox.last = seq;
         inbox.put(seq, id, from, end);
         inbox.had.extend(had.iter().map(|device| (device, seq)));
+        inbox.returned.insert(seq, Place { shard: Some(shard), end, inbox_seq: seq });
         // It has been durable since it was stored.
         if let Some(place) = self.known.letters.get_mut(&id) {
             place.inbox_seq = seq;

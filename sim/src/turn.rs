@@ -247,7 +247,7 @@ impl World {
         let len = self.chance.within(len_min.into(), len.into()) as u32;
         let delay_ns = self.chance.latency(self.knobs.read_ns);
         // The disk may look at the bytes early or late.
-        let event = if self.read_fails() {
+        let event = if self.read_fails(shard, lsn) {
             Event::Read { life, shard, conn, lsn, bytes: None }
         } else if self.chance.below(2) == 0 {
             let bytes = Some(self.read_disk(shard, lsn, len));
@@ -263,9 +263,12 @@ impl World {
     }
 
     /// Whether the disk does not give what it has, this time.
-    pub(crate) fn read_fails(&mut self) -> bool {
+    pub(crate) fn read_fails(&mut self, shard: usize, lsn: Lsn) -> bool {
         let fails = !self.is_quiet() && self.fault_chance.permille(self.knobs.read_fails);
-        self.stats.failed_reads += u64::from(fails);
+        if fails {
+            self.stats.failed_reads += 1;
+            self.unread.insert((shard, lsn));
+        }
         fails
     }
 

@@ -61,7 +61,7 @@ impl World {
             Reply::Deliver(deliver) => {
                 *deliveries += len;
                 self.watch_delivery(link, device, deliver.body);
-                self.watch_had(device, deliver.inbox_seq);
+                self.watch_returned(device, deliver.inbox_seq);
                 let it = &mut self.links[link];
                 if deliver.inbox_seq <= it.hello_seq.max(it.delivered_seq) {
                     let seq = deliver.inbox_seq;
@@ -117,12 +117,19 @@ impl World {
         }
     }
 
-    /// What is noted to be there under another number never comes again.
-    fn watch_had(&mut self, device: usize, seq: u64) {
+    /// What has come back is handed out once the disk says so, and never to a
+    /// device that is noted to have it.
+    fn watch_returned(&mut self, device: usize, seq: u64) {
         let it = &self.devices[device];
         let (user, id) = (it.user, it.id);
-        if self.model.inbox(user).has_had(id, seq) && !self.model.is_scarred(user) {
-            self.violate(format!("user {user} device {id} has had {seq} and gets it again"));
+        let inbox = self.model.inbox(user);
+        if inbox.has_had(id, seq) && !self.model.is_scarred(user) {
+            return self
+                .violate(format!("user {user} device {id} has had {seq} and gets it again"));
+        }
+        let Some(place) = inbox.returned.get(&seq) else { return };
+        if !self.is_durable(Some(*place)) {
+            self.violate(format!("{seq} of user {user} is back before the disk has it"));
         }
     }
 

@@ -7,7 +7,7 @@
 //! oracle at the server's door) and `settle` (the oracle at the end).
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 use shard::hop::Parcel;
 use shard::{Conn, Effects, Input, KeyHasher, Now, Shard};
@@ -188,6 +188,8 @@ pub struct World {
     pub(crate) resize_chance: Chance,
     /// For what else goes wrong with disks.
     pub(crate) fault_chance: Chance,
+    /// Where reads have failed of bytes that are good: shard and place.
+    pub(crate) unread: BTreeSet<(usize, Lsn)>,
     /// Records that may still be looked at again when a segment is deleted.
     pub(crate) looks_back: usize,
     wall_offset_ms: i64,
@@ -272,6 +274,7 @@ impl World {
             store_chance: Chance::new(seed.rotate_left(32)),
             resize_chance: Chance::new(seed.rotate_left(48)),
             fault_chance: Chance::new(seed.rotate_left(16)),
+            unread: BTreeSet::new(),
             looks_back: LOOKS_BACK,
             wall_offset_ms: 0,
             queue: BinaryHeap::new(),
@@ -343,7 +346,7 @@ impl World {
                 self.read_done(shard, conn, lsn, Some(&bytes));
             }
             Event::Survey { life, shard, lsn, len } if life == self.life => {
-                let bytes = (!self.read_fails()).then(|| self.read_disk(shard, lsn, len));
+                let bytes = (!self.read_fails(shard, lsn)).then(|| self.read_disk(shard, lsn, len));
                 self.notice(shard, Input::Surveyed { lsn, bytes: bytes.as_deref() });
             }
             Event::Slice { life, shard } if life == self.life => self.write_slice(shard),
