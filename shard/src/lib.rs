@@ -29,6 +29,7 @@ mod user;
 
 mod commit;
 mod deliver;
+pub mod gather;
 mod receipt;
 mod shelf;
 

@@ -1,6 +1,7 @@
 //! Lives and deaths of the server: recovery, crashes, the faults of the
 //! machine.
 
+use shard::gather::Gather;
 use shard::{Input, Options, Replay};
 use wal::record::Devices;
 use wal::recover::Scanner;
@@ -107,6 +108,7 @@ impl World {
             free: Vec::new(),
             blocked: Vec::new(),
             turn_wanted: false,
+            gather: Gather::default(),
             writing: None,
             pace: Pace::default(),
             place: Ahead::default(),

@@ -101,6 +101,10 @@ pub struct Knobs {
     /// A read of the log fails, though its bytes are good; see [`READS_FROM`].
     pub(crate) read_fails: u32,
 
+    /// Appends gather for a commit; so many turns end without a rest. 0: each
+    /// turn commits; see [`GATHER_FROM`].
+    pub(crate) busy: u32,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -116,6 +120,8 @@ pub(crate) const RESIZE_FROM: u64 = 3_000_000;
 pub(crate) const FAULTS_FROM: u64 = 6_000_000;
 /// Below this one no read fails of good bytes, for the same reason.
 pub(crate) const READS_FROM: u64 = 7_000_000;
+/// Below this one each turn commits what it has appended, for the same reason.
+pub(crate) const GATHER_FROM: u64 = 8_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -136,6 +142,8 @@ impl Knobs {
         let decay_awake = if fails { rarely(&mut Chance::new(seed.rotate_left(8)), 8) } else { 0 };
         let read = &mut Chance::new(seed.rotate_left(56));
         let read_fails = if seed >= READS_FROM { some(read, 300) } else { 0 };
+        let gather = &mut Chance::new(!seed.rotate_left(40));
+        let busy = if seed >= GATHER_FROM { gather.within(1, 900) as u32 } else { 0 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -202,6 +210,8 @@ impl Knobs {
             may_decay: decay + decay_awake > 0,
 
             read_fails,
+
+            busy,
 
             is_steady: false,
         };

@@ -114,7 +114,7 @@ fn live_many(args: &Args) -> ExitCode {
          ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, \
          {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
-         {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, \
+         {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
          {} snapshots and {} starts without space, {} times rescued, \
          {} sectors and {} manifests rotten, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges, \
          {} of them without a snapshot, {} letters lost)",
@@ -147,6 +147,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.refused_when_full,
         sum.stats.acks_when_full,
         sum.stats.held,
+        sum.stats.gathered,
         sum.stats.snapshots_without_space,
         sum.stats.starts_refused,
         sum.stats.rescues,

@@ -32,6 +32,8 @@ pub struct Stats {
     pub acks_when_full: u64,
     /// Times that a commit waited for its segment.
     pub held: u64,
+    /// Turns that left it to a later one to commit.
+    pub gathered: u64,
     /// Snapshots that found no space.
     pub snapshots_without_space: u64,
     /// Times that nothing but more space could help.
@@ -99,6 +101,7 @@ impl Stats {
         self.refused_when_full += other.refused_when_full;
         self.acks_when_full += other.acks_when_full;
         self.held += other.held;
+        self.gathered += other.gathered;
         self.snapshots_without_space += other.snapshots_without_space;
         self.rescues += other.rescues;
         self.decayed += other.decayed;

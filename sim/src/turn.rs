@@ -4,6 +4,7 @@
 //! Inputs gather until the turn ends; then writes are handed out, then effects
 //! leave, then parcels. A crash may come between any two of these.
 
+use shard::gather::{GATHER_NS, LAZY_NS};
 use shard::hop::Parcel;
 use shard::{Conn, Effect, Input, Outcome};
 use wal::record::Record;
@@ -15,12 +16,14 @@ use wire::{v1, v2};
 use crate::history::records_of;
 use crate::link::{LinkId, Place, Speaks};
 use crate::plant::Plant;
-use crate::world::{Event, World};
+use crate::world::{Core, Event, World};
 
 /// Hops and bytes of one parcel that would be a queue without a bound. Replies
 /// and receipts come on top of what `shard::hop` allows for requests.
 const PARCEL_HOPS_MAX: usize = 4 * shard::hop::INFLIGHT_MAX as usize;
 const PARCEL_BYTES_MAX: usize = 2 * shard::hop::PARCEL_BYTES_MAX;
+/// The longest wait of a core that is not parked.
+const WAIT_NS: u64 = 5_000_000;
 
 impl World {
     /// Hands a shard an input and looks at what it is afterwards.
@@ -55,7 +58,11 @@ impl World {
     pub(crate) fn end_turn(&mut self, shard: usize) {
         let life = self.life;
         self.cores[shard].turn_wanted = false;
-        self.commit(shard);
+        if self.is_commit_due(shard) {
+            self.commit(shard);
+        } else {
+            self.prepare_segment(shard);
+        }
         if self.chance.permille(self.knobs.crash / 10) {
             return self.crash(); // between commit and send
         }
@@ -66,7 +73,36 @@ impl World {
         }
     }
 
+    /// Whether the turn ends with a commit, as `src/turn/log_io.rs` has it.
+    fn is_commit_due(&mut self, shard: usize) -> bool {
+        if self.knobs.busy == 0 {
+            return true;
+        }
+        let shards = self.cores.len();
+        let is_pressed = self.draining
+            || self.cores[shard].place.is_held()
+            || !self.cores[shard].blocked.is_empty()
+            || (0..shards).any(|from| self.rings[from * shards + shard].blocked.is_some());
+        // Before a rest nobody who waits is kept waiting.
+        let is_busy = self.gather_chance.permille(self.knobs.busy);
+        let gather_ns = if is_busy { GATHER_NS } else { 0 };
+        let now = self.now();
+        let Core { gather, brain, .. } = &mut self.cores[shard];
+        let gathered = gather.since_ns();
+        let is_due = gather.is_due(brain, now, gather_ns, is_pressed);
+        if !is_due && gather.since_ns().is_some() {
+            self.stats.gathered += 1;
+            if gathered.is_none() {
+                // The core looks again after its longest wait, whatever happens.
+                let delay_ns = LAZY_NS + self.gather_chance.below(WAIT_NS);
+                self.after(delay_ns, Event::EndTurn { life: self.life, shard });
+            }
+        }
+        is_due
+    }
+
     fn commit(&mut self, shard: usize) {
+        self.cores[shard].gather.committed();
         while let Some(write) = self.cores[shard].brain.next_write() {
             self.writes += 1;
             let id = self.writes;

@@ -53,6 +53,13 @@ pub(crate) struct Ahead {
     full: Vec<(Lsn, Lsn)>,
 }
 
+impl Ahead {
+    /// Whether a commit waits for its segment.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+}
+
 impl World {
     /// Bytes that are left; without a volume there is always enough.
     pub(crate) fn free_bytes(&self) -> u64 {
@@ -136,7 +143,7 @@ impl World {
     /// Has the next segment made ahead of need.
     pub(crate) fn prepare_segment(&mut self, shard: usize) {
         let place = &self.cores[shard].place;
-        let is_needed = !self.draining || !place.held.is_empty();
+        let is_needed = !self.draining || place.is_held();
         if place.is_preparing || self.now_ns < place.retry_ns || !is_needed {
             return;
         }
@@ -159,7 +166,7 @@ impl World {
         self.layout.disks[shard].make_segment();
         let end = self.cores[shard].brain.log().end();
         let place = &mut self.cores[shard].place;
-        place.takes_its_time = place.held.is_empty();
+        place.takes_its_time = !place.is_held();
         if std::mem::take(&mut place.is_full) {
             place.full.last_mut().expect("it was full").1 = end;
             self.note("space again: shard", [shard as u64, 0, 0, 0]);

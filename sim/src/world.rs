@@ -9,6 +9,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
+use shard::gather::Gather;
 use shard::hop::Parcel;
 use shard::{Conn, Effects, Input, KeyHasher, Now, Shard};
 use wal::Lsn;
@@ -157,6 +158,7 @@ pub(crate) struct Core {
     /// Links whose next frame found no room.
     pub(crate) blocked: Vec<LinkId>,
     pub(crate) turn_wanted: bool,
+    pub(crate) gather: Gather,
     /// The snapshot that is being written.
     pub(crate) writing: Option<Writing>,
     pub(crate) pace: Pace,
@@ -188,6 +190,8 @@ pub struct World {
     pub(crate) resize_chance: Chance,
     /// For what else goes wrong with disks.
     pub(crate) fault_chance: Chance,
+    /// For when commits are due.
+    pub(crate) gather_chance: Chance,
     /// Where reads have failed of bytes that are good: shard and place.
     pub(crate) unread: BTreeSet<(usize, Lsn)>,
     /// Records that may still be looked at again when a segment is deleted.
@@ -274,6 +278,7 @@ impl World {
             store_chance: Chance::new(seed.rotate_left(32)),
             resize_chance: Chance::new(seed.rotate_left(48)),
             fault_chance: Chance::new(seed.rotate_left(16)),
+            gather_chance: Chance::new(!seed.rotate_left(16)),
             unread: BTreeSet::new(),
             looks_back: LOOKS_BACK,
             wall_offset_ms: 0,

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use net::{ReadBuf, WriteMode};
+use shard::gather::{GATHER_NS, Gather};
 use shard::{Conn, Input};
 use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
@@ -27,18 +28,6 @@ const LASTS_LONG: u64 = 4;
 
 /// Between two steps in which a deleted segment gives its space back.
 const SHRINK_PAUSE: Duration = Duration::from_millis(20);
-
-/// How long appends gather for one commit while there is other work.
-const GATHER_NS: u64 = 300_000;
-
-/// How long they do, busy or not, while nobody waits for them to be durable:
-/// acknowledgements, and best effort that has been confirmed already. A commit
-/// for each of them would cost more than the message, and fills a block of the
-/// disk with a few bytes.
-const LAZY_NS: u64 = 4_000_000;
-
-/// More than this is committed in any case.
-const LAZY_BYTES: u64 = 64 << 10;
 
 /// Who wants to read the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,9 +62,7 @@ pub(super) struct LogIo {
     adopted_ns: u64,
     retry_ns: u64,
     is_full: bool,
-    /// Since when something waits to be committed, and whether that is no hurry.
-    gathering_ns: Option<u64>,
-    is_lazy: bool,
+    gather: Gather,
 }
 
 impl LogIo {
@@ -98,8 +85,7 @@ impl LogIo {
             adopted_ns: 0,
             retry_ns: 0,
             is_full: false,
-            gathering_ns: None,
-            is_lazy: false,
+            gather: Gather::default(),
         }
     }
 }
@@ -117,36 +103,20 @@ impl Core {
         self.commit_after(0);
     }
 
-    /// Commits what was appended so long ago, or longer if nobody waits for it.
     fn commit_after(&mut self, gather_ns: u64) {
-        let log = self.shard.log();
-        if log.end() <= log.durable() && !self.log.is_held() {
-            self.log.gathering_ns = None;
-            return;
-        }
-        let since = *self.log.gathering_ns.get_or_insert(self.now.mono_ns);
-        self.log.is_lazy = self.is_commit_lazy();
-        let gather_ns = if self.log.is_lazy { LAZY_NS } else { gather_ns };
-        if self.now.mono_ns - since >= gather_ns {
+        let is_pressed = self.has_blocked()
+            || self.mesh.is_stuck()
+            || self.log.is_held()
+            || self.draining_since.is_some();
+        if self.log.gather.is_due(&self.shard, self.now, gather_ns, is_pressed) {
             self.commit();
         }
-    }
-
-    /// Whether nobody and nothing waits for what was appended.
-    fn is_commit_lazy(&self) -> bool {
-        let log = self.shard.log();
-        !self.shard.awaits_log()
-            && !self.has_blocked()
-            && !self.mesh.is_stuck()
-            && !self.log.is_held()
-            && self.draining_since.is_none()
-            && log.end() - log.durable() < LAZY_BYTES
     }
 
     /// One write for everything appended since the last one, if none is under
     /// way or enough has gathered for another.
     pub(super) fn commit(&mut self) {
-        self.log.gathering_ns = None;
+        self.log.gather.committed();
         if self.log.is_preparing() {
             // What waits for the segment must not wait for the next tick, too.
             self.prepare_segment();
@@ -393,7 +363,7 @@ impl LogIo {
     /// Whether something appended, for which somebody waits, gathers more before
     /// it is committed.
     pub(super) fn is_gathering(&self) -> bool {
-        self.gathering_ns.is_some() && !self.is_lazy
+        self.gather.is_awaited()
     }
 
     /// Whether a helper thread makes a segment.
