@@ -210,14 +210,11 @@ impl Salvage {
             return at + len as usize;
         }
         self.is_chained = false;
-        // Most likely its length is right, and another follows there.
-        let claimed = at + Header::read(&bytes[at..]).map_or(0, |header| header.len as usize);
-        let is_next = claimed > at
-            && (claimed == bytes.len()
-                || claimed < bytes.len()
-                    && self.valid(&bytes[claimed..], began + claimed as Lsn).is_some());
-        let to = if is_next { claimed } else { self.next_record(bytes, at + 1, began) };
-        let likely = is_next.then(|| record::decode(&bytes[at..to]).ok()).flatten();
+        // Its length may be what is damaged, and lead past records that are not.
+        let to = self.next_record(bytes, at + 1, began);
+        let claims =
+            Header::read(&bytes[at..]).is_some_and(|header| at + header.len as usize == to);
+        let likely = claims.then(|| record::decode(&bytes[at..to]).ok()).flatten();
         sink(Piece::Lost { from: began + at as Lsn, to: began + to as Lsn, likely });
         to
     }
@@ -410,6 +407,23 @@ mod tests {
             let total: Lsn = lost.iter().map(|(from, to)| to - from).sum();
             prop_assert_eq!(total, bytes.len() as Lsn / BLOCK_LSN * BLOCK_LSN);
         }
+    }
+
+    /// A damaged length may lead to the front of a record further on.
+    #[test]
+    fn a_damaged_length_hides_no_record_behind_it() {
+        let body = [7; 40];
+        let (mut bytes, places) = written(&[vec![Record::Message(message(&body)); 5]]);
+        let (from, len) = (places[0].0 as usize, u64::from(places[0].1));
+        let at = (0..HEADER_BYTES)
+            .map(|at| from + at)
+            .find(|at| bytes[*at..].starts_with(&(len as u32).to_le_bytes()))
+            .expect("a header says how long its record is");
+        bytes[at..][..4].copy_from_slice(&((places[3].0 - places[0].0) as u32).to_le_bytes());
+        assert_eq!(Header::read(&bytes[from..]).unwrap().len as usize, 3 * len as usize);
+        let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
+        assert_eq!(&records, &places[1..]);
+        assert_eq!(lost, [(places[0].0, places[1].0)]);
     }
 
     #[test]
