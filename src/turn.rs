@@ -12,6 +12,7 @@
 
 mod catch_up;
 mod census;
+mod company;
 mod deliver;
 mod inbound;
 mod log_io;

@@ -6,6 +6,7 @@
 
 use std::ops::{Index, IndexMut};
 
+use crate::late::{LATE_PERIODS, TRUST_MIN};
 use crate::ring::Target;
 
 /// Names one connection of one core. Ids of connections that have ended are ignored everywhere.
@@ -75,9 +76,6 @@ impl Flags {
     /// What could have waited for company left at once: would any have come?
     pub(crate) const LONE: Flags = Flags(1 << 26);
 
-    /// One of both began in an odd generation, see `Hands::age_late`.
-    pub(crate) const LATE_ODD: Flags = Flags(1 << 20);
-
     /// Saying that no more is sent is in flight.
     pub(crate) const HUSH: Flags = Flags(1 << 25);
 
@@ -117,8 +115,20 @@ impl Flags {
         self.0 = self.0 & !(Self::TRUST_MAX << Self::TRUST_SHIFT) | trust << Self::TRUST_SHIFT;
     }
 
-    pub(crate) const TRUST_MAX: u32 = 7;
-    const TRUST_SHIFT: u32 = 21;
+    /// Which generation of [`Hands::age_late`](crate::Hands::age_late) what waits or is watched is
+    /// of.
+    pub(crate) const fn generation(self) -> usize {
+        (self.0 >> Self::GENERATION_SHIFT) as usize & (LATE_PERIODS - 1)
+    }
+
+    pub(crate) fn set_generation(&mut self, generation: usize) {
+        let mask = (LATE_PERIODS as u32 - 1) << Self::GENERATION_SHIFT;
+        self.0 = self.0 & !mask | (generation as u32) << Self::GENERATION_SHIFT;
+    }
+
+    pub(crate) const TRUST_MAX: u32 = 15;
+    const TRUST_SHIFT: u32 = 20;
+    const GENERATION_SHIFT: u32 = 27;
 }
 
 /// One connection.
@@ -215,7 +225,7 @@ impl Table {
         *entry = Conn { generation, listener, ..Conn::VACANT };
         entry.flags.set(Flags::USED.or(Flags::OPEN));
         // One try, which the first success confirms and the first failure ends.
-        entry.flags.set_trust(crate::send::TRUST_MIN);
+        entry.flags.set_trust(TRUST_MIN);
         match target {
             Target::Plain(fd) => entry.fd = fd as u32,
             Target::Direct(index) => {

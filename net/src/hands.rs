@@ -20,6 +20,7 @@ use crate::conn::{ConnId, Flags, Table};
 use crate::disk::DiskOps;
 use crate::event::Event;
 use crate::eventfd::{Bells, Waker};
+use crate::late::Late;
 use crate::listen::Listener;
 use crate::options::{Features, HandsOptions};
 use crate::relocate::Moved;
@@ -56,11 +57,7 @@ pub struct Hands {
     /// Connections with something new to send.
     pub(crate) dirty: Vec<ConnId>,
     /// Connections with something to send that may wait for company.
-    pub(crate) late: Vec<ConnId>,
-    /// The same, and since before the last [`Hands::age_late`].
-    pub(crate) late_before: Vec<ConnId>,
-    /// Which generation `late` is of; `late_before` is of the other.
-    pub(crate) late_is_odd: bool,
+    pub(crate) late: Late,
     /// Bytes that all connections together have to send, those that are closing included.
     pub(crate) unsent_bytes: usize,
     /// Connections that may flush or linger until the time given; the times only rise.
@@ -99,9 +96,7 @@ impl Hands {
             ready: VecDeque::new(),
             lent: Vec::new(),
             dirty: Vec::new(),
-            late: Vec::new(),
-            late_before: Vec::new(),
-            late_is_odd: false,
+            late: Late::default(),
             unsent_bytes: 0,
             closing: VecDeque::new(),
             now_ms: 0,

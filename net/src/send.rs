@@ -14,13 +14,9 @@ use crate::hands::Hands;
 /// suffer from those that do not.
 const LITTLE_BYTES: usize = 16 << 10;
 
-/// From here on what may wait for company does, see [`Flags::trust`]. Halfway: where company is
-/// chance, it has to come more often than not.
-pub(crate) const TRUST_MIN: u32 = 4;
-
 impl Conn {
     /// Has something to send, and is on the list of those who have.
-    fn mark_dirty(&mut self, slot: u32, dirty: &mut Vec<ConnId>) {
+    pub(crate) fn mark_dirty(&mut self, slot: u32, dirty: &mut Vec<ConnId>) {
         if !self.flags.any(Flags::DIRTY) {
             self.flags.set(Flags::DIRTY);
             dirty.push(ConnId { slot, generation: self.generation });
@@ -40,77 +36,9 @@ impl Hands {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        if entry.flags.any(Flags::LATE.or(Flags::LONE)) {
-            self.stats.late_joined += u64::from(entry.flags.any(Flags::LATE));
-            entry.flags.clear(Flags::LATE.or(Flags::LONE));
-            entry.flags.set_trust(entry.flags.trust() + 1);
-        }
+        self.stats.late_joined += u64::from(entry.flags.any(Flags::LATE));
+        entry.find_company();
         entry.mark_dirty(conn.slot, &mut self.dirty);
-    }
-
-    /// As [`send`](Hands::send), for bytes that may wait to share a send with something more
-    /// urgent for the same connection: they go out with that, or with
-    /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
-    ///
-    /// They wait only on connections where that has paid lately. On others they go out like any,
-    /// and it is watched whether company would have come in the same time.
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8]) {
-        // Whoever put bytes there before has seen to it that the rest follows.
-        if self.append(conn, bytes) != Some(0) {
-            return;
-        }
-        let entry = &mut self.table[conn.slot];
-        if entry.flags.trust() >= TRUST_MIN {
-            entry.flags.set(Flags::LATE);
-        } else {
-            entry.mark_dirty(conn.slot, &mut self.dirty);
-            if entry.flags.any(Flags::LONE) {
-                return;
-            }
-            entry.flags.set(Flags::LONE);
-        }
-        if self.late_is_odd {
-            entry.flags.set(Flags::LATE_ODD);
-        } else {
-            entry.flags.clear(Flags::LATE_ODD);
-        }
-        self.late.push(conn);
-    }
-
-    /// Whether bytes of [`send_late`](Hands::send_late) may still be waiting, or be watched. Of one
-    /// connection as many as were sent within two calls of [`age_late`](Hands::age_late).
-    pub fn has_late(&self) -> bool {
-        !self.late.is_empty() || !self.late_before.is_empty()
-    }
-
-    /// Lets everything late go out with the next flush.
-    pub fn flush_late(&mut self) {
-        self.age_late();
-        self.age_late();
-    }
-
-    /// As [`flush_late`](Hands::flush_late), for what has waited since before the last call.
-    /// Called every now and then, it lets nothing wait for more than two such times, and
-    /// everything for at least one.
-    pub fn age_late(&mut self) {
-        let mut late = std::mem::take(&mut self.late_before);
-        for conn in late.drain(..) {
-            let Some(slot) = self.table.current(conn) else { continue };
-            let flags = &mut self.table[slot].flags;
-            // It may have found company and wait again, for something newer.
-            let is_watched = flags.any(Flags::LATE.or(Flags::LONE));
-            if is_watched && flags.any(Flags::LATE_ODD) != self.late_is_odd {
-                let has_waited = flags.any(Flags::LATE);
-                flags.clear(Flags::LATE.or(Flags::LONE));
-                flags.set_trust(flags.trust().saturating_sub(1));
-                if has_waited {
-                    self.stats.late_alone += 1;
-                    self.mark_dirty(slot);
-                }
-            }
-        }
-        self.late_before = std::mem::replace(&mut self.late, late);
-        self.late_is_odd = !self.late_is_odd;
     }
 
     /// Whether a connection with `unsent` bytes may have `more`.
@@ -121,7 +49,7 @@ impl Hands {
 
     /// Puts bytes behind what is unsent, and says how much that was; `None` when nobody is there to
     /// get them.
-    fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<usize> {
+    pub(crate) fn append(&mut self, conn: ConnId, bytes: &[u8]) -> Option<usize> {
         let entry = self.table.open_entry(conn)?;
         if bytes.is_empty() || entry.flags.any(Flags::DEAF) {
             return None;

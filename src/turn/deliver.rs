@@ -27,10 +27,16 @@ impl Core {
 
     fn carry_out(&mut self, effect: Effect, bytes: &[u8]) {
         match effect {
-            Effect::Send { conn, start, end, late: true } if self.rest.has_high_load() => {
-                self.hands.send_late(id(conn), &bytes[start..end]);
+            Effect::Send { conn, start, end, late: true } => {
+                self.rest.company.confirmed(conn);
+                if self.rest.has_high_load() {
+                    self.hands.send_late(id(conn), &bytes[start..end]);
+                } else {
+                    self.hands.send(id(conn), &bytes[start..end]);
+                }
             }
-            Effect::Send { conn, start, end, .. } => {
+            Effect::Send { conn, start, end, late: false } => {
+                self.rest.company.sent(conn);
                 self.hands.send(id(conn), &bytes[start..end]);
             }
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),

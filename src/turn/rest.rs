@@ -9,6 +9,9 @@
 
 use std::time::Duration;
 
+use net::LATE_PERIODS;
+
+use super::company::Company;
 use super::{Core, Doing, clock};
 
 /// The executor runs at least this often while there is traffic, and while a
@@ -33,8 +36,10 @@ pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
-    /// Since when something late may be waiting.
-    late_ns: Option<u64>,
+    /// When what waits for company was last aged, by the clock and by what was
+    /// sent; nothing while nothing does.
+    aged: Option<(u64, u64)>,
+    pub(super) company: Company,
     /// When the last turn ended.
     turned_ns: u64,
     load: Load,
@@ -46,38 +51,53 @@ struct Load {
     /// When the window began, and how long the core has rested in it.
     began_ns: u64,
     rested_ns: u64,
-    is_high: bool,
+    /// Windows with hardly any rest, less those with more.
+    busy: u64,
 }
 
 /// The window in which work and rest are compared.
 const LOAD_NS: u64 = 10_000_000;
-/// A core that rests for less than this part of its time has a high load.
-const REST_SHARE: u64 = 4;
+/// In a busy one a core rests for less than this part of its time.
+const REST_SHARE: u64 = 3;
+/// So many busy windows more than others make a high load, and no more are
+/// remembered than that many again: a stall of the disk or of a client does not
+/// end it, nor does one begin it.
+const BUSY_MIN: u64 = 8;
+const BUSY_MAX: u64 = 15;
 
 impl Load {
     fn rested(&mut self, rested_ns: u64, now_ns: u64) {
         self.rested_ns += rested_ns;
         let elapsed_ns = now_ns.saturating_sub(self.began_ns);
         if elapsed_ns >= LOAD_NS {
-            self.is_high = self.rested_ns * REST_SHARE < elapsed_ns;
+            self.busy = if self.rested_ns * REST_SHARE < elapsed_ns {
+                BUSY_MAX.min(self.busy + 1)
+            } else {
+                // One that sleeps sees many windows at once.
+                self.busy.saturating_sub(elapsed_ns / LOAD_NS)
+            };
             (self.began_ns, self.rested_ns) = (now_ns, 0);
         }
     }
+
+    fn is_high(&self) -> bool {
+        self.busy >= BUSY_MIN
+    }
 }
 
-/// A confirmation waits for a delivery to share its send with at most between
-/// once and twice this long, and only while the core's load is high: below that
-/// a send saved is worth nothing to anybody, and the wait is seen by a client.
-/// Clients that answer each other do so within one trip through a saturated
-/// server.
-const LATE_NS: u64 = 25_000_000;
-/// How long a core with nothing else to do waits for such company.
-const HOLD: Duration = Duration::from_millis(1);
+/// What waits for company is aged after so long at the latest, so that nothing
+/// waits for more than four times this.
+const LATE_NS: u64 = 10_000_000;
+/// How long a core with nothing else to do lets confirmations wait for company.
+/// Clients and disks that stall for a moment do so for less, mostly.
+const HOLD_NS: u64 = 5_000_000;
 
 impl Rest {
-    /// Whether the core has little time left, so that what it saves counts.
+    /// Whether the core has little time left, so that what it saves counts: below
+    /// that a send saved is worth nothing to anybody, and the wait is seen by a
+    /// client.
     pub(super) fn has_high_load(&self) -> bool {
-        self.load.is_high
+        self.load.is_high()
     }
 }
 
@@ -87,14 +107,20 @@ impl Core {
     /// ever.
     pub(super) fn flush_overdue(&mut self) {
         if !self.hands.has_late() {
-            self.rest.late_ns = None;
+            self.rest.aged = None;
             return;
         }
-        let since = *self.rest.late_ns.get_or_insert(self.now.mono_ns);
-        if self.now.mono_ns - since >= LATE_NS {
-            self.hands.age_late();
-            self.rest.late_ns = None;
+        let (now_ns, sends) = (self.now.mono_ns, self.rest.company.sends());
+        let (aged_ns, aged_at) = *self.rest.aged.get_or_insert((now_ns, sends));
+        let period = self.rest.company.period();
+        let periods = (sends - aged_at) / period;
+        if periods == 0 && now_ns - aged_ns < LATE_NS {
+            return;
         }
+        for _ in 0..periods.clamp(1, LATE_PERIODS as u64) {
+            self.hands.age_late();
+        }
+        self.rest.aged = Some((now_ns, aged_at + periods * period));
     }
 
     /// Sleeps until something happens, if nothing has already.
@@ -102,8 +128,7 @@ impl Core {
         let now_ns = clock().mono_ns;
         let rested_ns = self.now.mono_ns.saturating_sub(self.rest.turned_ns);
         self.rest.load.rested(rested_ns, now_ns);
-        let was_busy = self.was_busy();
-        if was_busy {
+        if self.was_busy() {
             self.rest.busy_ns = now_ns;
         }
         let breathe_ns = if self.is_helped() { BREATHE_HELPED_NS } else { BREATHE_NS };
@@ -121,8 +146,8 @@ impl Core {
             return;
         }
         self.commit_before_rest();
-        let is_holding = was_busy && self.rest.has_high_load() && self.hands.has_late();
-        if !is_holding {
+        let hold = self.holds_for(now_ns);
+        if hold.is_none() {
             self.hands.flush_late();
         }
         self.pulse().is(Doing::InRing);
@@ -132,17 +157,25 @@ impl Core {
             // ring reports.
             self.hands.wait_holding(NAP);
         } else if self.mesh.sleep() {
-            self.wait(is_holding, now_ns).await;
+            self.wait(hold, now_ns).await;
         }
         self.mesh.awake();
     }
 
+    /// How much longer confirmations may wait for company, if any do. A turn in
+    /// which nothing but its own sends ended is no reason to give up.
+    fn holds_for(&self, now_ns: u64) -> Option<Duration> {
+        let is_holding = self.rest.has_high_load() && self.hands.has_late();
+        let left_ns = HOLD_NS.checked_sub(now_ns - self.rest.busy_ns)?;
+        (is_holding && left_ns > 0).then(|| Duration::from_nanos(left_ns))
+    }
+
     /// Waits in the way that suits what may come next.
-    async fn wait(&mut self, is_holding: bool, now_ns: u64) {
-        if is_holding {
-            self.hands.wait_holding(HOLD);
-        } else if self.waits_for_others() {
-            self.hands.wait(NAP);
+    async fn wait(&mut self, hold: Option<Duration>, now_ns: u64) {
+        if self.waits_for_others() {
+            self.hands.wait_holding(NAP);
+        } else if let Some(left) = hold {
+            self.hands.wait_holding(left);
         } else if now_ns - self.rest.busy_ns < SILENCE_NS {
             self.hands.wait(WAIT);
         } else {
@@ -187,17 +220,17 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{LOAD_NS, Load};
+    use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load};
 
     /// A load after turns and rests in turn, in microseconds.
     fn after(turn_us: u64, rest_us: u64) -> bool {
         let mut load = Load::default();
         let mut now_ns = 0;
-        while now_ns < 2 * LOAD_NS {
+        while now_ns < 2 * BUSY_MIN * LOAD_NS {
             now_ns += (rest_us + turn_us) * 1_000;
             load.rested(rest_us * 1_000, now_ns);
         }
-        load.is_high
+        load.is_high()
     }
 
     #[test]
@@ -209,11 +242,29 @@ mod tests {
     }
 
     #[test]
-    fn the_load_falls_within_two_windows() {
-        let mut load = Load::default();
-        load.rested(0, LOAD_NS);
-        assert!(load.is_high);
-        load.rested(LOAD_NS / 2, 2 * LOAD_NS);
-        assert!(!load.is_high);
+    fn a_stall_ends_no_high_load_and_a_busy_moment_begins_none() {
+        let (mut load, mut now_ns) = (Load::default(), 0);
+        let mut lives = |windows: u64, rested_ns: u64| {
+            for _ in 0..windows {
+                now_ns += LOAD_NS;
+                load.rested(rested_ns, now_ns);
+            }
+            load.is_high()
+        };
+        assert!(!lives(BUSY_MIN - 1, 0));
+        assert!(lives(1, 0));
+        assert!(lives(100, 0));
+        assert!(lives(BUSY_MAX - BUSY_MIN, LOAD_NS / 2));
+        assert!(!lives(1, LOAD_NS / 2));
+        assert!(!lives(100, LOAD_NS / 2));
+        assert!(!lives(BUSY_MIN - 1, 0));
+        assert!(lives(BUSY_MAX, 0));
+    }
+
+    #[test]
+    fn a_sleep_ends_a_high_load() {
+        let mut load = Load { busy: BUSY_MAX, ..Load::default() };
+        load.rested(50 * LOAD_NS, 50 * LOAD_NS);
+        assert!(!load.is_high());
     }
 }

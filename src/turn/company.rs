@@ -1,0 +1,145 @@
+//! How long a confirmation waits for a delivery to share its send with.
+//!
+//! Clients that answer each other hear of something again after one trip through
+//! the server and the other client: all of them after about the same time, which
+//! a wait a little longer than the mean covers. Where company is chance the times
+//! scatter, and the same wait meets hardly more than half of them, too few for
+//! the hands to let anything wait there. So it does not have to be known which of
+//! both it is, nor how many clients there are, only the mean. One connection at
+//! a time is timed for it.
+//!
+//! Time is counted in what this core has to send to anybody: it stands still
+//! while a disk or a load generator does.
+
+use net::LATE_PERIODS;
+use shard::Conn;
+
+/// What is waited for certain is longer than the mean by this, per mille.
+const LONGER_PERMILLE: u64 = 1_300;
+/// One of so many parts of the mean is the latest time.
+const MEMORY: u64 = 8;
+/// Before anything was timed, and at most.
+const MEAN: u64 = 1_000;
+const MEAN_MAX: u64 = 100_000;
+
+/// See the module.
+pub(super) struct Company {
+    /// What was sent that does not wait.
+    sends: u64,
+    /// Who was sent a confirmation, and when.
+    timed: Option<(Conn, u64)>,
+    /// [`MEMORY`] times the mean.
+    mean: u64,
+}
+
+impl Default for Company {
+    fn default() -> Company {
+        Company { sends: 0, timed: None, mean: MEAN * MEMORY }
+    }
+}
+
+impl Company {
+    /// A confirmation is ready for this connection.
+    pub(super) fn confirmed(&mut self, conn: Conn) {
+        match self.timed {
+            Some((_, since)) if self.sends - since < self.longest() => return,
+            // Nothing came. Whoever waits longer does not wait for company.
+            Some(_) => self.took(self.longest()),
+            None => {}
+        }
+        self.timed = Some((conn, self.sends));
+    }
+
+    /// Something that does not wait is on its way there.
+    pub(super) fn sent(&mut self, conn: Conn) {
+        self.sends += 1;
+        if let Some((timed, since)) = self.timed
+            && timed == conn
+        {
+            self.took((self.sends - since).min(self.longest()));
+            self.timed = None;
+        }
+    }
+
+    /// Now.
+    pub(super) fn sends(&self) -> u64 {
+        self.sends
+    }
+
+    /// What waits is aged after so much.
+    pub(super) fn period(&self) -> u64 {
+        let least = self.mean / MEMORY * LONGER_PERMILLE / 1_000;
+        1 + least / (LATE_PERIODS as u64 - 1)
+    }
+
+    fn longest(&self) -> u64 {
+        self.period() * LATE_PERIODS as u64
+    }
+
+    fn took(&mut self, time: u64) {
+        self.mean = (self.mean - self.mean / MEMORY + time).min(MEAN_MAX * MEMORY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn conn(slot: u32) -> Conn {
+        Conn { slot, generation: 1 }
+    }
+
+    /// The shortest and the longest wait after confirmations of which each finds
+    /// company after the next of `times`.
+    fn waits(times: impl IntoIterator<Item = u64>) -> (u64, u64) {
+        let mut company = Company::default();
+        for time in times {
+            company.confirmed(conn(1));
+            (1..time).for_each(|_| company.sent(conn(2)));
+            company.sent(conn(1));
+        }
+        (company.longest() - company.period(), company.longest())
+    }
+
+    #[test]
+    fn a_wait_is_a_little_longer_than_company_takes() {
+        for time in [20, 500, 20_000] {
+            let (least, most) = waits(std::iter::repeat_n(time, 100));
+            assert!(least > time + time / 5, "{least} for {time}");
+            assert!(most < 2 * time, "{most} for {time}");
+        }
+    }
+
+    /// It shrinks and grows with what it has to cover.
+    #[test]
+    fn it_follows_clients_of_which_there_are_more() {
+        let times = std::iter::repeat_n(10, 200).chain(std::iter::repeat_n(900, 200));
+        let (least, most) = waits(times);
+        assert!(least > 900 && most < 1_800, "{least} to {most}");
+    }
+
+    /// Exponential times, as between clients that send whenever they want to:
+    /// the longest wait meets fewer than three of four of them, which is what
+    /// the hands ask for.
+    #[test]
+    fn where_company_is_chance_the_wait_is_too_short_for_it() {
+        let times: Vec<u64> = (0..4_000u64)
+            .map(|n| (n * 7_919 % 4_000) as f64 / 4_000.0)
+            .map(|share| 1 + (-(1.0 - share).ln() * 1_000.0) as u64)
+            .collect();
+        let (_, most) = waits(times.iter().copied());
+        let met = times.iter().filter(|time| **time <= most).count();
+        assert!(met * 4 < times.len() * 3, "{met} of {} within {most}", times.len());
+    }
+
+    /// Where nobody ever hears of anything else.
+    #[test]
+    fn silence_has_a_bound() {
+        let mut company = Company::default();
+        for n in 0..1_000 {
+            company.confirmed(conn(n));
+            company.sends += company.longest();
+        }
+        assert!(company.period() <= MEAN_MAX, "{}", company.period());
+    }
+}
