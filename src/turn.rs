@@ -7,8 +7,8 @@
 //! fsync does not cover. Who catches up comes behind all this, a portion a
 //! turn. Nothing here waits for anything but the end of a turn.
 //! A core with more to do than it can may let the appends of several turns
-//! gather for one write, never for longer than `log_io` says and never
-//! into a rest.
+//! gather for one write, never for longer than `shard::gather` says, and
+//! never into a rest if somebody waits for them.
 
 mod catch_up;
 mod census;

@@ -500,8 +500,8 @@ fn a_boot_may_be_killed_at_any_line() {
     }
 }
 
-/// Best effort and acknowledgements wait for company on their way to the disk,
-/// but without any they get there, too.
+/// Best effort and acknowledgements gather on their way to the disk, but get there
+/// by themselves, too.
 #[test]
 fn what_nobody_waits_for_becomes_durable_by_itself() {
     let server = Setup::new().shards(1).start();

@@ -10,13 +10,17 @@ use crate::hands::Hands;
 /// From here on what may wait for company does, see [`Flags::trust`].
 pub(crate) const TRUST_MIN: u32 = 8;
 
-/// What is lost when company does not come: where it is chance, it has to come three times as
-/// often as not.
+/// What is lost when company does not come in time: it has to come six times as often as not.
 const TRUST_LOST: u32 = 6;
+
+/// The same when nothing came to anybody, which says little about this one.
+const TRUST_LOST_IDLE: u32 = 1;
 
 /// Periods of [`Hands::age_late`] after which something late has waited long enough: one less for
 /// certain, and so many at most. The more of them, the better that is known.
 pub const LATE_PERIODS: usize = 4;
+
+const _: () = assert!(LATE_PERIODS.is_power_of_two(), "it fills the bits of a generation");
 
 /// Connections with something that waits or is watched, by when that began.
 #[derive(Debug, Default)]
@@ -26,12 +30,14 @@ pub(crate) struct Late {
 }
 
 impl Conn {
-    /// Something urgent takes along what waits, or would have.
-    pub(crate) fn find_company(&mut self) {
-        if self.flags.any(Flags::LATE.or(Flags::LONE)) {
+    /// Something urgent takes along what waits, or would have. Whether it waits.
+    pub(crate) fn find_company(&mut self) -> bool {
+        let has_waited = self.flags.any(Flags::LATE);
+        if has_waited || self.flags.any(Flags::LONE) {
             self.flags.clear(Flags::LATE.or(Flags::LONE));
             self.flags.set_trust(self.flags.trust() + 1);
         }
+        has_waited
     }
 }
 
@@ -40,14 +46,21 @@ impl Hands {
     /// urgent for the same connection: they go out with that, or with
     /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
     ///
-    /// They wait only on connections where that has paid lately. On others they go out like any,
-    /// and it is watched whether company would have come in the same time.
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8]) {
-        // Whoever put bytes there before has seen to it that the rest follows.
-        if self.append(conn, bytes) != Some(0) {
+    /// They wait only if they may, and on connections where that has paid lately. On others they
+    /// go out like any, and it is watched whether company would have come in the same time.
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], may_wait: bool) {
+        let unsent = self.append(conn, bytes);
+        if unsent.is_none() {
             return;
         }
         let entry = &mut self.table[conn.slot];
+        if !may_wait {
+            return entry.mark_dirty(conn.slot, &mut self.dirty);
+        }
+        if unsent != Some(0) {
+            // Whoever put bytes there before has seen to it that the rest follows.
+            return;
+        }
         if entry.flags.trust() >= TRUST_MIN {
             entry.flags.set(Flags::LATE);
         } else {
@@ -70,7 +83,7 @@ impl Hands {
     /// Lets everything late go out with the next flush.
     pub fn flush_late(&mut self) {
         for _ in 0..LATE_PERIODS {
-            self.age_late();
+            self.age(TRUST_LOST_IDLE);
         }
     }
 
@@ -78,6 +91,11 @@ impl Hands {
     /// Called every now and then, it lets nothing wait for more than four such times, and
     /// everything for at least three.
     pub fn age_late(&mut self) {
+        self.age(TRUST_LOST);
+    }
+
+    /// Ends one generation, whose connections lose so much trust.
+    fn age(&mut self, trust_lost: u32) {
         let oldest = (self.late.newest + 1) % LATE_PERIODS;
         let mut late = std::mem::take(&mut self.late.generations[oldest]);
         for conn in late.drain(..) {
@@ -88,7 +106,7 @@ impl Hands {
             if is_watched && flags.generation() == oldest {
                 let has_waited = flags.any(Flags::LATE);
                 flags.clear(Flags::LATE.or(Flags::LONE));
-                flags.set_trust(flags.trust().saturating_sub(TRUST_LOST));
+                flags.set_trust(flags.trust().saturating_sub(trust_lost));
                 if has_waited {
                     self.stats.late_alone += 1;
                     self.mark_dirty(slot);

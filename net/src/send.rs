@@ -36,8 +36,7 @@ impl Hands {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        self.stats.late_joined += u64::from(entry.flags.any(Flags::LATE));
-        entry.find_company();
+        self.stats.late_joined += u64::from(entry.find_company());
         entry.mark_dirty(conn.slot, &mut self.dirty);
     }
 

@@ -18,7 +18,7 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         let (mut client, conn) = world.connect();
         let hands = &mut world.hands;
         let before = hands.stats().sends;
-        hands.send_late(conn, b"late ");
+        hands.send_late(conn, b"late ", true);
         hands.flush();
         assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
         hands.send(conn, b"urgent");
@@ -29,13 +29,13 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         assert_eq!(&got, b"late urgent");
 
         world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
-        world.hands.send_late(conn, b"alone");
+        world.hands.send_late(conn, b"alone", true);
         world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
         client.read_exact(&mut got[..5]).expect("a connection of the test's own");
         assert_eq!(&got[..5], b"alone");
 
         // An end does not leave them behind either.
-        world.hands.send_late(conn, b"bye");
+        world.hands.send_late(conn, b"bye", true);
         world.hands.close(conn, After::Flush);
         client.shutdown(Shutdown::Write).expect("a connection of the test's own");
         world.assert_clean();
@@ -45,16 +45,27 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
     }
 }
 
-/// Late bytes, and then company after so many calls of `age_late`: four end the wait. Whether
-/// they waited.
-fn confirm(world: &mut World, client: &mut TcpStream, conn: ConnId, ages: usize) -> bool {
+/// How long late bytes are alone.
+#[derive(Clone, Copy)]
+enum Alone {
+    /// So many calls of `age_late`; four end a wait.
+    Ages(usize),
+    /// Until a core that has nothing to do flushes everything.
+    Idle,
+}
+
+/// Late bytes, and then company. Whether they waited.
+fn confirm(world: &mut World, client: &mut TcpStream, conn: ConnId, alone: Alone) -> bool {
     let before = world.hands.stats().sends;
-    world.hands.send_late(conn, b"late ");
+    world.hands.send_late(conn, b"late ", true);
     world.hands.flush();
     let has_waited = world.hands.stats().sends == before;
-    for _ in 0..ages {
-        world.hands.age_late();
-        world.hands.flush();
+    match alone {
+        Alone::Ages(ages) => (0..ages).for_each(|_| {
+            world.hands.age_late();
+            world.hands.flush();
+        }),
+        Alone::Idle => world.hands.flush_late(),
     }
     world.hands.send(conn, b"company");
     world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
@@ -71,16 +82,49 @@ fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
     for options in ways() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
-        let mut confirm = |ages| confirm(&mut world, &mut client, conn, ages);
-        assert!(confirm(0), "at first it waits");
-        let in_vain = (0..20).filter(|_| confirm(4)).count();
-        // It had company once, and that has to be three times as often as not.
-        assert_eq!(in_vain, 1, "it waited in vain");
+        let mut confirm = |alone| confirm(&mut world, &mut client, conn, alone);
+        assert!(confirm(Alone::Ages(0)), "at first it waits");
+        assert!(confirm(Alone::Ages(4)), "company has come");
         for ages in [0, 3] {
-            assert!(!confirm(ages), "once is not enough");
-            assert!((0..20).any(|_| confirm(ages)), "it learns");
-            assert!((0..20).any(|_| !confirm(4)), "and forgets");
-            (0..20).for_each(|_| assert!(!confirm(4)));
+            let mut met = || confirm(Alone::Ages(ages));
+            assert!((0..5).all(|_| !met()), "once in vain takes six times of company");
+            assert!((0..10).all(|_| met()), "it has learned");
+            assert!(confirm(Alone::Ages(4)), "and there is no more to learn");
+            assert!(confirm(Alone::Ages(4)), "once in vain is not enough then");
+            assert!(!confirm(Alone::Ages(4)), "twice is");
+            // Up to where the next round begins.
+            assert!((0..3).all(|_| !confirm(Alone::Ages(0))));
         }
+    }
+}
+
+/// A stall of everybody does not say that company is not coming.
+#[test]
+fn a_flush_of_everything_costs_little_trust() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let mut confirm = |alone| confirm(&mut world, &mut client, conn, alone);
+        (0..7).for_each(|_| assert!(confirm(Alone::Ages(0))));
+        assert!((0..8).all(|_| confirm(Alone::Idle)));
+        assert!(!confirm(Alone::Idle), "but it costs some");
+    }
+}
+
+/// What may not wait takes along what does, and is no company to it.
+#[test]
+fn what_may_not_wait_leaves_at_once() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let before = world.hands.stats();
+        world.hands.send_late(conn, b"late ", true);
+        world.hands.send_late(conn, b"now", false);
+        world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
+        let after = world.hands.stats();
+        assert_eq!((after.sends - before.sends, after.late_joined), (1, before.late_joined));
+        let mut got = [0; 8];
+        client.read_exact(&mut got).expect("a connection of the test's own");
+        assert_eq!(&got, b"late now");
     }
 }

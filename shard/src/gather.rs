@@ -10,6 +10,9 @@ use crate::io::Now;
 /// How long appends gather while the core goes from turn to turn without a rest.
 pub const GATHER_NS: u64 = 300_000;
 
+/// So much has gathered: what is saved by more is less than what waiting costs.
+const GATHER_BYTES: u64 = 8 << 10;
+
 /// How long they do, busy or not, while nobody waits for them to be durable:
 /// acknowledgements, and best effort that has been confirmed already. A commit
 /// for each of them would cost more than the message, and fills a block of the
@@ -27,8 +30,8 @@ pub struct Gather {
 }
 
 impl Gather {
-    /// Whether to commit now: something was appended at least `gather_ns` ago, or [`LAZY_NS`] if
-    /// nothing waits for it. `is_pressed` says that something outside the shard does: input
+    /// Whether to commit now: something was appended at least `gather_ns` ago, or is much, or
+    /// [`LAZY_NS`] ago if nothing waits for it. `is_pressed` says that something outside the shard does: input
     /// without room, a commit without a place, a core that stops.
     pub fn is_due(&mut self, shard: &Shard, now: Now, gather_ns: u64, is_pressed: bool) -> bool {
         let log = shard.log();
@@ -39,7 +42,12 @@ impl Gather {
         }
         let since_ns = *self.since_ns.get_or_insert(now.mono_ns);
         self.is_lazy = !is_pressed && undurable < LAZY_BYTES && !shard.awaits_log();
-        now.mono_ns - since_ns >= if self.is_lazy { LAZY_NS } else { gather_ns }
+        let gather_ns = match undurable {
+            _ if self.is_lazy => LAZY_NS,
+            ..GATHER_BYTES => gather_ns,
+            _ => 0,
+        };
+        now.mono_ns - since_ns >= gather_ns
     }
 
     /// What was appended so far is on its way.
@@ -55,5 +63,69 @@ impl Gather {
     /// Whether something gathers that somebody waits for.
     pub fn is_awaited(&self) -> bool {
         self.since_ns.is_some() && !self.is_lazy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::tests::{log_options, options};
+    use crate::{KeyHasher, Replay};
+    use wal::record::Record;
+    use wal::{Log, LogStart};
+    use wire::id::UserKey;
+
+    fn at(mono_ns: u64) -> Now {
+        Now { mono_ns, wall_ms: 1 }
+    }
+
+    /// A shard that has logged so many acknowledgements, for which nobody waits.
+    fn shard(acks: u64) -> Shard {
+        let log = log_options();
+        let start = LogStart::fresh(7);
+        let replay = Replay::new(options(), KeyHasher::new([1, 2]), log.segment_bytes);
+        let mut shard = replay.finish(&start, Log::new(log, start), 0..0);
+        for seq in 1..=acks {
+            shard.append(at(0), &Record::Ack { key: UserKey(1), device: 1, seq, exact: false });
+        }
+        shard
+    }
+
+    #[test]
+    fn what_nobody_waits_for_gathers_for_long() {
+        let (mut gather, shard) = (Gather::default(), shard(1));
+        assert!(!gather.is_due(&shard, at(5), 0, false));
+        assert!(!gather.is_awaited());
+        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), GATHER_NS, false));
+        assert!(gather.is_due(&shard, at(5 + LAZY_NS), GATHER_NS, false));
+        gather.committed();
+        assert_eq!(gather.since_ns(), None);
+    }
+
+    #[test]
+    fn what_somebody_waits_for_gathers_for_a_moment() {
+        let (mut gather, shard) = (Gather::default(), shard(1));
+        assert!(!gather.is_due(&shard, at(5), GATHER_NS, true));
+        assert!(gather.is_awaited());
+        assert!(gather.is_due(&shard, at(5), 0, true));
+        assert!(gather.is_due(&shard, at(5 + GATHER_NS), GATHER_NS, true));
+    }
+
+    #[test]
+    fn much_does_not_gather() {
+        let len = shard(1).log().end();
+        let mut much = 1;
+        while shard(much).log().end() < GATHER_BYTES {
+            much += GATHER_BYTES / len;
+        }
+        assert!(Gather::default().is_due(&shard(much), at(5), GATHER_NS, true));
+        assert!(!Gather::default().is_due(&shard(much), at(5), GATHER_NS, false));
+    }
+
+    #[test]
+    fn nothing_is_not_committed() {
+        let mut gather = Gather::default();
+        assert!(!gather.is_due(&shard(0), at(5), 0, true));
+        assert_eq!(gather.since_ns(), None);
     }
 }

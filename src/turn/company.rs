@@ -3,22 +3,22 @@
 //! Clients that answer each other hear of something again after one trip through
 //! the server and the other client: all of them after about the same time, which
 //! a wait a little longer than the mean covers. Where company is chance the times
-//! scatter, and the same wait meets hardly more than half of them, too few for
-//! the hands to let anything wait there. So it does not have to be known which of
+//! scatter, and the same wait meets about two of three, too few for the hands to
+//! let anything wait there. So it does not have to be known which of
 //! both it is, nor how many clients there are, only the mean. One connection at
 //! a time is timed for it.
 //!
-//! Time is counted in what this core has to send to anybody: it stands still
-//! while a disk or a load generator does.
+//! Time is counted in what this core has to send to anybody (*sends*): it stands
+//! still while a disk or a load generator does.
 
 use net::LATE_PERIODS;
 use shard::Conn;
 
-/// What is waited for certain is longer than the mean by this, per mille.
-const LONGER_PERMILLE: u64 = 1_300;
+/// The shortest wait, per mille of the mean.
+const LEAST_PERMILLE: u64 = 1_300;
 /// One of so many parts of the mean is the latest time.
 const MEMORY: u64 = 8;
-/// Before anything was timed, and at most.
+/// Before anything was timed, and at most, sends.
 const MEAN: u64 = 1_000;
 const MEAN_MAX: u64 = 100_000;
 
@@ -26,26 +26,29 @@ const MEAN_MAX: u64 = 100_000;
 pub(super) struct Company {
     /// What was sent that does not wait.
     sends: u64,
+    /// When what waits was last aged, sends.
+    aged_at: u64,
     /// Who was sent a confirmation, and when.
     timed: Option<(Conn, u64)>,
-    /// [`MEMORY`] times the mean.
-    mean: u64,
+    /// [`MEMORY`] times the mean, sends.
+    means: u64,
 }
 
 impl Default for Company {
     fn default() -> Company {
-        Company { sends: 0, timed: None, mean: MEAN * MEMORY }
+        Company { sends: 0, aged_at: 0, timed: None, means: MEAN * MEMORY }
     }
 }
 
 impl Company {
     /// A confirmation is ready for this connection.
     pub(super) fn confirmed(&mut self, conn: Conn) {
-        match self.timed {
-            Some((_, since)) if self.sends - since < self.longest() => return,
+        if let Some((_, since)) = self.timed {
+            if self.sends - since < self.longest() {
+                return;
+            }
             // Nothing came. Whoever waits longer does not wait for company.
-            Some(_) => self.took(self.longest()),
-            None => {}
+            self.took(self.longest());
         }
         self.timed = Some((conn, self.sends));
     }
@@ -61,23 +64,25 @@ impl Company {
         }
     }
 
-    /// Now.
-    pub(super) fn sends(&self) -> u64 {
-        self.sends
+    /// How many periods are over since the last one that was.
+    pub(super) fn periods(&mut self) -> u64 {
+        let periods = (self.sends - self.aged_at) / self.period();
+        self.aged_at += periods * self.period();
+        periods
     }
 
-    /// What waits is aged after so much.
-    pub(super) fn period(&self) -> u64 {
-        let least = self.mean / MEMORY * LONGER_PERMILLE / 1_000;
+    /// What waits is aged after so many sends.
+    fn period(&self) -> u64 {
+        let least = self.means / MEMORY * LEAST_PERMILLE / 1_000;
         1 + least / (LATE_PERIODS as u64 - 1)
+    }
+
+    fn took(&mut self, time: u64) {
+        self.means = (self.means - self.means / MEMORY + time).min(MEAN_MAX * MEMORY);
     }
 
     fn longest(&self) -> u64 {
         self.period() * LATE_PERIODS as u64
-    }
-
-    fn took(&mut self, time: u64) {
-        self.mean = (self.mean - self.mean / MEMORY + time).min(MEAN_MAX * MEMORY);
     }
 }
 
@@ -95,7 +100,9 @@ mod tests {
         let mut company = Company::default();
         for time in times {
             company.confirmed(conn(1));
-            (1..time).for_each(|_| company.sent(conn(2)));
+            for _ in 1..time {
+                company.sent(conn(2));
+            }
             company.sent(conn(1));
         }
         (company.longest() - company.period(), company.longest())
@@ -118,28 +125,48 @@ mod tests {
         assert!(least > 900 && most < 1_800, "{least} to {most}");
     }
 
-    /// Exponential times, as between clients that send whenever they want to:
-    /// the longest wait meets fewer than three of four of them, which is what
-    /// the hands ask for.
+    /// Times as between clients that send whenever they want to: the longest
+    /// wait meets fewer than three of four of them, and the hands ask for six of
+    /// seven.
     #[test]
     fn where_company_is_chance_the_wait_is_too_short_for_it() {
-        let times: Vec<u64> = (0..4_000u64)
-            .map(|n| (n * 7_919 % 4_000) as f64 / 4_000.0)
-            .map(|share| 1 + (-(1.0 - share).ln() * 1_000.0) as u64)
-            .collect();
+        let times = exponential(1_000);
         let (_, most) = waits(times.iter().copied());
         let met = times.iter().filter(|time| **time <= most).count();
         assert!(met * 4 < times.len() * 3, "{met} of {} within {most}", times.len());
     }
 
-    /// Where nobody ever hears of anything else.
+    fn exponential(mean: u64) -> Vec<u64> {
+        let shares = (0..4_000u64).map(|n| (n * 7_919 % 4_000) as f64 / 4_000.0);
+        shares.map(|share| 1 + (-(1.0 - share).ln() * mean as f64) as u64).collect()
+    }
+
+    /// Where most send to somebody who is away nothing but the clock ends a wait.
     #[test]
     fn silence_has_a_bound() {
         let mut company = Company::default();
-        for n in 0..1_000 {
+        for n in 0..2_000 {
             company.confirmed(conn(n));
             company.sends += company.longest();
         }
-        assert!(company.period() <= MEAN_MAX, "{}", company.period());
+        assert_eq!(company.means / MEMORY, MEAN_MAX);
+    }
+
+    /// A period is over after as many sends as it has, and begins anew.
+    #[test]
+    fn periods_follow_each_other() {
+        let mut company = Company::default();
+        let period = company.period();
+        let mut after = |sends| {
+            for _ in 0..sends {
+                company.sent(conn(1));
+            }
+            company.periods()
+        };
+        assert_eq!(after(period - 1), 0);
+        assert_eq!(after(1), 1);
+        assert_eq!(after(3 * period / 2), 1);
+        assert_eq!(after(period / 2 + 1), 1);
+        assert_eq!(after(5 * period), 5);
     }
 }

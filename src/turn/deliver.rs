@@ -29,11 +29,8 @@ impl Core {
         match effect {
             Effect::Send { conn, start, end, late: true } => {
                 self.rest.company.confirmed(conn);
-                if self.rest.has_high_load() {
-                    self.hands.send_late(id(conn), &bytes[start..end]);
-                } else {
-                    self.hands.send(id(conn), &bytes[start..end]);
-                }
+                let may_wait = self.rest.has_high_load();
+                self.hands.send_late(id(conn), &bytes[start..end], may_wait);
             }
             Effect::Send { conn, start, end, late: false } => {
                 self.rest.company.sent(conn);
@@ -60,7 +57,7 @@ impl Core {
     pub(super) fn send(&mut self) {
         self.apply();
         self.send_to_mesh();
-        self.flush_overdue();
+        self.age_overdue();
         self.hands.flush();
     }
 }

@@ -36,9 +36,9 @@ pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
-    /// When what waits for company was last aged, by the clock and by what was
-    /// sent; nothing while nothing does.
-    aged: Option<(u64, u64)>,
+    /// When what waits for company was last aged by the clock; nothing while
+    /// nothing does.
+    aged_ns: Option<u64>,
     pub(super) company: Company,
     /// When the last turn ended.
     turned_ns: u64,
@@ -86,11 +86,18 @@ impl Load {
 }
 
 /// What waits for company is aged after so long at the latest, so that nothing
-/// waits for more than four times this.
+/// waits for more than four times this and a turn.
 const LATE_NS: u64 = 10_000_000;
 /// How long a core with nothing else to do lets confirmations wait for company.
 /// Clients and disks that stall for a moment do so for less, mostly.
 const HOLD_NS: u64 = 5_000_000;
+
+/// Periods of [`LATE_NS`] that are over; moves their beginning on.
+fn periods(since_ns: &mut u64, now_ns: u64) -> u64 {
+    let periods = (now_ns - *since_ns) / LATE_NS;
+    *since_ns += periods * LATE_NS;
+    periods
+}
 
 impl Rest {
     /// Whether the core has little time left, so that what it saves counts: below
@@ -102,25 +109,24 @@ impl Rest {
 }
 
 impl Core {
-    /// A send is most of what a message costs, so while the core is busy a
-    /// confirmation waits for the next delivery to the same client; but not for
-    /// ever.
-    pub(super) fn flush_overdue(&mut self) {
+    /// What waits for company is aged by what was sent, and by the clock where
+    /// that is little. At the end of a turn, so that what came in it counts; and
+    /// not all that waits at once: what began to in it has its time.
+    pub(super) fn age_overdue(&mut self) {
+        let by_sends = self.rest.company.periods();
         if !self.hands.has_late() {
-            self.rest.aged = None;
+            self.rest.aged_ns = None;
             return;
         }
-        let (now_ns, sends) = (self.now.mono_ns, self.rest.company.sends());
-        let (aged_ns, aged_at) = *self.rest.aged.get_or_insert((now_ns, sends));
-        let period = self.rest.company.period();
-        let periods = (sends - aged_at) / period;
-        if periods == 0 && now_ns - aged_ns < LATE_NS {
-            return;
+        let aged_ns = self.rest.aged_ns.get_or_insert(self.now.mono_ns);
+        let by_clock = periods(aged_ns, self.now.mono_ns);
+        if by_sends > 0 {
+            // One of both is enough.
+            *aged_ns = self.now.mono_ns;
         }
-        for _ in 0..periods.clamp(1, LATE_PERIODS as u64) {
+        for _ in 0..by_sends.max(by_clock).min(LATE_PERIODS as u64 - 1) {
             self.hands.age_late();
         }
-        self.rest.aged = Some((now_ns, aged_at + periods * period));
     }
 
     /// Sleeps until something happens, if nothing has already.
@@ -146,7 +152,7 @@ impl Core {
             return;
         }
         self.commit_before_rest();
-        let hold = self.holds_for(now_ns);
+        let hold = self.holds_for(self.rest.turned_ns);
         if hold.is_none() {
             self.hands.flush_late();
         }
@@ -220,7 +226,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load};
+    use super::{BUSY_MAX, BUSY_MIN, LATE_NS, LOAD_NS, Load, periods};
 
     /// A load after turns and rests in turn, in microseconds.
     fn after(turn_us: u64, rest_us: u64) -> bool {
@@ -236,8 +242,8 @@ mod tests {
     #[test]
     fn a_core_that_hardly_rests_has_a_high_load() {
         assert!(after(100, 0));
-        assert!(after(100, 20));
-        assert!(!after(100, 50));
+        assert!(after(100, 40));
+        assert!(!after(100, 60));
         assert!(!after(5, 5_000));
     }
 
@@ -259,6 +265,17 @@ mod tests {
         assert!(!lives(100, LOAD_NS / 2));
         assert!(!lives(BUSY_MIN - 1, 0));
         assert!(lives(BUSY_MAX, 0));
+    }
+
+    #[test]
+    fn periods_of_the_clock_do_not_depend_on_how_often_it_is_looked_at() {
+        let (mut since_ns, mut over) = (0, 0);
+        for now_ns in (0..=100 * LATE_NS).step_by(LATE_NS as usize * 9 / 10) {
+            over += periods(&mut since_ns, now_ns);
+        }
+        assert_eq!(over, 99);
+        assert_eq!(periods(&mut since_ns, 200 * LATE_NS), 101);
+        assert_eq!(periods(&mut since_ns, 201 * LATE_NS), 1);
     }
 
     #[test]

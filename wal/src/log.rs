@@ -42,7 +42,7 @@ impl Default for LogOptions {
             segment_bytes: 64 << 20,
             commit_bytes_max: 1 << 20,
             writes_in_flight_max: 2,
-            pipeline_bytes: 256 << 10,
+            pipeline_bytes: 16 << 10,
         }
     }
 }

@@ -210,13 +210,41 @@ impl Salvage {
             return at + len as usize;
         }
         self.is_chained = false;
-        // Its length may be what is damaged, and lead past records that are not.
-        let to = self.next_record(bytes, at + 1, began);
-        let claims =
-            Header::read(&bytes[at..]).is_some_and(|header| at + header.len as usize == to);
-        let likely = claims.then(|| record::decode(&bytes[at..to]).ok()).flatten();
+        let claimed = at + Header::read(&bytes[at..]).map_or(0, |header| header.len as usize);
+        let next = self.next_record(bytes, at + 1, began);
+        // Its length may be what is damaged, and lead past records that are not. Or it is right, and
+        // where a write was lost something stale shows from under it.
+        let is_stale = next < claimed
+            && self.goes_on(bytes, claimed, began)
+            && !self.leads(bytes, next, claimed, began);
+        let to = if is_stale { claimed } else { next };
+        let likely = (to == claimed).then(|| record::decode(&bytes[at..to]).ok()).flatten();
         sink(Piece::Lost { from: began + at as Lsn, to: began + to as Lsn, likely });
         to
+    }
+
+    /// Whether a valid record or the end stands at `at`.
+    fn goes_on(&self, bytes: &[u8], at: usize, began: Lsn) -> bool {
+        let record = bytes.get(at..).and_then(|rest| self.valid(rest, began + at as Lsn));
+        at == bytes.len() || record.is_some()
+    }
+
+    /// Whether valid records stand one behind the other from `at` to `to`, and each says that it
+    /// follows the one before it.
+    fn leads(&self, bytes: &[u8], mut at: usize, to: usize, began: Lsn) -> bool {
+        let mut before = None;
+        while at < bytes.len() {
+            let Some(header) = Header::read(&bytes[at..]) else { return false };
+            if before.is_some_and(|crc| crc != header.prev) {
+                return false;
+            }
+            if at >= to {
+                break;
+            }
+            let Some((len, _)) = self.valid(&bytes[at..], began + at as Lsn) else { return false };
+            (before, at) = (Some(header.crc), at + len as usize);
+        }
+        at == to
     }
 
     /// The first place from `at` on where a valid record stands, or the end.
@@ -272,6 +300,9 @@ impl Salvage {
         {
             return None;
         }
+        // The shape before the checksum: bytes that look like a header again and again would have
+        // it computed as often.
+        record::decode(&bytes[..len]).ok()?;
         let record = record::verify(&bytes[..len], self.next.salt, lsn).ok()?;
         Some((header.len, record))
     }
@@ -415,12 +446,24 @@ mod tests {
         let body = [7; 40];
         let (mut bytes, places) = written(&[vec![Record::Message(message(&body)); 5]]);
         let (from, len) = (places[0].0 as usize, u64::from(places[0].1));
-        let at = (0..HEADER_BYTES)
-            .map(|at| from + at)
-            .find(|at| bytes[*at..].starts_with(&(len as u32).to_le_bytes()))
-            .expect("a header says how long its record is");
-        bytes[at..][..4].copy_from_slice(&((places[3].0 - places[0].0) as u32).to_le_bytes());
+        bytes[from..][..4].copy_from_slice(&(3 * len as u32).to_le_bytes());
         assert_eq!(Header::read(&bytes[from..]).unwrap().len as usize, 3 * len as usize);
+        let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
+        assert_eq!(&records, &places[1..]);
+        assert_eq!(lost, [(places[0].0, places[1].0)]);
+    }
+
+    /// A write that was lost shows what a torn tail has left under it.
+    #[test]
+    fn what_is_stale_does_not_come_out_of_a_damaged_record() {
+        let small = || Record::Message(message(b"small"));
+        let (stale, old) = written(&[vec![small(), small(), small()]]);
+        let body = [7; 600];
+        let groups = [vec![Record::Message(message(&body)), small(), small()]];
+        let (mut bytes, places) = written(&groups);
+        let there = old[1].0 as usize..(old[1].0 + u64::from(old[1].1)) as usize;
+        assert!(there.end < places[1].0 as usize);
+        bytes[there.clone()].copy_from_slice(&stale[there]);
         let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
         assert_eq!(&records, &places[1..]);
         assert_eq!(lost, [(places[0].0, places[1].0)]);
