@@ -75,14 +75,20 @@ fn confirm(world: &mut World, client: &mut TcpStream, conn: ConnId, alone: Alone
     has_waited
 }
 
+/// A connection of each kind, on which one confirmation follows the other.
+fn on_each(check: impl Fn(&mut dyn FnMut(Alone) -> bool)) {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        check(&mut |alone| confirm(&mut world, &mut client, conn, alone));
+    }
+}
+
 /// Where no company comes in time nothing waits for it any more; where it would have come again
 /// and again, the next one does.
 #[test]
 fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
-    for options in ways() {
-        let mut world = World::new(options);
-        let (mut client, conn) = world.connect();
-        let mut confirm = |alone| confirm(&mut world, &mut client, conn, alone);
+    on_each(|confirm| {
         assert!(confirm(Alone::Ages(0)), "at first it waits");
         assert!(confirm(Alone::Ages(4)), "company has come");
         for ages in [0, 3] {
@@ -95,20 +101,17 @@ fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
             // Up to where the next round begins.
             assert!((0..3).all(|_| !confirm(Alone::Ages(0))));
         }
-    }
+    });
 }
 
 /// A stall of everybody does not say that company is not coming.
 #[test]
 fn a_flush_of_everything_costs_little_trust() {
-    for options in ways() {
-        let mut world = World::new(options);
-        let (mut client, conn) = world.connect();
-        let mut confirm = |alone| confirm(&mut world, &mut client, conn, alone);
-        (0..7).for_each(|_| assert!(confirm(Alone::Ages(0))));
+    on_each(|confirm| {
+        assert!((0..7).all(|_| confirm(Alone::Ages(0))));
         assert!((0..8).all(|_| confirm(Alone::Idle)));
         assert!(!confirm(Alone::Idle), "but it costs some");
-    }
+    });
 }
 
 /// What may not wait takes along what does, and is no company to it.

@@ -30,10 +30,11 @@ pub struct Gather {
 }
 
 impl Gather {
-    /// Whether to commit now: something was appended at least `gather_ns` ago, or is much, or
-    /// [`LAZY_NS`] ago if nothing waits for it. `is_pressed` says that something outside the shard does: input
-    /// without room, a commit without a place, a core that stops.
-    pub fn is_due(&mut self, shard: &Shard, now: Now, gather_ns: u64, is_pressed: bool) -> bool {
+    /// Whether to commit now. What nothing waits for gathers for [`LAZY_NS`]; other things do for
+    /// [`GATHER_NS`] in a turn that another one follows at once (`is_busy`), unless they are much
+    /// or a write is under way already. `is_pressed` says that something outside the shard waits:
+    /// input without room, a commit without a place, a core that stops.
+    pub fn is_due(&mut self, shard: &Shard, now: Now, is_busy: bool, is_pressed: bool) -> bool {
         let log = shard.log();
         let undurable = log.end() - log.durable();
         if undurable == 0 {
@@ -44,7 +45,7 @@ impl Gather {
         self.is_lazy = !is_pressed && undurable < LAZY_BYTES && !shard.awaits_log();
         let gather_ns = match undurable {
             _ if self.is_lazy => LAZY_NS,
-            ..GATHER_BYTES => gather_ns,
+            ..GATHER_BYTES if is_busy && log.in_flight() == 0 => GATHER_NS,
             _ => 0,
         };
         now.mono_ns - since_ns >= gather_ns
@@ -94,10 +95,10 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_gathers_for_long() {
         let (mut gather, shard) = (Gather::default(), shard(1));
-        assert!(!gather.is_due(&shard, at(5), 0, false));
+        assert!(!gather.is_due(&shard, at(5), false, false));
         assert!(!gather.is_awaited());
-        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), GATHER_NS, false));
-        assert!(gather.is_due(&shard, at(5 + LAZY_NS), GATHER_NS, false));
+        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), true, false));
+        assert!(gather.is_due(&shard, at(5 + LAZY_NS), true, false));
         gather.committed();
         assert_eq!(gather.since_ns(), None);
     }
@@ -105,10 +106,10 @@ mod tests {
     #[test]
     fn what_somebody_waits_for_gathers_for_a_moment() {
         let (mut gather, shard) = (Gather::default(), shard(1));
-        assert!(!gather.is_due(&shard, at(5), GATHER_NS, true));
+        assert!(!gather.is_due(&shard, at(5), true, true));
         assert!(gather.is_awaited());
-        assert!(gather.is_due(&shard, at(5), 0, true));
-        assert!(gather.is_due(&shard, at(5 + GATHER_NS), GATHER_NS, true));
+        assert!(gather.is_due(&shard, at(5), false, true));
+        assert!(gather.is_due(&shard, at(5 + GATHER_NS), true, true));
     }
 
     #[test]
@@ -118,14 +119,14 @@ mod tests {
         while shard(much).log().end() < GATHER_BYTES {
             much += GATHER_BYTES / len;
         }
-        assert!(Gather::default().is_due(&shard(much), at(5), GATHER_NS, true));
-        assert!(!Gather::default().is_due(&shard(much), at(5), GATHER_NS, false));
+        assert!(Gather::default().is_due(&shard(much), at(5), true, true));
+        assert!(!Gather::default().is_due(&shard(much), at(5), true, false));
     }
 
     #[test]
     fn nothing_is_not_committed() {
         let mut gather = Gather::default();
-        assert!(!gather.is_due(&shard(0), at(5), 0, true));
+        assert!(!gather.is_due(&shard(0), at(5), false, true));
         assert_eq!(gather.since_ns(), None);
     }
 }

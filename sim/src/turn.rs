@@ -85,12 +85,10 @@ impl World {
             || (0..shards).any(|from| self.rings[from * shards + shard].blocked.is_some());
         // Before a rest nobody who waits is kept waiting.
         let is_busy = self.gather_chance.permille(self.knobs.busy);
-        let is_idle = self.cores[shard].brain.log().in_flight() == 0;
-        let gather_ns = if is_busy && is_idle { GATHER_NS } else { 0 };
         let now = self.now();
         let Core { gather, brain, .. } = &mut self.cores[shard];
         let gathered = gather.since_ns();
-        let is_due = gather.is_due(brain, now, gather_ns, is_pressed);
+        let is_due = gather.is_due(brain, now, is_busy, is_pressed);
         if !is_due && gather.since_ns().is_some() {
             self.stats.gathered += 1;
             let is_awaited = gather.is_awaited();

@@ -21,13 +21,17 @@ const MEMORY: u64 = 8;
 /// Before anything was timed, and at most, sends.
 const MEAN: u64 = 1_000;
 const MEAN_MAX: u64 = 100_000;
+/// A period is over after so long at the latest, so that nothing waits for more
+/// than four times this and a turn.
+const LATE_NS: u64 = 10_000_000;
 
 /// See the module.
 pub(super) struct Company {
     /// What was sent that does not wait.
     sends: u64,
-    /// When what waits was last aged, sends.
-    aged_at: u64,
+    /// When the last period ended, in sends and by the clock.
+    ended_at: u64,
+    ended_ns: u64,
     /// Who was sent a confirmation, and when.
     timed: Option<(Conn, u64)>,
     /// [`MEMORY`] times the mean, sends.
@@ -36,7 +40,7 @@ pub(super) struct Company {
 
 impl Default for Company {
     fn default() -> Company {
-        Company { sends: 0, aged_at: 0, timed: None, means: MEAN * MEMORY }
+        Company { sends: 0, ended_at: 0, ended_ns: 0, timed: None, means: MEAN * MEMORY }
     }
 }
 
@@ -64,14 +68,19 @@ impl Company {
         }
     }
 
-    /// How many periods are over since the last one that was.
-    pub(super) fn periods(&mut self) -> u64 {
-        let periods = (self.sends - self.aged_at) / self.period();
-        self.aged_at += periods * self.period();
-        periods
+    /// How many periods have ended since it was asked last. Not all that a wait
+    /// has: what began to wait since then has some of its time left.
+    pub(super) fn ended(&mut self, now_ns: u64) -> u64 {
+        let period = self.period();
+        let by_sends = whole(&mut self.ended_at, self.sends, period);
+        let by_clock = whole(&mut self.ended_ns, now_ns, LATE_NS);
+        if by_sends > 0 {
+            self.ended_ns = now_ns;
+        }
+        by_sends.max(by_clock).min(LATE_PERIODS as u64 - 1)
     }
 
-    /// What waits is aged after so many sends.
+    /// Sends in a period.
     fn period(&self) -> u64 {
         let least = self.means / MEMORY * LEAST_PERMILLE / 1_000;
         1 + least / (LATE_PERIODS as u64 - 1)
@@ -84,6 +93,13 @@ impl Company {
     fn longest(&self) -> u64 {
         self.period() * LATE_PERIODS as u64
     }
+}
+
+/// How many whole periods are between `from`, which moves on by them, and `to`.
+fn whole(from: &mut u64, to: u64, period: u64) -> u64 {
+    let periods = (to - *from) / period;
+    *from += periods * period;
+    periods
 }
 
 #[cfg(test)]
@@ -152,7 +168,7 @@ mod tests {
         assert_eq!(company.means / MEMORY, MEAN_MAX);
     }
 
-    /// A period is over after as many sends as it has, and begins anew.
+    /// A period ends after as many sends as it has, and another begins.
     #[test]
     fn periods_follow_each_other() {
         let mut company = Company::default();
@@ -161,12 +177,38 @@ mod tests {
             for _ in 0..sends {
                 company.sent(conn(1));
             }
-            company.periods()
+            company.ended(0)
         };
         assert_eq!(after(period - 1), 0);
         assert_eq!(after(1), 1);
         assert_eq!(after(3 * period / 2), 1);
         assert_eq!(after(period / 2 + 1), 1);
-        assert_eq!(after(5 * period), 5);
+        assert_eq!(after(5 * period), 3, "what has just begun to wait goes on");
+    }
+
+    /// However long turns take.
+    #[test]
+    fn the_clock_ends_periods_in_which_little_is_sent() {
+        let mut company = Company::default();
+        let turns = (0..=100 * LATE_NS).step_by(LATE_NS as usize * 9 / 10);
+        let ended: u64 = turns.map(|now_ns| company.ended(now_ns)).sum();
+        assert_eq!(ended, 99);
+        assert_eq!(company.ended(200 * LATE_NS), 3);
+        assert_eq!(company.ended(201 * LATE_NS), 1);
+    }
+
+    /// One of both is enough: more would end waits too early.
+    #[test]
+    fn the_clock_begins_anew_with_each_period() {
+        let mut company = Company::default();
+        let ended: u64 = (0..100u64)
+            .map(|turn| {
+                for _ in 0..company.period() / 2 {
+                    company.sent(conn(1));
+                }
+                company.ended(turn * LATE_NS * 3 / 8)
+            })
+            .sum();
+        assert_eq!(ended, 50);
     }
 }

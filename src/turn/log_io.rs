@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use net::{ReadBuf, WriteMode};
-use shard::gather::{GATHER_NS, Gather};
+use shard::gather::Gather;
 use shard::{Conn, Input};
 use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
@@ -94,21 +94,20 @@ impl Core {
     /// While the core goes from turn to turn without a rest, what is appended
     /// gathers for a moment: a commit costs as much as several messages.
     pub(super) fn commit_in_time(&mut self) {
-        let is_idle = self.shard.log().in_flight() == 0 && !self.log.is_held();
-        self.commit_after(if is_idle { GATHER_NS } else { 0 });
+        self.commit_if_due(true);
     }
 
     /// Before a rest everything is committed that somebody waits for.
     pub(super) fn commit_before_rest(&mut self) {
-        self.commit_after(0);
+        self.commit_if_due(false);
     }
 
-    fn commit_after(&mut self, gather_ns: u64) {
+    fn commit_if_due(&mut self, is_busy: bool) {
         let is_pressed = self.has_blocked()
             || self.mesh.is_stuck()
             || self.log.is_held()
             || self.draining_since.is_some();
-        if self.log.gather.is_due(&self.shard, self.now, gather_ns, is_pressed) {
+        if self.log.gather.is_due(&self.shard, self.now, is_busy, is_pressed) {
             self.commit();
         }
     }

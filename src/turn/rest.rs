@@ -9,8 +9,6 @@
 
 use std::time::Duration;
 
-use net::LATE_PERIODS;
-
 use super::company::Company;
 use super::{Core, Doing, clock};
 
@@ -36,9 +34,6 @@ pub(super) struct Rest {
     breathed_ns: u64,
     busy_ns: u64,
     completions: u64,
-    /// When what waits for company was last aged by the clock; nothing while
-    /// nothing does.
-    aged_ns: Option<u64>,
     pub(super) company: Company,
     /// When the last turn ended.
     turned_ns: u64,
@@ -85,19 +80,9 @@ impl Load {
     }
 }
 
-/// What waits for company is aged after so long at the latest, so that nothing
-/// waits for more than four times this and a turn.
-const LATE_NS: u64 = 10_000_000;
 /// How long a core with nothing else to do lets confirmations wait for company.
 /// Clients and disks that stall for a moment do so for less, mostly.
 const HOLD_NS: u64 = 5_000_000;
-
-/// Periods of [`LATE_NS`] that are over; moves their beginning on.
-fn periods(since_ns: &mut u64, now_ns: u64) -> u64 {
-    let periods = (now_ns - *since_ns) / LATE_NS;
-    *since_ns += periods * LATE_NS;
-    periods
-}
 
 impl Rest {
     /// Whether the core has little time left, so that what it saves counts: below
@@ -109,22 +94,10 @@ impl Rest {
 }
 
 impl Core {
-    /// What waits for company is aged by what was sent, and by the clock where
-    /// that is little. At the end of a turn, so that what came in it counts; and
-    /// not all that waits at once: what began to in it has its time.
+    /// What waits for company has waited a little longer. At the end of a turn, so
+    /// that what came in it counts.
     pub(super) fn age_overdue(&mut self) {
-        let by_sends = self.rest.company.periods();
-        if !self.hands.has_late() {
-            self.rest.aged_ns = None;
-            return;
-        }
-        let aged_ns = self.rest.aged_ns.get_or_insert(self.now.mono_ns);
-        let by_clock = periods(aged_ns, self.now.mono_ns);
-        if by_sends > 0 {
-            // One of both is enough.
-            *aged_ns = self.now.mono_ns;
-        }
-        for _ in 0..by_sends.max(by_clock).min(LATE_PERIODS as u64 - 1) {
+        for _ in 0..self.rest.company.ended(self.now.mono_ns) {
             self.hands.age_late();
         }
     }
@@ -226,7 +199,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY_MAX, BUSY_MIN, LATE_NS, LOAD_NS, Load, periods};
+    use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load};
 
     /// A load after turns and rests in turn, in microseconds.
     fn after(turn_us: u64, rest_us: u64) -> bool {
@@ -265,17 +238,6 @@ mod tests {
         assert!(!lives(100, LOAD_NS / 2));
         assert!(!lives(BUSY_MIN - 1, 0));
         assert!(lives(BUSY_MAX, 0));
-    }
-
-    #[test]
-    fn periods_of_the_clock_do_not_depend_on_how_often_it_is_looked_at() {
-        let (mut since_ns, mut over) = (0, 0);
-        for now_ns in (0..=100 * LATE_NS).step_by(LATE_NS as usize * 9 / 10) {
-            over += periods(&mut since_ns, now_ns);
-        }
-        assert_eq!(over, 99);
-        assert_eq!(periods(&mut since_ns, 200 * LATE_NS), 101);
-        assert_eq!(periods(&mut since_ns, 201 * LATE_NS), 1);
     }
 
     #[test]

@@ -447,7 +447,8 @@ mod tests {
         let (mut bytes, places) = written(&[vec![Record::Message(message(&body)); 5]]);
         let (from, len) = (places[0].0 as usize, u64::from(places[0].1));
         bytes[from..][..4].copy_from_slice(&(3 * len as u32).to_le_bytes());
-        assert_eq!(Header::read(&bytes[from..]).unwrap().len as usize, 3 * len as usize);
+        let header = Header::read(&bytes[from..]).expect("a header begins with its length");
+        assert_eq!(u64::from(header.len), 3 * len);
         let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
         assert_eq!(&records, &places[1..]);
         assert_eq!(lost, [(places[0].0, places[1].0)]);
