@@ -118,14 +118,19 @@ impl Shard {
     fn survey(&mut self, now: Now, out: &mut Effects) {
         while !self.cleaner.is_surveying && self.has_room_to_copy() {
             self.give_up_run(now);
-            let Some(Walk { walker, .. }) = &self.cleaner.walk else {
+            let Some(Walk { walker, sweep_ms }) = &self.cleaner.walk else {
                 match self.choose(now) {
                     Some(walk) => self.cleaner.walk = Some(walk),
                     None => return,
                 }
                 continue;
             };
-            let is_dead = self.cleaner.space.live(walker.segment()).1 == 0;
+            let space = &self.cleaner.space;
+            let is_dead = space.live(walker.segment()).1 == 0;
+            if sweep_ms.is_none() && !is_dead && space.is_draining(walker.segment()) {
+                self.cleaner.walk = None;
+                continue;
+            }
             match walker.want() {
                 Some(want) if !is_dead => {
                     self.cleaner.is_surveying = true;

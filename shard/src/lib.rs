@@ -241,6 +241,7 @@ impl Shard {
         self.ages.note(now, self.log.end());
         self.try_shelves_again(out);
         self.cleaner.space.reach(self.log.end());
+        self.cleaner.space.tick();
         self.clean(now, out);
         self.give_back();
         self.schedule_snapshot(now);

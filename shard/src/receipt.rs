@@ -97,7 +97,7 @@ impl Shard {
             counters.burned += 1;
             counters.waiting_messages -= 1;
             counters.waiting_bytes -= u64::from(entry.len);
-            space.sub(entry.lsn, entry.len, end);
+            space.acknowledged(entry.lsn, entry.len, end);
         });
         if is_drained {
             self.drained.push(user);

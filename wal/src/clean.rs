@@ -5,6 +5,7 @@
 //! which the segment can be deleted. Who drives it is the shard: only an inbox
 //! knows whether a message waits.
 
+mod drain;
 mod hours;
 mod space;
 mod walker;

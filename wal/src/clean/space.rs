@@ -3,7 +3,9 @@
 //! A message counts in the segment in which it stands, from the moment it is
 //! appended until it is acknowledged, dropped or copied elsewhere. A segment in
 //! which nothing counts any more is dead; one in which little counts is a
-//! victim: what is left is copied forward until it is dead, too.
+//! victim: what is left is copied forward until it is dead, too. Unless it
+//! empties by itself: whoever comes back to a full inbox takes segment after
+//! segment, and what is copied a moment before was copied for nothing.
 //!
 //! What has expired is estimated: how many bytes of a segment expire in which
 //! hour is known, which of them are still there is not, so that acknowledged
@@ -13,6 +15,7 @@
 //! entries that point into it. They are counted again after every restart; only
 //! the hours are in the snapshot.
 
+use super::drain::{Collectors, Drain};
 use super::hours::{HOUR_MS, Hours};
 use crate::record::{Malformed, Take};
 use crate::{Lsn, segment};
@@ -43,6 +46,8 @@ pub struct Space {
     recent: usize,
     /// The first segment that the log has not come to, 0 for not known.
     reached: u64,
+    /// How often time has passed.
+    ticks: u64,
 }
 
 /// One segment.
@@ -57,6 +62,7 @@ struct Cell {
     is_damaged: bool,
     /// Message bytes ever appended, but for those that expired and were swept.
     hours: Hours,
+    drain: Drain,
     /// How often it was swept since the start.
     sweeps: u32,
     /// Records before this position are in `hours`, though they are replayed.
@@ -73,6 +79,7 @@ impl Space {
             live_messages: 0,
             recent: 0,
             reached: 0,
+            ticks: 0,
         }
     }
 
@@ -93,13 +100,27 @@ impl Space {
         self.put(lsn, u64::from(len));
     }
 
-    /// A message at `lsn` waits no more, or has been copied elsewhere. `end` is
+    /// A message at `lsn` was given up, or has been copied elsewhere. `end` is
     /// the log's end after the record that says so: the segment may not be
     /// deleted before the log is durable up to there.
     ///
     /// # Panics
     /// When it was never added.
     pub fn sub(&mut self, lsn: Lsn, len: u32, end: Lsn) {
+        self.take(lsn, len, end);
+    }
+
+    /// [`Space::sub`] for one that was acknowledged: those who do so empty the
+    /// segment without help.
+    ///
+    /// # Panics
+    /// When it was never added.
+    pub fn acknowledged(&mut self, lsn: Lsn, len: u32, end: Lsn) {
+        let ticks = self.ticks;
+        self.take(lsn, len, end).drain.add(ticks, u64::from(len));
+    }
+
+    fn take(&mut self, lsn: Lsn, len: u32, end: Lsn) -> &mut Cell {
         let bytes = u64::from(len);
         let at = self.find(segment::index(lsn, self.segment_bytes));
         let cell = &mut self.cells[at.expect("what waited was counted")];
@@ -109,6 +130,26 @@ impl Space {
         cell.emptied = cell.emptied.max(end);
         self.live_bytes -= bytes;
         self.live_messages -= 1;
+        cell
+    }
+
+    /// Time has passed, a tenth of a second each time or more.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+    }
+
+    /// Whether the segment empties so fast by itself that copying what is left
+    /// comes too late to be of use.
+    pub fn is_draining(&self, segment: u64) -> bool {
+        self.draining().any(|(cell, is_draining)| is_draining && cell.segment == segment)
+    }
+
+    /// Each segment, and whether it is soon empty without help.
+    fn draining(&self) -> impl Iterator<Item = (&Cell, bool)> {
+        let mut collectors = Collectors::default();
+        self.cells
+            .iter()
+            .map(move |cell| (cell, collectors.reach(cell.live_bytes, cell.drain.pace(self.ticks))))
     }
 
     /// The log has come to `end`, so that all segments up to there exist.
@@ -185,14 +226,16 @@ impl Space {
     /// The segment to clean next, among those that end at or before `below`:
     /// where the least is left, the oldest of equals. `None` while the segments
     /// and `beside_bytes` take no more than twice the bytes of what waits and has
-    /// not expired, or the segments alone one and a half times.
+    /// not expired, or the segments alone one and a half times. What empties by
+    /// itself is as good as dead.
     ///
     /// Dead segments do not count here, so that `beside_bytes` must: how many
     /// there may be, not how many there are. A cleaned segment is dead, too,
     /// until it is deleted; were those counted, cleaning would call for more of
     /// it.
     pub fn victim(&self, now_ms: u64, below: Lsn, beside_bytes: u64) -> Option<u64> {
-        let cells = || self.cells.iter().filter(|cell| !cell.is_damaged);
+        let stays = |(cell, is_draining): (_, bool)| (!is_draining).then_some(cell);
+        let cells = || self.draining().filter_map(stays).filter(|cell: &&Cell| !cell.is_damaged);
         let live: u64 = cells().map(|cell| cell.unexpired(now_ms)).sum();
         let full = || cells().filter(|cell| cell.live_messages > 0 && self.is_below(cell, below));
         let bytes = full().count() as u64 * self.segment_bytes;
@@ -368,6 +411,34 @@ mod tests {
         assert_eq!(victim(&space(&[0, 700, 0, 0])), None, "the dead do not count");
         assert_eq!(victim(&space(&[0, 500, 0, 0])), Some(1));
         assert_eq!(victim(&space(&[])), None);
+    }
+
+    /// Until they stop before it is empty.
+    #[test]
+    fn what_its_readers_empty_is_no_victim() {
+        let mut space = space(&[1000, 900]);
+        let mut at = 0..1000;
+        let acknowledge = |space: &mut Space, at: u64| {
+            space.acknowledged(at * u64::from(LEN), LEN, 9);
+        };
+        at.by_ref().take(900).for_each(|at| acknowledge(&mut space, at));
+        assert_eq!(victim(&space), None);
+        space.tick();
+        assert_eq!((space.is_draining(0), victim(&space)), (true, None));
+        space.tick();
+        assert_eq!((space.is_draining(0), victim(&space)), (false, Some(0)));
+        at.by_ref().take(9).for_each(|at| acknowledge(&mut space, at));
+        assert_eq!(victim(&space), Some(0), "that is too slow");
+        acknowledge(&mut space, at.next().expect("ninety are left"));
+        assert_eq!(victim(&space), None);
+        space.tick();
+        // What cleaning itself takes out says nothing about the rest.
+        space.tick();
+        at.for_each(|at| {
+            assert_eq!(victim(&space), Some(0));
+            space.sub(at * u64::from(LEN), LEN, 9);
+        });
+        assert_eq!((space.is_draining(0), victim(&space)), (false, None));
     }
 
     #[test]
@@ -603,8 +674,11 @@ mod tests {
                 if adds || live.is_empty() {
                     space.add(end, LEN, n * HOUR_MS);
                     live.push(end);
-                } else {
+                } else if n % 2 == 0 {
                     space.sub(live.remove(n as usize % live.len()), LEN, end);
+                } else {
+                    space.acknowledged(live.remove(n as usize % live.len()), LEN, end);
+                    space.tick();
                 }
                 prop_assert_eq!(space.total_live().1, live.len() as u64);
                 if let Some(victim) = space.victim(3 * HOUR_MS, end, 0) {

@@ -132,6 +132,37 @@ fn a_shard_under_load_stays_within_twice_what_waits() {
     assert!(load.most <= 2 * SEGMENT, "{most} segments more");
 }
 
+/// Bob comes back to a full inbox and takes segment after segment. What lies
+/// between his messages is copied when he is through with a segment, and of his
+/// own next to nothing.
+#[test]
+fn what_is_being_collected_is_not_copied() {
+    let mut load = Load::new();
+    load.life.close(BOB);
+    let (bobs, carols) = (1200, 60);
+    for n in 0..bobs {
+        load.send(BOB, 100, 0);
+        if n % (bobs / carols) == 0 {
+            load.send(CAROL, 100, 0);
+        }
+        if n % 100 == 99 {
+            load.tick();
+        }
+    }
+    let before = load.life.shard.metrics().counters;
+    assert_eq!((before.waiting_messages, before.moved), (bobs + carols, 0));
+    load.life.log_in(BOB, 0);
+    while load.life.shard.metrics().counters.waiting_messages > carols {
+        (0..6).for_each(|_| load.life.acknowledge(BOB, 0));
+        load.tick();
+    }
+    (0..20).for_each(|_| load.tick());
+    let after = load.life.shard.metrics().counters;
+    println!("{} copied", after.moved);
+    assert_eq!((after.burned, after.waiting_messages), (before.burned + bobs, carols));
+    assert!(after.moved < 2 * carols, "{} were copied", after.moved);
+}
+
 /// Four fifths wait for long, the rest for half an hour: nobody asks for it and
 /// nothing is copied, yet it is given up, and its memory with it.
 #[test]
