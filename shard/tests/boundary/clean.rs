@@ -2,7 +2,8 @@
 
 use crate::desk::check;
 
-/// Three messages of 20,000 bytes fill a segment of the log.
+/// Three messages of 20,000 bytes fill a segment of the log. The first of them
+/// is left when two ticks have passed and nobody collects there any more.
 const FILLED: &str = "0 hello alice 1
      > 0 welcome 1..0
      0 send bob 1 a*20000
@@ -38,6 +39,7 @@ fn check_after_filling(script: &str) {
 fn what_is_left_moves_and_the_segment_goes() {
     check_after_filling(
         "tick 100
+         tick 100
          commit
          snapshot
          0 send dave 1 f
@@ -82,6 +84,8 @@ fn nothing_goes_before_the_copy_is_durable() {
 fn a_read_under_way_holds_its_segment() {
     check_after_filling(
         "reads hold
+         tick 100
+         tick 100
          snapshot
          2 hello bob 1
          > 2 welcome 1..1
@@ -186,6 +190,7 @@ fn a_shard_at_rest_gets_its_space_back() {
 fn check_after_leaving(fault: &str, script: &str) {
     check_after_filling(&format!(
         "{fault}
+         tick 100
          tick 100
          > damaged 0
          commit
