@@ -10,9 +10,10 @@ use wire::limits::V1_WINDOW;
 use wire::{v1, v2};
 
 use crate::Shard;
-use crate::inbox::{Entry, Inbox, Receipt};
+use crate::inbox::{Entry, Inbox};
 use crate::io::{Conn, Effect, Effects, Now};
 use crate::metrics::Stage;
+use crate::receipt::Receipt;
 use crate::session::{Kind, Session};
 use crate::shelf::ASIDE_LOG_BYTES;
 use crate::user::{NO_SLOT, UserIndex};

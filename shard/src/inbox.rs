@@ -8,10 +8,10 @@
 use std::collections::VecDeque;
 
 use wal::Lsn;
-use wire::id::{MessageId, UserKey};
 
 use crate::dedup::{Pair, PairKey};
 use crate::pairs::Pairs;
+use crate::receipt::{Receipt, Receipts};
 use crate::shelf::Shelf;
 
 /// Place of one waiting message in the log.
@@ -60,22 +60,14 @@ pub(crate) fn without_device(devices: u8, device: usize) -> u8 {
     devices & below | devices >> 1 & !below
 }
 
-/// A *delivered* that its sender asked for, due when a device acknowledges.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Receipt {
-    pub(crate) inbox_seq: u64,
-    pub(crate) from_key: UserKey,
-    pub(crate) device: u64,
-    pub(crate) send_seq: u64,
-    pub(crate) id: MessageId,
-}
-
 /// Entries of one inbox that may be shown before they are durable, and the
 /// numbers that a crash may take back.
 pub(crate) const EARLY_MAX: u64 = 64;
 
-/// Entries from which on an inbox grows by a quarter.
-const GROWS_SLOWLY: usize = 256;
+/// Entries that an inbox grows by at least.
+const GROWS_BY: usize = 4;
+/// Entries from which on an inbox gives back what it has grown out of.
+const LONG: usize = 1024;
 
 /// Entries that an empty inbox keeps room for, and until the next tick.
 const KEPT_IDLE: usize = 64;
@@ -92,16 +84,13 @@ pub(crate) const RAISE_EMPTY_MAX: u64 = 1 << 17;
 /// more than what was shown early in a few lives of the server.
 const RAISED_MAX: u32 = 4 * EARLY_MAX as u32;
 
-/// Receipts an inbox remembers; further ones are dropped.
-const RECEIPTS_MAX: usize = 4096;
-
 /// The inbox of one user.
 pub(crate) struct Inbox {
     /// Seq of the first entry, or of the next one when there is none.
     first: u64,
     entries: VecDeque<Entry>,
     /// How many of the entries are holes.
-    holes: usize,
+    holes: u32,
     /// Holes that logins have made since the inbox was last without entries;
     /// a restart counts anew.
     raised: u32,
@@ -121,10 +110,13 @@ pub(crate) struct Inbox {
     /// What `safe` becomes, and how far the log must be durable for it.
     mark: (u64, Lsn),
     pairs: Pairs,
-    receipts: VecDeque<Receipt>,
+    /// Those that are due; most inboxes never see one.
+    receipts: Option<Box<Receipts>>,
     /// What could not be read; nearly always nothing.
     shelf: Option<Box<Shelf>>,
 }
+
+const _: () = assert!(size_of::<Inbox>() <= 168, "a million inboxes must stay small");
 
 impl Default for Inbox {
     fn default() -> Inbox {
@@ -141,7 +133,7 @@ impl Default for Inbox {
             safe: 0,
             mark: (0, 0),
             pairs: Pairs::default(),
-            receipts: VecDeque::new(),
+            receipts: None,
             shelf: None,
         }
     }
@@ -163,12 +155,12 @@ impl Inbox {
 
     /// Entries without a message.
     pub(crate) fn holes(&self) -> usize {
-        self.holes
+        self.holes as usize
     }
 
     /// Messages that wait, also those on the shelf.
     pub(crate) fn waiting(&self) -> usize {
-        self.entries.len() - self.holes + self.shelf().map_or(0, Shelf::len)
+        self.entries.len() - self.holes() + self.shelf().map_or(0, Shelf::len)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -195,14 +187,14 @@ impl Inbox {
         self.last_seq()
     }
 
-    /// Appends an entry. A large deque grows by a quarter: doubling would have
-    /// a waiting message cost up to 32 bytes instead of 20.
+    /// Appends an entry. The deque grows by a quarter: doubling would have a
+    /// waiting message cost up to 32 bytes instead of 20.
     fn put(&mut self, entry: Entry) {
         let len = self.entries.len();
-        if len == self.entries.capacity() && len >= GROWS_SLOWLY {
-            self.entries.reserve_exact(len / 4);
+        if len == self.entries.capacity() {
+            self.entries.reserve_exact(GROWS_BY.max(len / 4));
         }
-        self.holes += usize::from(entry.is_hole());
+        self.holes += u32::from(entry.is_hole());
         self.entries.push_back(entry);
         self.bytes += u64::from(entry.len);
     }
@@ -295,8 +287,8 @@ impl Inbox {
         self.holes += 1;
         // Handed out and not acknowledged yet; a later acknowledgement would
         // call it delivered.
-        if let Ok(at) = self.receipts.binary_search_by_key(&seq, |receipt| receipt.inbox_seq) {
-            self.receipts.remove(at);
+        if let Some(receipts) = &mut self.receipts {
+            receipts.forget(seq);
         }
         Some(given_up)
     }
@@ -493,7 +485,7 @@ impl Inbox {
         let (len, capacity) = (self.entries.len(), self.entries.capacity());
         if len == 0 && capacity > KEPT_IDLE {
             self.entries = VecDeque::new();
-        } else if capacity > 4 * GROWS_SLOWLY && len < capacity / 4 {
+        } else if capacity > LONG && len < capacity / 4 {
             self.entries.shrink_to(2 * len);
         }
     }
@@ -526,18 +518,12 @@ impl Inbox {
     }
 
     pub(crate) fn expect_receipt(&mut self, receipt: Receipt) {
-        let known = self.receipts.back().is_some_and(|last| last.inbox_seq >= receipt.inbox_seq);
-        if !known && self.receipts.len() < RECEIPTS_MAX {
-            self.receipts.push_back(receipt);
-        }
+        self.receipts.get_or_insert_default().expect(receipt);
     }
 
     /// The next receipt that an acknowledgement up to `seq` makes due.
     pub(crate) fn pop_receipt(&mut self, seq: u64) -> Option<Receipt> {
-        if self.receipts.front()?.inbox_seq > seq {
-            return None;
-        }
-        self.receipts.pop_front()
+        self.receipts.as_deref_mut()?.pop_due(seq)
     }
 }
 
@@ -554,7 +540,7 @@ mod tests {
             inbox.burn(last, |_| {});
             inbox.give_back_later()
         };
-        assert!(!burst(&mut inbox, 60) && inbox.entries.capacity() > 0);
+        assert!(!burst(&mut inbox, 50) && inbox.entries.capacity() > 0);
         assert!(burst(&mut inbox, 256), "put on the list");
         assert!(!burst(&mut inbox, 256), "it is there");
         assert!(inbox.entries.capacity() >= 256);

@@ -1,10 +1,12 @@
 //! What one inbox remembers of the devices that write to it.
 //!
 //! Most inboxes hear from a few devices only: those stand in a short list that
-//! is searched from its front, one line of memory for two of them and nothing
-//! for those that are not there. Whoever hears from more has a hash table.
+//! is searched from its front, the only one in the inbox itself, one line of
+//! memory for two of them and nothing for those that are not there. Whoever
+//! hears from more has a hash table.
 
 use hashbrown::HashTable;
+use smallvec::SmallVec;
 
 use crate::dedup::{Pair, PairKey};
 
@@ -19,14 +21,14 @@ pub(crate) struct Pairs {
 }
 
 enum Kept {
-    Few(Vec<Pair>),
+    Few(SmallVec<[Pair; 1]>),
     /// In a box, so that an inbox of few pairs does not pay for it.
     Many(Box<HashTable<Pair>>),
 }
 
 impl Default for Pairs {
     fn default() -> Pairs {
-        Pairs { kept: Kept::Few(Vec::new()), moves: 0 }
+        Pairs { kept: Kept::Few(SmallVec::new()), moves: 0 }
     }
 }
 
@@ -129,8 +131,7 @@ impl Pairs {
         match &mut self.kept {
             Kept::Few(list) if list.len() < list.capacity() / 2 => list.shrink_to_fit(),
             Kept::Many(table) if table.len() <= FEW_MAX / 2 => {
-                let few: Vec<Pair> = table.drain().collect();
-                self.kept = Kept::Few(few);
+                self.kept = Kept::Few(table.drain().collect());
                 self.moves = self.moves.wrapping_add(1);
             }
             Kept::Many(table) if table.len() < table.capacity() / 4 => {

@@ -1,14 +1,15 @@
 //! Acknowledgements from devices: cursors move, entries burn, senders that
 //! asked hear *delivered*.
 
+use std::collections::VecDeque;
+
 use wal::record::Record;
-use wire::id::MessageId;
+use wire::id::{MessageId, UserKey};
 use wire::v2;
 
 use crate::Shard;
 use crate::flow::Optional;
 use crate::hop::Hop;
-use crate::inbox::Receipt;
 use crate::io::{Conn, Effects, Now, Outcome};
 use crate::session::Kind;
 use crate::shelf::ASIDE_LOG_BYTES;
@@ -17,6 +18,48 @@ use crate::user::{NO_SLOT, UserIndex};
 /// Log bytes of an acknowledgement, and of what it may say of a message that was
 /// set aside.
 const ACK_LOG_BYTES: usize = 128 + 2 * ASIDE_LOG_BYTES;
+
+/// Receipts an inbox remembers; further ones are dropped.
+const RECEIPTS_MAX: usize = 4096;
+
+/// A *delivered* that its sender asked for, due when a device acknowledges.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Receipt {
+    pub(crate) inbox_seq: u64,
+    pub(crate) from_key: UserKey,
+    pub(crate) device: u64,
+    pub(crate) send_seq: u64,
+    pub(crate) id: MessageId,
+}
+
+/// The receipts of one inbox that are not due yet, by ascending seq.
+#[derive(Default)]
+pub(crate) struct Receipts(VecDeque<Receipt>);
+
+impl Receipts {
+    /// One more, unless it is known or there are too many.
+    pub(crate) fn expect(&mut self, receipt: Receipt) {
+        let is_known = self.0.back().is_some_and(|last| last.inbox_seq >= receipt.inbox_seq);
+        if !is_known && self.0.len() < RECEIPTS_MAX {
+            self.0.push_back(receipt);
+        }
+    }
+
+    /// The next one that an acknowledgement up to `seq` makes due.
+    pub(crate) fn pop_due(&mut self, seq: u64) -> Option<Receipt> {
+        if self.0.front()?.inbox_seq > seq {
+            return None;
+        }
+        self.0.pop_front()
+    }
+
+    /// The message with this number was given up.
+    pub(crate) fn forget(&mut self, seq: u64) {
+        if let Ok(at) = self.0.binary_search_by_key(&seq, |receipt| receipt.inbox_seq) {
+            self.0.remove(at);
+        }
+    }
+}
 
 impl Shard {
     /// v2: the device has everything up to and including `seq`.
