@@ -28,7 +28,7 @@ impl DataDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return check_place(path),
             Err(error) => return Err(failed(error)),
         }
-        data_dir::refuse_foreign(path)?;
+        data_dir::refuse_foreign_or_held(path)?;
         data_dir::refuse_linked_lock(path)?;
         if let Some(holder) = data_dir::holder(path) {
             return Err(DataDirError::Locked { path: path.into(), pid: holder.pid });

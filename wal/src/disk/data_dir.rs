@@ -66,7 +66,7 @@ impl DataDir {
         let path = path.as_ref();
         options.check()?;
         make_dir(path)?;
-        refuse_foreign(path)?;
+        refuse_foreign_or_held(path)?;
         let lock = take_lock(path)?;
         let manifest = match Manifest::load(path) {
             Ok(manifest) => manifest,
@@ -228,6 +228,20 @@ pub(super) fn refuse_foreign(path: &Path) -> Result<(), DataDirError> {
         return Err(DataDirError::Foreign { path: path.into(), found });
     }
     Ok(())
+}
+
+/// The same before the lock is taken, which would be a file more in a directory
+/// that is not ours: one that another process is making looks foreign, too.
+pub(super) fn refuse_foreign_or_held(path: &Path) -> Result<(), DataDirError> {
+    let judged = refuse_foreign(path);
+    if !matches!(judged, Err(DataDirError::Foreign { .. })) {
+        return judged;
+    }
+    match holder(path) {
+        Some(Holder { pid }) => Err(DataDirError::Locked { path: path.into(), pid }),
+        // It may have been made, and let go, since it was looked at.
+        None => refuse_foreign(path),
+    }
 }
 
 /// The kernel lets go of the lock with the process, however it ends.

@@ -335,6 +335,20 @@ fn directories_that_are_not_ours_are_refused() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was added");
 }
 
+/// Of two that start at once on a new directory, the second may see it half made.
+#[test]
+fn a_directory_that_another_makes_is_in_use() {
+    let (dir, _) = filled(1);
+    let held = DataDir::open(dir.path(), options(None)).unwrap();
+    let manifest = dir.path().join("manifest.toml");
+    let text = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    assert!(matches!(refusal(dir.path(), options(None)), DataDirError::Locked { .. }));
+    fs::write(&manifest, text).unwrap();
+    drop(held);
+    DataDir::open(dir.path(), options(None)).unwrap();
+}
+
 #[test]
 fn a_lost_manifest_is_not_a_new_directory() {
     let (dir, _) = filled(1);
