@@ -4,8 +4,8 @@
 //! One segment is walked through at a time, piece by piece: a `Survey` asks for
 //! bytes, `Surveyed` brings them, and each message of them that an inbox still
 //! points at is copied, or given up if it has expired. A sweep only gives up.
-//! Deleting needs more than
-//! emptiness: the log must be durable up to what emptied the segment, no
+//! Segments whose readers are about to empty them are left to those. Deleting
+//! needs more than emptiness: the log must be durable up to what emptied the segment, no
 //! snapshot that is kept may need it, and nobody may be reading from it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -118,19 +118,14 @@ impl Shard {
     fn survey(&mut self, now: Now, out: &mut Effects) {
         while !self.cleaner.is_surveying && self.has_room_to_copy() {
             self.give_up_run(now);
-            let Some(Walk { walker, sweep_ms }) = &self.cleaner.walk else {
+            let Some(Walk { walker, .. }) = &self.cleaner.walk else {
                 match self.choose(now) {
                     Some(walk) => self.cleaner.walk = Some(walk),
                     None => return,
                 }
                 continue;
             };
-            let space = &self.cleaner.space;
-            let is_dead = space.live(walker.segment()).1 == 0;
-            if sweep_ms.is_none() && !is_dead && space.is_draining(walker.segment()) {
-                self.cleaner.walk = None;
-                continue;
-            }
+            let is_dead = self.cleaner.space.live(walker.segment()).1 == 0;
             match walker.want() {
                 Some(want) if !is_dead => {
                     self.cleaner.is_surveying = true;

@@ -22,6 +22,9 @@ const ACK_LOG_BYTES: usize = 128 + 2 * ASIDE_LOG_BYTES;
 /// Receipts an inbox remembers; further ones are dropped.
 const RECEIPTS_MAX: usize = 4096;
 
+/// Room for so many stays with an inbox.
+const RECEIPTS_KEPT: usize = 64;
+
 /// A *delivered* that its sender asked for, due when a device acknowledges.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Receipt {
@@ -51,6 +54,11 @@ impl Receipts {
             return None;
         }
         self.0.pop_front()
+    }
+
+    /// Whether nothing is expected, with room that only a burst needs.
+    pub(crate) fn is_left_behind(&self) -> bool {
+        self.0.is_empty() && self.0.capacity() > RECEIPTS_KEPT
     }
 
     /// The message with this number was given up.

@@ -5,7 +5,7 @@
 //! which the segment can be deleted. Who drives it is the shard: only an inbox
 //! knows whether a message waits.
 
-mod drain;
+mod emptying;
 mod hours;
 mod space;
 mod walker;

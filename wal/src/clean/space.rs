@@ -15,7 +15,7 @@
 //! entries that point into it. They are counted again after every restart; only
 //! the hours are in the snapshot.
 
-use super::drain::{Collectors, Drain};
+use super::emptying::{Collectors, Pace};
 use super::hours::{HOUR_MS, Hours};
 use crate::record::{Malformed, Take};
 use crate::{Lsn, segment};
@@ -62,7 +62,8 @@ struct Cell {
     is_damaged: bool,
     /// Message bytes ever appended, but for those that expired and were swept.
     hours: Hours,
-    drain: Drain,
+    /// What is acknowledged in it.
+    pace: Pace,
     /// How often it was swept since the start.
     sweeps: u32,
     /// Records before this position are in `hours`, though they are replayed.
@@ -117,7 +118,7 @@ impl Space {
     /// When it was never added.
     pub fn acknowledged(&mut self, lsn: Lsn, len: u32, end: Lsn) {
         let ticks = self.ticks;
-        self.take(lsn, len, end).drain.add(ticks, u64::from(len));
+        self.take(lsn, len, end).pace.add(ticks, u64::from(len));
     }
 
     fn take(&mut self, lsn: Lsn, len: u32, end: Lsn) -> &mut Cell {
@@ -138,18 +139,15 @@ impl Space {
         self.ticks += 1;
     }
 
-    /// Whether the segment empties so fast by itself that copying what is left
-    /// comes too late to be of use.
-    pub fn is_draining(&self, segment: u64) -> bool {
-        self.draining().any(|(cell, is_draining)| is_draining && cell.segment == segment)
-    }
-
-    /// Each segment, and whether it is soon empty without help.
-    fn draining(&self) -> impl Iterator<Item = (&Cell, bool)> {
+    /// Each segment, and whether it empties so fast by itself that copying what
+    /// is left would come too late to be of use.
+    fn emptying(&self) -> impl Iterator<Item = (&Cell, bool)> {
         let mut collectors = Collectors::default();
-        self.cells
-            .iter()
-            .map(move |cell| (cell, collectors.reach(cell.live_bytes, cell.drain.pace(self.ticks))))
+        self.cells.iter().map(move |cell| {
+            let live = cell.live_bytes;
+            let room = if live > 0 { self.segment_bytes / DISK_PER_LIVE } else { 0 };
+            (cell, collectors.reach(live, room, cell.pace.get(self.ticks)))
+        })
     }
 
     /// The log has come to `end`, so that all segments up to there exist.
@@ -234,8 +232,10 @@ impl Space {
     /// until it is deleted; were those counted, cleaning would call for more of
     /// it.
     pub fn victim(&self, now_ms: u64, below: Lsn, beside_bytes: u64) -> Option<u64> {
-        let stays = |(cell, is_draining): (_, bool)| (!is_draining).then_some(cell);
-        let cells = || self.draining().filter_map(stays).filter(|cell: &&Cell| !cell.is_damaged);
+        // Not the one being written: copies stand there, too.
+        let goes = |cell: &Cell, is_emptying| is_emptying && self.is_below(cell, below);
+        let stays = |(cell, is_emptying)| (!goes(cell, is_emptying)).then_some(cell);
+        let cells = || self.emptying().filter_map(stays).filter(|cell: &&Cell| !cell.is_damaged);
         let live: u64 = cells().map(|cell| cell.unexpired(now_ms)).sum();
         let full = || cells().filter(|cell| cell.live_messages > 0 && self.is_below(cell, below));
         let bytes = full().count() as u64 * self.segment_bytes;
@@ -402,6 +402,10 @@ mod tests {
         space.victim(HOUR_MS, u64::MAX, 0)
     }
 
+    fn is_emptying(space: &Space, segment: usize) -> bool {
+        space.emptying().nth(segment).expect("it holds something").1
+    }
+
     #[test]
     fn the_emptiest_segment_is_the_victim() {
         assert_eq!(victim(&space(&[1000, 1000])), None);
@@ -424,21 +428,26 @@ mod tests {
         at.by_ref().take(900).for_each(|at| acknowledge(&mut space, at));
         assert_eq!(victim(&space), None);
         space.tick();
-        assert_eq!((space.is_draining(0), victim(&space)), (true, None));
+        assert_eq!((is_emptying(&space, 0), victim(&space)), (true, None));
         space.tick();
-        assert_eq!((space.is_draining(0), victim(&space)), (false, Some(0)));
+        assert_eq!((is_emptying(&space, 0), victim(&space)), (false, Some(0)));
         at.by_ref().take(9).for_each(|at| acknowledge(&mut space, at));
         assert_eq!(victim(&space), Some(0), "that is too slow");
         acknowledge(&mut space, at.next().expect("ninety are left"));
         assert_eq!(victim(&space), None);
-        space.tick();
-        // What cleaning itself takes out says nothing about the rest.
-        space.tick();
-        at.for_each(|at| {
-            assert_eq!(victim(&space), Some(0));
-            space.sub(at * u64::from(LEN), LEN, 9);
-        });
-        assert_eq!((space.is_draining(0), victim(&space)), (false, None));
+    }
+
+    /// The one being written empties, too, but what is copied stands there.
+    #[test]
+    fn what_is_written_counts_though_it_is_acknowledged_at_once() {
+        let mut space = space(&[500]);
+        let victim = |space: &Space| space.victim(HOUR_MS, SEGMENT, 0);
+        assert_eq!(victim(&space), Some(0));
+        for n in 0..500 {
+            space.add(SEGMENT + n * u64::from(LEN), LEN, 0);
+        }
+        (0..60).for_each(|n| space.acknowledged(SEGMENT + n * u64::from(LEN), LEN, 9));
+        assert_eq!((is_emptying(&space, 1), victim(&space)), (true, None));
     }
 
     #[test]

@@ -158,9 +158,9 @@ fn what_is_being_collected_is_not_copied() {
     }
     (0..20).for_each(|_| load.tick());
     let after = load.life.shard.metrics().counters;
-    println!("{} copied", after.moved);
     assert_eq!((after.burned, after.waiting_messages), (before.burned + bobs, carols));
-    assert!(after.moved < 2 * carols, "{} were copied", after.moved);
+    // All of Carol's, some of them twice.
+    assert!((carols..2 * carols).contains(&after.moved), "{} were copied", after.moved);
 }
 
 /// Four fifths wait for long, the rest for half an hour: nobody asks for it and
