@@ -5,8 +5,9 @@
 //! bytes, `Surveyed` brings them, and each message of them that an inbox still
 //! points at is copied, or given up if it has expired. A sweep only gives up.
 //! Segments whose readers are about to empty them are left to those. Deleting
-//! needs more than emptiness: the log must be durable up to what emptied the segment, no
-//! snapshot that is kept may need it, and nobody may be reading from it.
+//! needs more than emptiness: the log must be durable up to what emptied the
+//! segment, no snapshot that is kept may need it, and nobody may be reading from
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
