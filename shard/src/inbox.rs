@@ -531,6 +531,8 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use wire::id::{MessageId, UserKey};
+
     use super::*;
 
     /// Room for the next burst stays until the tick, and no longer.
@@ -550,5 +552,24 @@ mod tests {
         assert_eq!(inbox.entries.capacity(), 0);
         assert!(!burst(&mut inbox, 2000), "that is too much to wait");
         assert_eq!(inbox.entries.capacity(), 0);
+    }
+
+    /// And so do its receipts, but room for a few of them stays.
+    #[test]
+    fn receipts_of_a_burst_are_given_back() {
+        let mut inbox = Inbox::default();
+        let mut burst = |seqs: std::ops::Range<u64>| {
+            for inbox_seq in seqs.clone() {
+                let (from_key, id) = (UserKey(1), MessageId([0; 16]));
+                inbox.expect_receipt(Receipt { inbox_seq, from_key, device: 1, send_seq: 1, id });
+            }
+            inbox.give_back();
+            assert!(inbox.receipts.is_some(), "they are not due yet");
+            let due = std::iter::from_fn(|| inbox.pop_receipt(seqs.end)).count();
+            inbox.give_back();
+            (due, inbox.receipts.is_some())
+        };
+        assert_eq!(burst(1..61), (60, true));
+        assert_eq!(burst(100..200), (100, false));
     }
 }
