@@ -184,6 +184,7 @@ fn echo(hands: &mut Hands, events: &mut Vec<Event>) -> usize {
                 copy[..len].copy_from_slice(hands.received(conn));
                 hands.consume(conn, len);
                 hands.send(conn, &copy[..len]);
+                hands.tell_drained(conn);
             }
             Event::Drained { .. } => drained += 1,
             _ => {}

@@ -301,6 +301,7 @@ fn hands_options(machine: &Machine, plan: &Plan, quota: &Arc<Quota>) -> HandsOpt
             defer_taskrun: ring.defer_taskrun,
             direct_descriptors: ring.sparse_files,
             send_descriptor: ring.msg_ring_fd,
+            quiet_send: ring.quiet_send,
         },
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct User {
 pub(crate) struct Core {
     pub(crate) shard: Shard,
     pub(crate) out: Effects,
+    /// Effects that were looked through for [`Effect::TellDrained`].
+    looked: usize,
 }
 
 /// All cores of the node.
@@ -99,9 +101,9 @@ impl Node {
         self.request(from, Request::Send(send));
     }
 
-    /// Turns until nothing moves: parcels, commits, their completions.
+    /// Turns until nothing moves: parcels, commits, their completions, sockets.
     pub(crate) fn settle(&mut self) {
-        while self.exchange() | self.commit() {}
+        while self.exchange() | self.commit() | self.drain() {}
     }
 
     /// Hands every parcel to its shard; whether there was one.
@@ -138,14 +140,27 @@ impl Node {
         wrote
     }
 
-    /// The kernel has taken everything that was sent to a user.
-    pub(crate) fn drained(&mut self, user: &User) {
-        self.cores[usize::from(user.shard)].take(Input::Drained { conn: user.conn });
+    /// The kernel takes everything at once; whether somebody waited for that.
+    fn drain(&mut self) -> bool {
+        let mut moved = false;
+        for core in &mut self.cores {
+            while let Some(effect) = core.out.list.get(core.looked) {
+                core.looked += 1;
+                if let Effect::TellDrained { conn } = *effect {
+                    core.take(Input::Drained { conn });
+                    moved = true;
+                }
+            }
+        }
+        moved
     }
 
     /// Forgets what was sent and keeps the memory, as a turn does.
     pub(crate) fn sent(&mut self) {
-        self.cores.iter_mut().for_each(|core| core.out.clear());
+        for core in &mut self.cores {
+            core.out.clear();
+            core.looked = 0;
+        }
     }
 
     /// Messages handed to connections so far.
@@ -211,7 +226,7 @@ impl Core {
         let shard =
             Replay::new(options, KeyHasher::new([1, 2]), LogOptions::default().segment_bytes)
                 .finish(&start, log, []);
-        Core { shard, out: Effects::default() }
+        Core { shard, out: Effects::default(), looked: 0 }
     }
 
     fn take(&mut self, input: Input<'_>) {
@@ -279,10 +294,6 @@ impl Pairs {
             Speaks::V1 => self.acknowledge_v1(node),
             Speaks::V2(_) => self.acknowledge_v2(node),
         }
-        for (from, to) in &self.pairs {
-            node.drained(from);
-            node.drained(to);
-        }
         node.sent();
     }
 
@@ -344,8 +355,6 @@ impl Burst {
         assert_eq!((confirmed, self.seqs.len()), (self.count as usize, self.count as usize));
         let (_, seq) = self.seqs[self.seqs.len() - 1];
         node.request(&self.to, Request::Ack { seq });
-        node.drained(&self.from);
-        node.drained(&self.to);
         node.sent();
     }
 }

@@ -82,6 +82,9 @@ impl Flags {
     /// It counts where it went.
     pub(crate) const MOVED: Flags = Flags(1 << 24);
 
+    /// The caller waits for everything to be sent.
+    pub(crate) const AWAITED: Flags = Flags(1 << 29);
+
     /// Something the kernel still works on.
     pub(crate) const BUSY: Flags = Flags(
         Self::POLL.0 | Self::RECEIVE.0 | Self::SEND.0 | Self::MOVE.0 | Self::SHUT.0 | Self::HUSH.0,

@@ -26,7 +26,7 @@ pub enum Event {
         /// Whose bytes.
         conn: ConnId,
     },
-    /// A send completed and nothing is left to send.
+    /// Nothing is left to send, as [`Hands::tell_drained`](crate::Hands::tell_drained) asked.
     Drained {
         /// Whose buffer is empty.
         conn: ConnId,

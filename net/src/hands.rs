@@ -174,6 +174,10 @@ impl Hands {
     pub fn flush(&mut self) {
         self.launch_sends();
         self.ring.submit();
+        if self.ring.has_quiet() {
+            // Their buffers are warm, and nobody has to come back for them.
+            self.dispatch_completions();
+        }
     }
 
     /// Runs what the kernel has ready and says whether there is something to reap.
@@ -191,10 +195,8 @@ impl Hands {
 
     /// As [`wait`](Hands::wait), but what is late goes on waiting for company.
     pub fn wait_holding(&mut self, timeout: Duration) {
-        self.launch_sends();
-        if self.has_pending() {
-            self.ring.submit();
-        } else {
+        self.flush();
+        if !self.has_pending() {
             self.ring.wait(timeout);
         }
     }
@@ -249,7 +251,7 @@ impl Hands {
         match op {
             Op::Poll => self.on_poll(slot, result, more),
             Op::Receive => self.on_receive(slot, result),
-            Op::Send => self.on_send(slot, result),
+            Op::Send | Op::QuietSend => self.on_send(slot, result),
             Op::Accept => self.on_accept(slot, result, more),
             Op::Hush => self.on_hush(slot),
             Op::Close => self.on_close(slot),

@@ -26,6 +26,8 @@ pub struct Features {
     pub direct_descriptors: bool,
     /// A direct descriptor can be handed to another ring (6.0).
     pub send_descriptor: bool,
+    /// A send that takes everything at once needs no completion (6.0).
+    pub quiet_send: bool,
 }
 
 impl Features {
@@ -39,6 +41,7 @@ impl Features {
         defer_taskrun: true,
         direct_descriptors: true,
         send_descriptor: true,
+        quiet_send: true,
     };
 
     /// Nothing beyond Linux 5.10.
@@ -51,6 +54,7 @@ impl Features {
         defer_taskrun: false,
         direct_descriptors: false,
         send_descriptor: false,
+        quiet_send: false,
     };
 
     /// What is in both.
@@ -64,6 +68,7 @@ impl Features {
             defer_taskrun: self.defer_taskrun && other.defer_taskrun,
             direct_descriptors: self.direct_descriptors && other.direct_descriptors,
             send_descriptor: self.send_descriptor && other.send_descriptor,
+            quiet_send: self.quiet_send && other.quiet_send,
         }
     }
 }

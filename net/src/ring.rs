@@ -52,6 +52,8 @@ pub(crate) enum Op {
     Poll,
     Receive,
     Send,
+    /// Completes only if it did not take everything; who asks hears of a `Send` either way.
+    QuietSend,
     Hush,
     Close,
     Move,
@@ -63,11 +65,12 @@ pub(crate) enum Op {
 }
 
 impl Op {
-    const ALL: [Op; 12] = [
+    const ALL: [Op; 13] = [
         Op::Forget,
         Op::Poll,
         Op::Receive,
         Op::Send,
+        Op::QuietSend,
         Op::Hush,
         Op::Close,
         Op::Move,
@@ -124,6 +127,9 @@ pub(crate) struct Ring {
     backlog: VecDeque<Queued>,
     /// Operations without their last completion.
     inflight: usize,
+    /// Quiet sends that have not failed, with their lengths. They have taken everything as soon as
+    /// the kernel has seen them.
+    quiet: Vec<(u32, u32)>,
     /// Calls of `io_uring_enter`.
     enters: u64,
     /// Read by the kernel when a timeout entry is submitted, so it must not move until then.
@@ -140,6 +146,7 @@ impl Ring {
             uring,
             backlog: VecDeque::new(),
             inflight: 0,
+            quiet: Vec::new(),
             enters: 0,
             timespec: Box::new(Timespec::new()),
             table: 0,
@@ -208,6 +215,19 @@ impl Ring {
             .flags(libc::MSG_NOSIGNAL)
             .build());
         self.push(entry, Token { op: Op::Send, slot });
+    }
+
+    /// A send that never waits and that completes, without the kernel's saying so, when it is
+    /// submitted. What the socket has no room for comes as a short one.
+    pub(crate) fn send_quietly(&mut self, target: Target, area: &Area, slot: u32) {
+        // With `MSG_WAITALL` a short one is a failure, and those always complete aloud.
+        const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL;
+        let entry = aimed!(target, fd => opcode::Send::new(fd, area.ptr(), area.len())
+            .flags(FLAGS)
+            .build());
+        self.quiet.push((slot, area.len()));
+        let token = Token { op: Op::QuietSend, slot };
+        self.push(entry.flags(EntryFlags::SKIP_SUCCESS), token);
     }
 
     /// Says "no more from here" to the peer; input still arrives. Whether it is
@@ -410,13 +430,38 @@ impl Ring {
 
     /// Takes everything that has completed.
     pub(crate) fn take(&mut self, into: &mut Vec<Completion>) {
-        let mut ended = 0;
+        let is_all_seen = self.is_all_seen();
+        let (mut ended, quiet) = (0, &mut self.quiet);
         into.extend(self.uring.completion().map(|entry| {
             let more = cqueue::more(entry.flags());
             ended += usize::from(!more);
-            Completion { token: Token::unpack(entry.user_data()), result: entry.result(), more }
+            let mut token = Token::unpack(entry.user_data());
+            if token.op == Op::QuietSend {
+                quiet.retain(|(slot, _)| *slot != token.slot);
+                token.op = Op::Send;
+            }
+            Completion { token, result: entry.result(), more }
         }));
+        if is_all_seen {
+            ended += self.quiet.len();
+            into.extend(self.quiet.drain(..).map(|(slot, len)| {
+                let token = Token { op: Op::Send, slot };
+                Completion { token, result: len as i32, more: false }
+            }));
+        }
         self.inflight -= ended;
+    }
+
+    /// Whether quiet sends are under way.
+    pub(crate) fn has_quiet(&self) -> bool {
+        !self.quiet.is_empty()
+    }
+
+    /// Whether the kernel has seen everything and has kept no completion back: what quiet sends
+    /// have to say is there.
+    fn is_all_seen(&mut self) -> bool {
+        let queue = self.uring.submission();
+        self.backlog.is_empty() && queue.is_empty() && !queue.cq_overflow()
     }
 
     // ---- the doorbell ----------------------------------------------------------------------
@@ -542,6 +587,8 @@ fn probe(uring: &IoUring) -> io::Result<Features> {
         wait_timeout: uring.params().is_feature_ext_arg(), // 5.11
         direct_descriptors: socket_519,
         send_descriptor: send_zc_600 && probe.is_supported(opcode::MsgRingData::CODE),
+        // Completions only of failures came with 5.17, `MSG_WAITALL` for sends with 5.19.
+        quiet_send: send_zc_600 && uring.params().is_feature_skip_cqe_on_success(),
         ..Features::FLOOR
     })
 }

@@ -70,6 +70,16 @@ impl Hands {
         Some(unsent)
     }
 
+    /// Says `Drained` once, when the kernel has taken everything; in the next reap if it has.
+    pub fn tell_drained(&mut self, conn: ConnId) {
+        let Some(slot) = self.table.open(conn) else { return };
+        if self.unsent_in(slot) == 0 {
+            self.pending.push(Event::Drained { conn });
+        } else {
+            self.table[slot].flags.set(Flags::AWAITED);
+        }
+    }
+
     /// Bytes that the kernel has not taken yet. 0 for a stale id.
     pub fn unsent(&self, conn: ConnId) -> usize {
         self.table.open_entry(conn).map_or(0, |entry| self.unsent_of(entry))
@@ -96,13 +106,14 @@ impl Hands {
         for conn in dirty.drain(..) {
             if let Some(slot) = self.table.current(conn) {
                 self.table[slot].flags.clear(Flags::DIRTY);
-                self.launch_send(slot);
+                self.launch_send(slot, self.ring.features().quiet_send);
             }
         }
         self.dirty = dirty;
     }
 
-    fn launch_send(&mut self, slot: u32) {
+    /// `is_quiet`: the socket probably has room.
+    fn launch_send(&mut self, slot: u32, is_quiet: bool) {
         let entry = &mut self.table[slot];
         // Whoever is torn down may still be in the list; what it had to send is dropped.
         let may = entry.flags.any(Flags::OPEN.or(Flags::FLUSHING));
@@ -113,7 +124,11 @@ impl Hands {
             entry.flags.set(Flags::SEND);
             entry.flags.clear(Flags::LATE);
             self.stats.sends += 1;
-            self.ring.send(entry.target(), &area, slot);
+            if is_quiet {
+                self.ring.send_quietly(entry.target(), &area, slot);
+            } else {
+                self.ring.send(entry.target(), &area, slot);
+            }
         }
     }
 
@@ -143,16 +158,17 @@ impl Hands {
             self.queue_receive(slot);
         }
         if unsent > 0 {
-            return self.launch_send(slot);
+            return self.launch_send(slot, false);
         }
         let entry = &mut self.table[slot];
         let index = std::mem::replace(&mut entry.outgoing, NONE);
         self.buffers.outgoing.release(index);
-        if entry.flags.any(Flags::OPEN) {
+        if !entry.flags.any(Flags::OPEN) {
+            self.linger(slot);
+        } else if entry.flags.any(Flags::AWAITED) {
+            entry.flags.clear(Flags::AWAITED);
             let conn = ConnId { slot, generation: entry.generation };
             self.pending.push(Event::Drained { conn });
-        } else {
-            self.linger(slot);
         }
     }
 

@@ -497,6 +497,9 @@ fn hand_out(
         out.send(conn, |bytes| put_deliver(bytes, seq, message))
     };
     session.add_burst(bytes);
+    if session.is_burst_full() {
+        out.push(Effect::TellDrained { conn });
+    }
     if message.flags & v2::flag::WANTS_DELIVERED != 0 {
         inbox.expect_receipt(Receipt {
             inbox_seq: seq,

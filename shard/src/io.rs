@@ -49,7 +49,8 @@ pub enum Input<'a> {
     V2 { conn: Conn, request: v2::Request<'a> },
     /// Bytes that are no good frame of protocol v2.
     V2Bad { conn: Conn, wrong: v2::Wrong },
-    /// Everything sent to this connection has left for the kernel.
+    /// Everything sent to this connection has left for the kernel, as an
+    /// [`Effect::TellDrained`] asked.
     Drained { conn: Conn },
     /// The connection is gone, or moved to another core.
     Closed { conn: Conn },
@@ -113,6 +114,8 @@ pub enum Effect {
     /// Send these bytes to a connection. `late`: they may wait a moment to
     /// share a send with a delivery.
     Send { conn: Conn, start: usize, end: usize, late: bool },
+    /// Say [`Input::Drained`] when everything sent to a connection has left.
+    TellDrained { conn: Conn },
     /// Close a connection, after what was sent to it has left.
     Close { conn: Conn },
     /// Read the log for a connection that catches up. The answer may be longer

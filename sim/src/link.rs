@@ -56,6 +56,8 @@ pub(crate) struct Link {
     /// Bytes sent that have not left the server yet, deliveries of them.
     pub(crate) undrained: usize,
     pub(crate) undrained_deliveries: usize,
+    /// The shard waits for all of them to have left.
+    pub(crate) is_awaited: bool,
 
     // What the oracle knows of it.
     /// The cursor its HELLO brought.
@@ -84,6 +86,7 @@ impl Link {
             down_at: now_ns,
             undrained: 0,
             undrained_deliveries: 0,
+            is_awaited: false,
             hello_seq: 0,
             window_max: 0,
             is_dismissed: false,

@@ -217,6 +217,7 @@ impl World {
                 Effect::Send { conn, start, end, .. } => {
                     self.send(shard, conn, &out.bytes[start..end])
                 }
+                Effect::TellDrained { conn } => self.tell_drained(shard, conn),
                 Effect::Close { conn } => self.close(shard, conn),
                 Effect::Read { conn, lsn, len_min, len } => {
                     self.start_read(shard, conn, lsn, len_min, len);
@@ -260,9 +261,17 @@ impl World {
         let it = &mut self.links[link];
         it.undrained -= bytes;
         it.undrained_deliveries -= deliveries;
-        if let (Place::At(shard, conn), 0) = (it.place, it.undrained) {
+        if let (Place::At(shard, conn), 0, true) = (it.place, it.undrained, it.is_awaited) {
+            self.links[link].is_awaited = false;
             self.notice(shard, Input::Drained { conn });
         }
+    }
+
+    fn tell_drained(&mut self, shard: usize, conn: Conn) {
+        let Some(link) = self.link_at(shard, conn) else { return };
+        self.links[link].is_awaited = true;
+        // It may have left already.
+        self.after(0, Event::Drained { link, bytes: 0, deliveries: 0 });
     }
 
     fn close(&mut self, shard: usize, conn: Conn) {

@@ -95,7 +95,7 @@ impl Core {
         match portion {
             // It has been given something else since then, and will be empty
             // once more.
-            Portion::Drained(conn) if self.hands.unsent(conn) > 0 => {}
+            Portion::Drained(conn) if self.hands.unsent(conn) > 0 => self.hands.tell_drained(conn),
             Portion::Drained(conn) => self.tell(Input::Drained { conn: inbound::name(conn) }),
             Portion::Read(read) => self.serve_reader(read),
         }

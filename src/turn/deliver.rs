@@ -36,6 +36,7 @@ impl Core {
                 self.rest.company.sent(conn);
                 self.hands.send(id(conn), &bytes[start..end]);
             }
+            Effect::TellDrained { conn } => self.hands.tell_drained(id(conn)),
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
             Effect::Read { conn, lsn, len_min, len } => {
                 self.read_log(Reader::Device(conn), lsn, len_min, len);

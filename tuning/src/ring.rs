@@ -34,12 +34,14 @@ pub struct RingFeatures {
     pub single_issuer: bool,
     /// A direct descriptor moves to another ring (6.0).
     pub msg_ring_fd: bool,
+    /// A send that takes everything at once needs no completion (6.0).
+    pub quiet_send: bool,
     /// Completions run when they are asked for (6.1).
     pub defer_taskrun: bool,
 }
 
 /// Names that [`RingFeatures::without`] knows.
-pub const FEATURES: [&str; 9] = [
+pub const FEATURES: [&str; 10] = [
     "ext_arg",
     "multishot_poll",
     "msg_ring",
@@ -48,6 +50,7 @@ pub const FEATURES: [&str; 9] = [
     "coop_taskrun",
     "single_issuer",
     "msg_ring_fd",
+    "quiet_send",
     "defer_taskrun",
 ];
 
@@ -64,6 +67,7 @@ impl RingFeatures {
             coop_taskrun: true,
             single_issuer: true,
             msg_ring_fd: true,
+            quiet_send: true,
             defer_taskrun: true,
         }
     }
@@ -94,6 +98,8 @@ impl RingFeatures {
             // Sending descriptors has no operation code of its own; it came
             // in the same release as zero-copy send, which has one.
             msg_ring_fd: has(opcode::MsgRingData::CODE) && has(opcode::SendZc::CODE),
+            // Older kernels have the flags, but not both of them right.
+            quiet_send: has(opcode::SendZc::CODE) && tries_quiet_send().unwrap_or(false),
             defer_taskrun: builder().setup_single_issuer().setup_defer_taskrun().build(8).is_ok(),
         }
     }
@@ -113,6 +119,7 @@ impl RingFeatures {
             "coop_taskrun" => &mut self.coop_taskrun,
             "single_issuer" => &mut self.single_issuer,
             "msg_ring_fd" => &mut self.msg_ring_fd,
+            "quiet_send" => &mut self.quiet_send,
             "defer_taskrun" => &mut self.defer_taskrun,
             _ => {
                 return Err(format!(
@@ -136,6 +143,7 @@ impl RingFeatures {
             self.coop_taskrun,
             self.single_issuer,
             self.msg_ring_fd,
+            self.quiet_send,
             self.defer_taskrun,
         ];
         FEATURES
@@ -209,6 +217,30 @@ fn tries_multishot_accept() -> io::Result<bool> {
     unsafe { push(&mut ring, &accept) };
     ring.submit()?;
     Ok(ring.completion().next().is_none())
+}
+
+/// A send without a completion has taken everything, and one for which there is no room says how
+/// much it took.
+fn tries_quiet_send() -> io::Result<bool> {
+    const FLAGS: i32 = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL;
+    /// More than a socket takes; only what it takes is ever touched.
+    const MUCH: usize = 16 << 20;
+
+    let bytes = vec![0_u8; MUCH];
+    let (here, mut there) = UnixStream::pair()?;
+    let mut ring = IoUring::new(8)?;
+    let mut send = |len: u32| -> io::Result<Option<i32>> {
+        let send = opcode::Send::new(types::Fd(here.as_raw_fd()), bytes.as_ptr(), len).flags(FLAGS);
+        // SAFETY: the bytes and the socket outlive the ring, which is declared later and thus
+        // dropped first; nothing writes to them.
+        unsafe { push(&mut ring, &send.build().flags(squeue::Flags::SKIP_SUCCESS)) };
+        ring.submit()?;
+        Ok(ring.completion().next().map(|done| done.result()))
+    };
+    let is_quiet = send(1)?.is_none();
+    let took = send(MUCH as u32)?;
+    io::Read::read_exact(&mut there, &mut [0])?;
+    Ok(is_quiet && took.is_some_and(|took| (1..MUCH as i32).contains(&took)))
 }
 
 /// # Safety

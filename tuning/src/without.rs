@@ -14,7 +14,7 @@ use crate::ring;
 pub const ALL: &str = "all";
 
 /// Every name with what it means, the ring's first.
-pub const NAMES: [(&str, &str); 11] = [
+pub const NAMES: [(&str, &str); 12] = [
     ("ext_arg", "waiting in the ring takes a timeout (5.11)"),
     ("multishot_poll", "one poll reports every readiness (5.13)"),
     ("msg_ring", "one ring tells another (5.18)"),
@@ -23,6 +23,7 @@ pub const NAMES: [(&str, &str); 11] = [
     ("coop_taskrun", "completions do not interrupt the core (5.19)"),
     ("single_issuer", "one thread submits (6.0)"),
     ("msg_ring_fd", "a direct descriptor moves to another ring (6.0)"),
+    ("quiet_send", "a send that takes everything needs no completion (6.0)"),
     ("defer_taskrun", "completions run when asked for (6.1)"),
     (disk::O_DIRECT, "the log is written past the page cache"),
     (disk::RWF_DSYNC, "a write is durable by itself, without fdatasync"),

@@ -306,8 +306,8 @@ impl Life {
                 match *effect {
                     Effect::Send { conn, start, end, .. } => {
                         self.note_ids(conn, &out.bytes[start..end]);
-                        self.feed(Input::Drained { conn });
                     }
+                    Effect::TellDrained { conn } => self.feed(Input::Drained { conn }),
                     Effect::Close { conn } => self.close(conn.slot),
                     Effect::Read { conn, lsn, len, .. } => {
                         let bytes = self.bytes(lsn, len);

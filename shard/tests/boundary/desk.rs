@@ -19,7 +19,7 @@
 //! A restart begins with the newest snapshot that has ended; discarded segments
 //! are wiped. Reads and surveys are answered at once unless they are held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shard::snapshot::{SLICE_BYTES, Slice};
 use shard::{
@@ -77,6 +77,8 @@ struct Desk {
     /// Slots in use: generation and protocol.
     links: BTreeMap<u32, (u32, bool)>,
     generation: u32,
+    /// Those that the shard wants to hear of when they have drained.
+    awaited: BTreeSet<Conn>,
     /// Ids delivered to each v1 connection.
     ids: BTreeMap<u32, Vec<MessageId>>,
     /// The newest snapshot that counts.
@@ -159,6 +161,7 @@ impl Desk {
             disk: Vec::new(),
             flying: Vec::new(),
             links: BTreeMap::new(),
+            awaited: BTreeSet::new(),
             generation: 0,
             ids: BTreeMap::new(),
             snapshot: None,
@@ -267,6 +270,7 @@ impl Desk {
             ["restart"] => {
                 self.flying.clear();
                 self.links.clear();
+                self.awaited.clear();
                 self.held.clear();
                 self.taking = None;
                 let snapshot = self.snapshot.as_ref();
@@ -377,7 +381,10 @@ impl Desk {
                 };
                 self.feed(Input::Looked { conn, unsent });
             }
-            ["drained"] => self.feed(Input::Drained { conn }),
+            ["drained"] => {
+                assert!(self.awaited.remove(&conn), "nobody asked whether {slot} has drained");
+                self.feed(Input::Drained { conn });
+            }
             ["login" | "say" | "number" | "batch" | "got" | "status" | "bad1", ..] => {
                 self.links.insert(slot, (conn.generation, true));
                 self.of_v1(slot, conn, words);
@@ -467,6 +474,7 @@ impl Desk {
                     Effect::Send { conn, start, end, .. } => {
                         self.tell(conn.slot, &out.bytes[start..end]);
                     }
+                    Effect::TellDrained { conn } => assert!(self.awaited.insert(conn)),
                     Effect::Close { conn } => self.seen.push_back(format!("{} close", conn.slot)),
                     Effect::Read { conn, lsn, len, .. } => self.answer(Some(conn), lsn, len),
                     Effect::Survey { lsn, len, .. } => self.answer(None, lsn, len),

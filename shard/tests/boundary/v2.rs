@@ -44,6 +44,39 @@ fn a_higher_number_is_a_gap_and_a_lower_one_is_known() {
 }
 
 #[test]
+fn who_was_handed_a_burst_has_to_drain() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         0 send bob 1 a*30000
+         commit
+         > 1 deliver 1 alice a…30000
+         > 0 sent bob 1
+         0 send bob 2 b*30000
+         commit
+         > 1 deliver 2 alice b…30000
+         > 0 sent bob 2
+         0 send bob 3 c*30000
+         commit
+         > 1 deliver 3 alice c…30000
+         > 0 sent bob 3
+         1 ack 3
+         0 send bob 4 d
+         commit
+         > 0 sent bob 4
+         1 drained
+         > 1 deliver 4 alice d
+         # it has not been handed much since
+         0 send bob 5 e
+         commit
+         > 1 deliver 5 alice e
+         > 0 sent bob 5",
+    );
+}
+
+#[test]
 fn a_known_number_waits_for_the_one_it_repeats() {
     check(
         "0 hello alice 1
