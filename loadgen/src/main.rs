@@ -39,6 +39,7 @@ mod spread;
 
 mod clock;
 mod signals;
+mod slice;
 
 use std::fs;
 use std::io;
@@ -144,6 +145,7 @@ fn work() -> io::Result<()> {
     if let Some(id) = spec.core {
         core_affinity::set_for_current(core_affinity::CoreId { id });
     }
+    slice::shorten();
     // The default slack of 50 µs would be lateness against the schedule.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     drive::run(&spec, io::stdin().as_fd(), &mut io::stdout().lock())
