@@ -297,9 +297,14 @@ impl Core {
         self.now.mono_ns - since > DRAIN_NS_MAX || is_idle && !self.vouches()
     }
 
-    /// Whether a helper thread works for this core.
+    /// Whether a helper thread works for this core, or will.
     fn is_helped(&self) -> bool {
-        self.log.is_preparing() || self.log.is_removing() || self.snapshots.is_writing()
+        self.awaits_help() || self.log.is_removing()
+    }
+
+    /// Whether a helper thread works on what a turn has to go on with.
+    fn awaits_help(&self) -> bool {
+        self.log.is_preparing() || self.snapshots.is_writing()
     }
 
     /// Has the log end with a record that vouches for the others, if there is a

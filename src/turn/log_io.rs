@@ -26,6 +26,10 @@ const RETRY_NS: u64 = 1_000_000_000;
 /// no reason to hurry.
 const LASTS_LONG: u64 = 4;
 
+/// How long a deleted segment keeps its space: an inbox that is being emptied
+/// leaves one after the other, and commits stand still while each is freed.
+const KEPT: Duration = Duration::from_secs(2);
+
 /// Between two steps in which a deleted segment gives its space back.
 const SHRINK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -396,12 +400,19 @@ impl LogIo {
     }
 }
 
-/// Gives the space of a deleted segment back, with a pause behind each step. A
-/// process that stops leaves the rest to its end.
+/// Gives the space of a deleted segment back, after a while and with a pause
+/// before each step. A process that stops leaves the rest to its end.
 async fn give_back(remains: Remains, shared: &Shared) {
+    let is_stopping = || shared.stop.load(Ordering::Relaxed);
+    let kept = if remains.is_urgent() { Duration::ZERO } else { KEPT };
+    let mut waited = Duration::ZERO;
+    while waited < kept && !is_stopping() {
+        glommio::timer::sleep(SHRINK_PAUSE).await;
+        waited += SHRINK_PAUSE;
+    }
     let mut remains = Some(remains);
     while let Some(rest) = remains
-        && !shared.stop.load(Ordering::Relaxed)
+        && !is_stopping()
     {
         glommio::timer::sleep(SHRINK_PAUSE).await;
         remains = glommio::executor().spawn_blocking(move || rest.shrink()).await;

@@ -110,7 +110,7 @@ impl Core {
         if self.was_busy() {
             self.rest.busy_ns = now_ns;
         }
-        let breathe_ns = if self.is_helped() { BREATHE_HELPED_NS } else { BREATHE_NS };
+        let breathe_ns = if self.awaits_help() { BREATHE_HELPED_NS } else { BREATHE_NS };
         if now_ns - self.rest.breathed_ns >= breathe_ns {
             self.rest.breathed_ns = now_ns;
             self.pulse().is(Doing::Outside);
