@@ -165,18 +165,20 @@ impl Hands {
     }
 
     /// Is there something to reap at once? Then do not sleep.
-    pub fn has_pending(&self) -> bool {
-        !self.pending.is_empty() || !self.ready.is_empty() || self.ring.has_completions()
+    pub fn has_pending(&mut self) -> bool {
+        let has_noted = !self.pending.is_empty() || !self.ready.is_empty();
+        has_noted || self.ring.has_completions() || self.ring.has_quiet()
     }
 
     /// Submits everything that was queued: the sends of this turn, disk operations, closes. Does
-    /// not wait.
+    /// not wait. Quiet sends end here, and with them whatever else has completed is taken.
     pub fn flush(&mut self) {
         self.launch_sends();
         self.ring.submit();
         if self.ring.has_quiet() {
             // Their buffers are warm, and nobody has to come back for them.
             self.dispatch_completions();
+            self.ring.submit();
         }
     }
 

@@ -26,7 +26,7 @@ pub struct Features {
     pub direct_descriptors: bool,
     /// A direct descriptor can be handed to another ring (6.0).
     pub send_descriptor: bool,
-    /// A send that takes everything at once needs no completion (6.0).
+    /// A send that takes everything at once needs no completion (6.1).
     pub quiet_send: bool,
 }
 

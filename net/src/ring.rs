@@ -127,8 +127,8 @@ pub(crate) struct Ring {
     backlog: VecDeque<Queued>,
     /// Operations without their last completion.
     inflight: usize,
-    /// Quiet sends that have not failed, with their lengths. They have taken everything as soon as
-    /// the kernel has seen them.
+    /// Quiet sends with their lengths, in order; without one if the failure has been taken. The
+    /// others have taken everything once the kernel has seen all of them.
     quiet: Vec<(u32, u32)>,
     /// Calls of `io_uring_enter`.
     enters: u64,
@@ -380,7 +380,7 @@ impl Ring {
     /// Submits, then sleeps until there is a completion or `timeout` has passed.
     pub(crate) fn wait(&mut self, timeout: Duration) {
         self.submit();
-        if self.has_completions() {
+        if self.has_completions() || self.has_quiet() {
             return;
         }
         let result = if self.features.wait_timeout {
@@ -431,20 +431,26 @@ impl Ring {
     /// Takes everything that has completed.
     pub(crate) fn take(&mut self, into: &mut Vec<Completion>) {
         let is_all_seen = self.is_all_seen();
-        let (mut ended, quiet) = (0, &mut self.quiet);
+        let (mut ended, mut at, quiet) = (0, 0, &mut self.quiet);
         into.extend(self.uring.completion().map(|entry| {
             let more = cqueue::more(entry.flags());
             ended += usize::from(!more);
             let mut token = Token::unpack(entry.user_data());
             if token.op == Op::QuietSend {
-                quiet.retain(|(slot, _)| *slot != token.slot);
+                // Failures come in the order of the sends, as a rule.
+                let is_it = |(slot, len): &(u32, u32)| *slot == token.slot && *len > 0;
+                let ahead = quiet[at..].iter().position(is_it).map(|far| at + far);
+                let found = ahead.or_else(|| quiet.iter().position(is_it));
+                at = found.expect("a failure has its send");
+                quiet[at].1 = 0;
                 token.op = Op::Send;
             }
             Completion { token, result: entry.result(), more }
         }));
         if is_all_seen {
-            ended += self.quiet.len();
-            into.extend(self.quiet.drain(..).map(|(slot, len)| {
+            let quiet = self.quiet.drain(..).filter(|(_, len)| *len > 0);
+            into.extend(quiet.map(|(slot, len)| {
+                ended += 1;
                 let token = Token { op: Op::Send, slot };
                 Completion { token, result: len as i32, more: false }
             }));
@@ -452,13 +458,12 @@ impl Ring {
         self.inflight -= ended;
     }
 
-    /// Whether quiet sends are under way.
-    pub(crate) fn has_quiet(&self) -> bool {
-        !self.quiet.is_empty()
+    /// Whether quiet sends wait to be taken: their failures have come, and the others have ended.
+    pub(crate) fn has_quiet(&mut self) -> bool {
+        !self.quiet.is_empty() && self.is_all_seen()
     }
 
-    /// Whether the kernel has seen everything and has kept no completion back: what quiet sends
-    /// have to say is there.
+    /// Whether the kernel has seen everything and has kept no completion back.
     fn is_all_seen(&mut self) -> bool {
         let queue = self.uring.submission();
         self.backlog.is_empty() && queue.is_empty() && !queue.cq_overflow()
@@ -581,14 +586,16 @@ fn probe(uring: &IoUring) -> io::Result<Features> {
     uring.submitter().register_probe(&mut probe)?;
     let socket_519 = probe.is_supported(opcode::Socket::CODE);
     let send_zc_600 = probe.is_supported(opcode::SendZc::CODE);
+    let sendmsg_zc_601 = probe.is_supported(opcode::SendMsgZc::CODE);
     Ok(Features {
         multishot_poll: uring.params().is_feature_resource_tagging(), // 5.13
         multishot_accept: socket_519,
         wait_timeout: uring.params().is_feature_ext_arg(), // 5.11
         direct_descriptors: socket_519,
         send_descriptor: send_zc_600 && probe.is_supported(opcode::MsgRingData::CODE),
-        // Completions only of failures came with 5.17, `MSG_WAITALL` for sends with 5.19.
-        quiet_send: send_zc_600 && uring.params().is_feature_skip_cqe_on_success(),
+        // Completions only of failures came with 5.17, `MSG_WAITALL` for sends with 5.19, and that
+        // a short one says how much it took with 6.1.
+        quiet_send: sendmsg_zc_601 && uring.params().is_feature_skip_cqe_on_success(),
         ..Features::FLOOR
     })
 }

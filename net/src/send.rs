@@ -70,9 +70,13 @@ impl Hands {
         Some(unsent)
     }
 
-    /// Says `Drained` once, when the kernel has taken everything; in the next reap if it has.
+    /// Says `Drained` once, when the kernel has taken everything; in the next reap if it has. Never
+    /// of a connection that takes nothing any more: that one is about to be closed.
     pub fn tell_drained(&mut self, conn: ConnId) {
         let Some(slot) = self.table.open(conn) else { return };
+        if self.table[slot].flags.any(Flags::DEAF) {
+            return;
+        }
         if self.unsent_in(slot) == 0 {
             self.pending.push(Event::Drained { conn });
         } else {

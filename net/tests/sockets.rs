@@ -389,6 +389,63 @@ fn a_slow_reader_is_not_read_until_it_reads() {
     }
 }
 
+/// Sends of what fits end as they are handed over, whether or not the ring had room for all of them
+/// at once; what does not fit goes out when there is room.
+#[test]
+fn sends_end_in_the_flush_that_starts_them() {
+    const CLIENTS: usize = 40;
+    for mut options in ways() {
+        // Fewer entries than sends.
+        options.ring_entries = 8;
+        let mut world = World::new(options);
+        let is_quiet = world.hands.features().quiet_send;
+        let mut clients: Vec<_> = (0..CLIENTS).map(|_| world.connect()).collect();
+        let chunk = pattern(300);
+        for round in 1..=5 {
+            for (_, conn) in &clients {
+                world.hands.send(*conn, &chunk);
+            }
+            world.hands.flush();
+            let all_sent = |hands: &mut Hands| hands.stats().unsent_bytes == 0;
+            assert!(!is_quiet || all_sent(&mut world.hands), "round {round} is not over");
+            world.until_state("everything to be sent", all_sent);
+        }
+        assert_eq!(world.hands.stats().bytes_out, (5 * CLIENTS * chunk.len()) as u64);
+        for (client, _) in &mut clients {
+            let mut got = vec![0; 5 * chunk.len()];
+            client.read_exact(&mut got).unwrap();
+            assert!(got.chunks(chunk.len()).all(|c| c == chunk), "damaged");
+        }
+        drop(clients);
+        world.assert_clean();
+    }
+}
+
+#[test]
+fn drained_is_said_when_it_was_asked_for() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        // Nothing is unsent: at once, and once.
+        world.hands.tell_drained(conn);
+        let drained = |_: &mut Hands, event| matches!(event, Event::Drained { .. }).then_some(());
+        world.until("the word", drained);
+        world.hands.send(conn, b"a");
+        world.until_state("it to be sent", |hands| hands.unsent(conn) == 0);
+        client.write_all(b"b").unwrap();
+        world.until("the answer", |hands, event| match event {
+            Event::Received { conn } => {
+                hands.consume(conn, 1);
+                Some(())
+            }
+            Event::Drained { .. } => panic!("nobody asked"),
+            _ => None,
+        });
+        drop(client);
+        world.assert_clean();
+    }
+}
+
 #[test]
 fn a_reader_that_never_reads_is_cut() {
     for mut options in ways() {

@@ -67,7 +67,7 @@ pub(crate) struct Session {
     pub(crate) partner: UserIndex,
     /// Deliveries that may be unacknowledged.
     pub(crate) window: u16,
-    /// Bytes of deliveries handed out since the connection was last drained, in
+    /// Bytes of deliveries handed out since the connection was last said to have drained, in
     /// units of [`BURST_UNIT`].
     burst: u16,
     /// v2: holes between the device's cursor and `sent`.

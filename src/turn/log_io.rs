@@ -16,7 +16,7 @@ use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
 
 use super::reads::{Read, Reads, whole};
-use super::{Core, Shared};
+use super::{Core, Shared, clock};
 use crate::exit::Exit;
 
 /// A failed attempt to make a segment is repeated after this long.
@@ -403,19 +403,19 @@ impl LogIo {
 /// Gives the space of a deleted segment back, after a while and with a pause
 /// before each step. A process that stops leaves the rest to its end.
 async fn give_back(remains: Remains, shared: &Shared) {
-    let is_stopping = || shared.stop.load(Ordering::Relaxed);
-    let kept = if remains.is_urgent() { Duration::ZERO } else { KEPT };
-    let mut waited = Duration::ZERO;
-    while waited < kept && !is_stopping() {
-        glommio::timer::sleep(SHRINK_PAUSE).await;
-        waited += SHRINK_PAUSE;
-    }
+    let since_ns = clock().mono_ns;
+    let is_kept = || u128::from(clock().mono_ns - since_ns) < KEPT.as_nanos();
     let mut remains = Some(remains);
-    while let Some(rest) = remains
-        && !is_stopping()
-    {
+    while let Some(rest) = remains {
         glommio::timer::sleep(SHRINK_PAUSE).await;
-        remains = glommio::executor().spawn_blocking(move || rest.shrink()).await;
+        if shared.stop.load(Ordering::Relaxed) {
+            return rest.leave();
+        }
+        remains = if is_kept() && !rest.is_urgent() {
+            Some(rest)
+        } else {
+            glommio::executor().spawn_blocking(move || rest.shrink()).await
+        };
     }
 }
 

@@ -2,7 +2,7 @@
 //! for waiting.
 //!
 //! While there is traffic the core blocks in its own ring; now and then, and
-//! about every millisecond while helper threads work, it lets the executor run
+//! about every millisecond while it waits for helper threads, it lets the executor run
 //! its other tasks; after a silent window it parks in the executor and costs
 //! nothing. Parking on every wait costs three
 //! times the CPU per message (docs/decisions/0003-hot-ring.md).

@@ -34,7 +34,7 @@ pub struct RingFeatures {
     pub single_issuer: bool,
     /// A direct descriptor moves to another ring (6.0).
     pub msg_ring_fd: bool,
-    /// A send that takes everything at once needs no completion (6.0).
+    /// A send that takes everything at once needs no completion (6.1).
     pub quiet_send: bool,
     /// Completions run when they are asked for (6.1).
     pub defer_taskrun: bool,
@@ -98,8 +98,8 @@ impl RingFeatures {
             // Sending descriptors has no operation code of its own; it came
             // in the same release as zero-copy send, which has one.
             msg_ring_fd: has(opcode::MsgRingData::CODE) && has(opcode::SendZc::CODE),
-            // Older kernels have the flags, but not both of them right.
-            quiet_send: has(opcode::SendZc::CODE) && tries_quiet_send().unwrap_or(false),
+            // Older kernels have the flags, but forget how much a short one has taken.
+            quiet_send: has(opcode::SendMsgZc::CODE) && tries_quiet_send().unwrap_or(false),
             defer_taskrun: builder().setup_single_issuer().setup_defer_taskrun().build(8).is_ok(),
         }
     }
@@ -238,9 +238,12 @@ fn tries_quiet_send() -> io::Result<bool> {
         Ok(ring.completion().next().map(|done| done.result()))
     };
     let is_quiet = send(1)?.is_none();
-    let took = send(MUCH as u32)?;
-    io::Read::read_exact(&mut there, &mut [0])?;
-    Ok(is_quiet && took.is_some_and(|took| (1..MUCH as i32).contains(&took)))
+    let took = send(MUCH as u32)?.unwrap_or(0);
+    drop(ring);
+    drop(here);
+    // As many bytes as it says, and then the end.
+    let arrived = io::copy(&mut there, &mut io::sink())?;
+    Ok(is_quiet && took > 0 && arrived == 1 + took as u64)
 }
 
 /// # Safety

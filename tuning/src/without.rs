@@ -23,7 +23,7 @@ pub const NAMES: [(&str, &str); 12] = [
     ("coop_taskrun", "completions do not interrupt the core (5.19)"),
     ("single_issuer", "one thread submits (6.0)"),
     ("msg_ring_fd", "a direct descriptor moves to another ring (6.0)"),
-    ("quiet_send", "a send that takes everything needs no completion (6.0)"),
+    ("quiet_send", "a send that takes everything needs no completion (6.1)"),
     ("defer_taskrun", "completions run when asked for (6.1)"),
     (disk::O_DIRECT, "the log is written past the page cache"),
     (disk::RWF_DSYNC, "a write is durable by itself, without fdatasync"),

@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -47,12 +47,11 @@ pub struct Removal {
 pub struct Remains {
     file: File,
     len: u64,
-    is_urgent: bool,
 }
 
 /// With room for fewer segments than this the space of a deleted one is wanted
-/// back at once.
-const ROOM_SEGMENTS: u64 = 4;
+/// back at once: other shards and snapshots want some, too.
+const ROOM_SEGMENTS: u64 = 16;
 
 /// So much of a deleted segment is given back at once, bytes. While a file
 /// system frees space, others may wait with their writes: 13 to 17 ms for 64 MiB
@@ -244,16 +243,19 @@ impl Removal {
     pub fn run(self) -> io::Result<Remains> {
         fs::remove_file(&self.path)?;
         let len = self.file.metadata().map_or(0, |file| file.len());
-        let dir = self.path.parent().expect("a segment stands in its shard's directory");
-        let is_urgent = sys::free_bytes(dir).is_ok_and(|free| free < ROOM_SEGMENTS * len);
-        Ok(Remains { file: self.file, len, is_urgent })
+        Ok(Remains { file: self.file, len })
     }
 }
 
 impl Remains {
-    /// Whether the disk was short of space when the segment was deleted.
+    /// Whether the disk is short of space.
     pub fn is_urgent(&self) -> bool {
-        self.is_urgent
+        sys::free_bytes_beside(&self.file).is_ok_and(|free| free < ROOM_SEGMENTS * self.len)
+    }
+
+    /// Leaves the rest to the end of the process, which closes the file.
+    pub fn leave(self) {
+        let _ = self.file.into_raw_fd();
     }
 
     /// Gives back a part of the space; what is left, unless that was the last.
@@ -337,7 +339,7 @@ mod tests {
         file.set_len(2 * SHRINK_BYTES + 1).unwrap();
         let len = |file: &File| file.metadata().unwrap().len();
         let seen = file.try_clone().unwrap();
-        let remains = Remains { len: len(&file), file, is_urgent: false };
+        let remains = Remains { len: len(&file), file };
         let remains = remains.shrink().expect("two steps are left");
         assert_eq!(len(&seen), SHRINK_BYTES + 1);
         let remains = remains.shrink().expect("one step is left");

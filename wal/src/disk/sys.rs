@@ -39,9 +39,19 @@ pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
 /// Bytes of the file system that holds `path` that may still be written.
 pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: the path ends with a zero, and the answer has its place.
-    if unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) } != 0 {
+    free(|stat| unsafe { libc::statvfs(path.as_ptr(), stat) })
+}
+
+/// The same of the one that holds this file, which may be deleted.
+pub(super) fn free_bytes_beside(file: &File) -> io::Result<u64> {
+    // SAFETY: the descriptor is open, and the answer has its place.
+    free(|stat| unsafe { libc::fstatvfs(file.as_raw_fd(), stat) })
+}
+
+fn free(ask: impl FnOnce(*mut libc::statvfs) -> libc::c_int) -> io::Result<u64> {
+    let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+    if ask(stat.as_mut_ptr()) != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the call succeeded, so it has filled the answer.
