@@ -23,7 +23,7 @@ use crate::figures::{Figures, Progress};
 use crate::intake::{Stages, Window};
 use crate::plan::{Plan, Rhythm};
 use crate::socket::Poller;
-use crate::spec::{ClassChoice, Load, Order, Spec, Word};
+use crate::spec::{ClassChoice, Load, Names, Order, Spec, Word};
 use crate::user::{Stage, User};
 use crate::verify::{Book, Leniency};
 
@@ -101,6 +101,7 @@ struct Worker<'a> {
     chunk: Vec<u8>,
     scratch: Vec<u8>,
     body: Vec<u8>,
+    names: Names,
     last_activity_ns: u64,
     /// Confirmations, arrivals and logins at that time.
     advance: u64,
@@ -221,6 +222,7 @@ impl Worker<'_> {
             chunk: vec![0; CHUNK_BYTES],
             scratch: Vec::new(),
             body: Vec::new(),
+            names: Names::new(spec),
             last_activity_ns: 0,
             advance: 0,
             next_progress_ns: 0,

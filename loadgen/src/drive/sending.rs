@@ -109,8 +109,8 @@ impl Worker<'_> {
         let user = &mut self.users[sender as usize];
         match &mut user.side {
             Side::V2(session) => {
-                let to = spec.name(recipient);
-                match session.send(to.as_bytes(), &self.body, spec.class.class()) {
+                let to = self.names.of(recipient).as_bytes();
+                match session.send(to, &self.body, spec.class.class()) {
                     Ok(seq) => assert_eq!(seq, number, "session and book count alike"),
                     Err(SendError::Full) => return false,
                     Err(error) => unreachable!("names and bodies are bounded: {error:?}"),
@@ -121,11 +121,11 @@ impl Worker<'_> {
                 return false;
             }
             Side::V1(session) => {
-                session.send_seq(spec.name(recipient).as_bytes(), number, &self.body);
+                session.send_seq(self.names.of(recipient).as_bytes(), number, &self.body);
             }
             Side::Relay(end) => end.send(&self.body),
             Side::Foreign(end) => {
-                if !end.send(&spec.name(recipient), &self.body, body) {
+                if !end.send(self.names.of(recipient), &self.body, body) {
                     return false;
                 }
             }
