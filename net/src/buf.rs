@@ -15,6 +15,9 @@ pub(crate) const PAGE: usize = 4096;
 /// Size of one arena slice: sixteen messages of 1 KiB come with one receive. Only the pages that
 /// are written to become memory.
 const SLICE: usize = 16 << 10;
+/// From one slice to the next. Most receives fill only the first lines of one; at a power of two
+/// from each other these would all compete for the same few places of the caches.
+const STRIDE: usize = SLICE + 5 * 64;
 
 /// Memory lent to the kernel for one operation.
 #[derive(Debug)]
@@ -116,7 +119,7 @@ impl Arena {
     fn new(slices: usize) -> Arena {
         assert!(slices > 0 && slices < u32::MAX as usize);
         Arena {
-            block: Block::new(slices * SLICE),
+            block: Block::new(slices * STRIDE),
             free: (0..slices as u32).rev().collect(),
             lent: vec![false; slices].into(),
         }
@@ -126,7 +129,7 @@ impl Arena {
     pub(crate) fn lend(&mut self) -> Option<(u32, Area)> {
         let slice = self.free.pop()?;
         self.lent[slice as usize] = true;
-        Some((slice, self.block.lend(slice as usize * SLICE, SLICE)))
+        Some((slice, self.block.lend(slice as usize * STRIDE, SLICE)))
     }
 
     /// The operation on it ended: its bytes may be looked at.
@@ -138,7 +141,7 @@ impl Arena {
     pub(crate) fn bytes(&self, slice: u32, start: u16, end: u16) -> &[u8] {
         assert!(!self.lent[slice as usize], "the kernel is writing here");
         assert!(start <= end && end as usize <= SLICE);
-        let from = slice as usize * SLICE + start as usize;
+        let from = slice as usize * STRIDE + start as usize;
         self.block.bytes(from, (end - start) as usize)
     }
 
@@ -223,6 +226,11 @@ impl SendPool {
             entry.waiting = self.spare.take();
         }
         entry.waiting.extend_from_slice(bytes);
+    }
+
+    /// Where this buffer's state is; nowhere for an index that has none.
+    pub(crate) fn place(&self, index: u32) -> *const u8 {
+        self.entries.as_ptr().wrapping_add(index as usize).cast()
     }
 
     pub(crate) fn unsent(&self, index: u32) -> usize {
