@@ -496,6 +496,12 @@ impl Inbox {
         self.pairs.find(key).copied().unwrap_or(Pair::new(key))
     }
 
+    /// The same where it stands, if it is known here.
+    #[inline]
+    pub(crate) fn pair_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
+        self.pairs.find_mut(key)
+    }
+
     /// Remembers what a sending device is at; whether it is new here.
     pub(crate) fn put_pair(&mut self, pair: Pair) -> bool {
         self.pairs.put(pair)

@@ -47,13 +47,17 @@ impl Pairs {
         }
     }
 
+    #[inline]
+    pub(crate) fn find_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
+        match &mut self.kept {
+            Kept::Few(list) => list.iter_mut().find(|pair| pair.key == key),
+            Kept::Many(table) => table.find_mut(key.hash(), |pair| pair.key == key),
+        }
+    }
+
     /// Takes a pair in the place of the one with its key; whether there was none.
     pub(crate) fn put(&mut self, pair: Pair) -> bool {
-        let known = match &mut self.kept {
-            Kept::Few(list) => list.iter_mut().find(|known| known.key == pair.key),
-            Kept::Many(table) => table.find_mut(pair.key.hash(), |known| known.key == pair.key),
-        };
-        match known {
+        match self.find_mut(pair.key) {
             Some(known) => *known = pair,
             None => {
                 self.add(pair);

@@ -344,9 +344,22 @@ fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, mut pair: Pair) 
     if post.numbering == Numbering::None {
         return false;
     }
-    pair.accept(post.numbering, post.send_seq);
-    pair.touch(hours(now.wall_ms));
-    inbox.put_pair(pair)
+    let note = |pair: &mut Pair| {
+        pair.accept(post.numbering, post.send_seq);
+        pair.touch(hours(now.wall_ms));
+    };
+    // Field by field where it stands: a copy of one that was just changed waits
+    // for every write before it, among them those into the log.
+    match inbox.pair_mut(pair.key) {
+        Some(known) => {
+            note(known);
+            false
+        }
+        None => {
+            note(&mut pair);
+            inbox.put_pair(pair)
+        }
+    }
 }
 
 /// The wire's flags that matter after the append, and how it was numbered.
