@@ -270,6 +270,12 @@ impl Table {
         self.open_entry(conn).map(|_| conn.slot)
     }
 
+    /// Where the entry of a slot is; nowhere for a slot that there is none of.
+    pub(crate) fn place(&self, slot: u32) -> *const Conn {
+        let chunk = self.chunks.get(slot as usize / CHUNK);
+        chunk.map_or(std::ptr::null(), |chunk| &raw const chunk[slot as usize % CHUNK])
+    }
+
     /// The entry itself, if the caller may still use the connection.
     pub(crate) fn open_entry(&self, conn: ConnId) -> Option<&Conn> {
         let entry = &self.chunks.get(conn.slot as usize / CHUNK)?[conn.slot as usize % CHUNK];

@@ -9,10 +9,14 @@ use crate::close::CloseReason;
 use crate::conn::{Conn, ConnId, Flags, NONE};
 use crate::event::Event;
 use crate::hands::Hands;
+use crate::prefetch::prefetch;
 
 /// What any connection may have unsent, however much the others have: whoever reads is not to
 /// suffer from those that do not.
 const LITTLE_BYTES: usize = 16 << 10;
+
+/// How many sends ahead the memory of one is asked for: its entry, then its buffer.
+const AHEAD: [usize; 2] = [6, 3];
 
 impl Conn {
     /// Has something to send, and is on the list of those who have.
@@ -107,13 +111,29 @@ impl Hands {
     /// Queues a send for every connection that has something new and none in flight.
     pub(crate) fn launch_sends(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
-        for conn in dirty.drain(..) {
+        for (at, &conn) in dirty.iter().enumerate() {
+            self.foresee(|ahead| dirty.get(at + ahead).copied());
             if let Some(slot) = self.table.current(conn) {
                 self.table[slot].flags.clear(Flags::DIRTY);
                 self.launch_send(slot, self.ring.features().quiet_send);
             }
         }
+        dirty.clear();
         self.dirty = dirty;
+    }
+
+    /// Asks for the memory that sends to come will touch; `coming` says to whom the one so many
+    /// further on goes.
+    #[inline]
+    pub fn foresee(&self, coming: impl Fn(usize) -> Option<ConnId>) {
+        if let Some(conn) = coming(AHEAD[0]) {
+            prefetch(self.table.place(conn.slot));
+        }
+        if let Some(entry) = coming(AHEAD[1]).and_then(|conn| self.table.open_entry(conn))
+            && entry.outgoing != NONE
+        {
+            prefetch(self.buffers.outgoing.place(entry.outgoing));
+        }
     }
 
     /// `is_quiet`: the socket probably has room.

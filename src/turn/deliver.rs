@@ -17,9 +17,16 @@ impl Core {
         while !self.out.list.is_empty() {
             std::mem::swap(&mut self.out, &mut self.doing);
             let mut doing = std::mem::take(&mut self.doing);
-            for effect in doing.list.drain(..) {
+            let mut coming = doing.list.drain(..);
+            while let Some(effect) = coming.next() {
+                let rest = coming.as_slice();
+                self.hands.foresee(|ahead| match rest.get(ahead - 1) {
+                    Some(Effect::Send { conn, .. }) => Some(id(*conn)),
+                    _ => None,
+                });
                 self.carry_out(effect, &doing.bytes);
             }
+            drop(coming);
             doing.clear();
             self.doing = doing;
         }
