@@ -23,10 +23,9 @@ use crate::snapshot::{FRAME_BYTES_MAX, Part, Reader};
 /// Snapshots that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
 
-/// So much is given to the disk at once, and then forgotten by the page cache.
-/// Nothing piles up that would hold up the commits of the other shards.
-const SYNC_BYTES: u64 = 8 << 20;
-const BUFFER_BYTES: usize = 1 << 20;
+/// So much is given to the disk at once, and then forgotten by the page cache:
+/// commits wait behind what is under way, and nothing piles up.
+const PUSH_BYTES: usize = 256 << 10;
 
 /// The suffix of a snapshot that could not be read and was set aside.
 const DAMAGED: &str = "damaged";
@@ -38,8 +37,8 @@ pub struct SnapshotFile {
     start: Lsn,
     file: BufWriter<File>,
     bytes: u64,
-    /// Of those, how many the disk has.
-    synced: u64,
+    /// Of those, how many the disk was given.
+    pushed: u64,
 }
 
 /// A snapshot that counts.
@@ -64,8 +63,8 @@ impl SnapshotFile {
             .truncate(true)
             .mode(0o600)
             .open(temporary(&dir.snapshot_path(start)))?;
-        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(SnapshotFile { dir: dir.clone(), start, file, bytes: 0, synced: 0 })
+        let file = BufWriter::with_capacity(PUSH_BYTES, file);
+        Ok(SnapshotFile { dir: dir.clone(), start, file, bytes: 0, pushed: 0 })
     }
 
     /// Adds bytes that [`crate::snapshot::Writer`] made.
@@ -73,13 +72,15 @@ impl SnapshotFile {
     /// # Errors
     /// What the system said, most likely that no space is left; abandon it then.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.bytes += bytes.len() as u64;
-        if self.bytes - self.synced >= SYNC_BYTES {
-            self.file.flush()?;
-            self.file.get_ref().sync_data()?;
-            sys::drop_cached(self.file.get_ref());
-            self.synced = self.bytes;
+        for part in bytes.chunks(PUSH_BYTES) {
+            self.file.write_all(part)?;
+            self.bytes += part.len() as u64;
+            let written = self.bytes - self.file.buffer().len() as u64;
+            let unpushed = written - self.pushed;
+            if unpushed >= PUSH_BYTES as u64 {
+                sys::push(self.file.get_ref(), self.pushed, unpushed)?;
+                self.pushed = written;
+            }
         }
         Ok(())
     }

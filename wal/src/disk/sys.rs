@@ -74,6 +74,28 @@ pub(super) fn drop_cached(file: &File) {
     unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 }
 
+/// Has the kernel write this part of the file now, waits for it and gives its
+/// cached pages back. Makes nothing durable: what leads to these bytes may still
+/// be missing. A failed write is told here and not by the next sync.
+pub(super) fn push(file: &File, from: u64, bytes: u64) -> io::Result<()> {
+    const NOW: libc::c_uint = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (fd, from, bytes) = (file.as_raw_fd(), from as libc::off64_t, bytes as libc::off64_t);
+    // SAFETY: a plain call on a descriptor that lives as long as `file`.
+    let pushed = match unsafe { libc::sync_file_range(fd, from, bytes, NOW) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: the same. Only advice, so the answer is ignored.
+    unsafe { libc::posix_fadvise(fd, from, bytes, libc::POSIX_FADV_DONTNEED) };
+    match pushed.as_ref().map_err(io::Error::raw_os_error) {
+        // Not with this file system: the next sync writes it.
+        Err(Some(libc::ENOSYS | libc::EOPNOTSUPP | libc::EINVAL | libc::ESPIPE)) => Ok(()),
+        _ => pushed,
+    }
+}
+
 /// Writes all of `bytes` and makes them durable in the same call.
 pub(super) fn write_dsync(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
