@@ -86,7 +86,7 @@ impl LogIo {
             preparing: None,
             removing: Rc::default(),
             began_ns: 0,
-            adopted_ns: 0,
+            adopted_ns: clock().mono_ns,
             retry_ns: 0,
             is_full: false,
             gather: Gather::default(),

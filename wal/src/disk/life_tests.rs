@@ -98,24 +98,6 @@ fn a_crash_while_a_snapshot_is_written_leaves_the_ones_before() {
     assert!(!life.names().iter().any(|name| name.ends_with(".tmp")));
 }
 
-/// The disk gets it in pieces of a size of its own.
-#[test]
-fn a_snapshot_is_whole_however_its_bytes_come() {
-    let dir = tempfile::tempdir().unwrap();
-    let life = lived(&dir);
-    let start = life.log.checkpoint().lsn;
-    let mut file = super::snapshots::SnapshotFile::create(&life.shard(), start).unwrap();
-    let mut all = Vec::new();
-    for (part, len) in [1, 300 << 10, 7, (1 << 20) + 3, 100 << 10, 200 << 10, 5].iter().enumerate()
-    {
-        let bytes: Vec<u8> = (0..*len).map(|at| (at % 251 + part) as u8).collect();
-        file.write(&bytes).unwrap();
-        all.extend(bytes);
-    }
-    assert_eq!(file.finish_beside().unwrap(), all.len() as u64);
-    assert!(fs::read(life.shard().snapshot_path(start)).unwrap() == all);
-}
-
 #[test]
 fn a_snapshot_that_cannot_get_its_name_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -321,12 +321,12 @@ fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<Fil
     while at < end {
         let len = zeroes.len().min((end - at) as usize);
         file.write_all_at(&zeroes[..len], at)?;
+        if !mode.is_direct() {
+            sys::push(&file, at, len as u64)?;
+        }
         at += len as u64;
     }
     file.sync_all()?;
-    if !mode.is_direct() {
-        sys::drop_cached(&file);
-    }
     Ok(file)
 }
 

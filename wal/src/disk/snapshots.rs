@@ -7,7 +7,7 @@
 //! lead to the same state.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -24,8 +24,11 @@ use crate::snapshot::{FRAME_BYTES_MAX, Part, Reader};
 pub const SNAPSHOTS_KEPT: usize = 2;
 
 /// So much is given to the disk at once, and then forgotten by the page cache:
-/// commits wait behind what is under way, and nothing piles up.
+/// commits wait behind what is under way.
 const PUSH_BYTES: usize = 256 << 10;
+/// After so much everything is on the disk, also where a file system keeps what
+/// it is given (overlayfs, ZFS): nothing piles up.
+const SYNC_BYTES: u64 = 8 << 20;
 
 /// The suffix of a snapshot that could not be read and was set aside.
 const DAMAGED: &str = "damaged";
@@ -35,10 +38,11 @@ const DAMAGED: &str = "damaged";
 pub struct SnapshotFile {
     dir: ShardDir,
     start: Lsn,
-    file: BufWriter<File>,
-    bytes: u64,
-    /// Of those, how many the disk was given.
+    file: File,
+    /// How much the disk was given, in whole pieces of [`PUSH_BYTES`].
     pushed: u64,
+    /// What follows, less than a piece.
+    rest: Vec<u8>,
 }
 
 /// A snapshot that counts.
@@ -63,8 +67,8 @@ impl SnapshotFile {
             .truncate(true)
             .mode(0o600)
             .open(temporary(&dir.snapshot_path(start)))?;
-        let file = BufWriter::with_capacity(PUSH_BYTES, file);
-        Ok(SnapshotFile { dir: dir.clone(), start, file, bytes: 0, pushed: 0 })
+        let rest = Vec::with_capacity(PUSH_BYTES);
+        Ok(SnapshotFile { dir: dir.clone(), start, file, pushed: 0, rest })
     }
 
     /// Adds bytes that [`crate::snapshot::Writer`] made.
@@ -72,16 +76,21 @@ impl SnapshotFile {
     /// # Errors
     /// What the system said, most likely that no space is left; abandon it then.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for part in bytes.chunks(PUSH_BYTES) {
-            self.file.write_all(part)?;
-            self.bytes += part.len() as u64;
-            let written = self.bytes - self.file.buffer().len() as u64;
-            let unpushed = written - self.pushed;
-            if unpushed >= PUSH_BYTES as u64 {
-                sys::push(self.file.get_ref(), self.pushed, unpushed)?;
-                self.pushed = written;
+        let mut bytes = bytes;
+        while self.rest.len() + bytes.len() >= PUSH_BYTES {
+            let (part, later) = bytes.split_at(PUSH_BYTES - self.rest.len());
+            self.rest.extend_from_slice(part);
+            self.file.write_all(&self.rest)?;
+            sys::push(&self.file, self.pushed, PUSH_BYTES as u64)?;
+            self.pushed += PUSH_BYTES as u64;
+            if self.pushed.is_multiple_of(SYNC_BYTES) {
+                self.file.sync_data()?;
+                sys::drop_cached(&self.file);
             }
+            self.rest.clear();
+            bytes = later;
         }
+        self.rest.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -105,15 +114,15 @@ impl SnapshotFile {
     /// # Errors
     /// As for [`SnapshotFile::finish`].
     pub fn finish_beside(self) -> io::Result<u64> {
-        let SnapshotFile { dir, start, file, bytes, .. } = self;
+        let SnapshotFile { dir, start, file, pushed, rest } = self;
         let path = dir.snapshot_path(start);
-        if let Err(error) = name(file, &path) {
+        if let Err(error) = name(file, &rest, &path) {
             // On a full disk its space is what is needed.
             let _ = fs::remove_file(temporary(&path));
             return Err(error);
         }
         sync_dir(dir.path())?;
-        Ok(bytes)
+        Ok(pushed + rest.len() as u64)
     }
 
     /// Gives it up and frees its space.
@@ -123,9 +132,9 @@ impl SnapshotFile {
     }
 }
 
-/// Makes what was written durable and gives it its name.
-fn name(file: BufWriter<File>, path: &Path) -> io::Result<()> {
-    let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+/// Writes the rest, makes everything durable and gives it its name.
+fn name(mut file: File, rest: &[u8], path: &Path) -> io::Result<()> {
+    file.write_all(rest)?;
     file.sync_all()?;
     sys::drop_cached(&file);
     fs::rename(temporary(path), path)
@@ -259,4 +268,32 @@ pub(super) fn load(
     }
     into.loaded(began, end);
     Ok(Loaded { path, start: began, end, bytes: total })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::DataDir;
+    use crate::disk::tests::options;
+
+    #[test]
+    fn the_disk_is_given_whole_pieces_as_they_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = DataDir::open(dir.path(), options(Some(1))).unwrap().shard(0);
+        let mut file = SnapshotFile::create(&shard, 0).unwrap();
+        let path = temporary(&shard.snapshot_path(0));
+        let mut all = Vec::new();
+        let piece = PUSH_BYTES;
+        for (part, len) in [1, piece - 1, piece, 7, 3 * piece + 3, piece - 11, 5].iter().enumerate()
+        {
+            let bytes: Vec<u8> = (0..*len).map(|at| (at % 251 + part) as u8).collect();
+            file.write(&bytes).unwrap();
+            all.extend(bytes);
+            let whole = all.len() / piece * piece;
+            assert_eq!(file.pushed, whole as u64);
+            assert!(fs::read(&path).unwrap() == all[..whole], "{} bytes", all.len());
+        }
+        assert_eq!(file.finish_beside().unwrap(), all.len() as u64);
+        assert!(fs::read(shard.snapshot_path(0)).unwrap() == all);
+    }
 }
