@@ -496,7 +496,7 @@ impl Inbox {
         self.pairs.find(key).copied().unwrap_or(Pair::new(key))
     }
 
-    /// The same where it stands, if it is known here.
+    /// What a sending device is at, to change it, if it is known here.
     #[inline]
     pub(crate) fn pair_mut(&mut self, key: PairKey) -> Option<&mut Pair> {
         self.pairs.find_mut(key)

@@ -90,7 +90,7 @@ impl Shard {
             _ => {
                 let user = user.or_else(|| self.users.find_or_add(post.to_key, post.to));
                 let user = user.expect("an overfull table was refused");
-                self.accept_new(now, user, post, pair, out);
+                self.accept_new(now, user, post, key, out);
             }
         }
     }
@@ -126,7 +126,7 @@ impl Shard {
         now: Now,
         user: UserIndex,
         post: &Post<&[u8]>,
-        pair: Pair,
+        pair: PairKey,
         out: &mut Effects,
     ) {
         if let Some(code) = post.refuse {
@@ -152,7 +152,7 @@ impl Shard {
         now: Now,
         user: UserIndex,
         post: &Post<&[u8]>,
-        pair: Pair,
+        pair: PairKey,
         code: Code,
         out: &mut Effects,
     ) {
@@ -178,7 +178,7 @@ impl Shard {
         now: Now,
         user: UserIndex,
         post: &Post<&[u8]>,
-        pair: Pair,
+        pair: PairKey,
         out: &mut Effects,
     ) {
         let id = self.hlc.next_id(now.wall_ms);
@@ -340,7 +340,7 @@ impl Shard {
 
 /// Takes note of the number of a post that was accepted; whether its sender is
 /// new to the inbox.
-fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, mut pair: Pair) -> bool {
+fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, key: PairKey) -> bool {
     if post.numbering == Numbering::None {
         return false;
     }
@@ -348,18 +348,15 @@ fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, mut pair: Pair) 
         pair.accept(post.numbering, post.send_seq);
         pair.touch(hours(now.wall_ms));
     };
-    // Field by field where it stands: a copy of one that was just changed waits
+    // Field by field where it stands: to copy one that was just changed waits
     // for every write before it, among them those into the log.
-    match inbox.pair_mut(pair.key) {
-        Some(known) => {
-            note(known);
-            false
-        }
-        None => {
-            note(&mut pair);
-            inbox.put_pair(pair)
-        }
+    if let Some(known) = inbox.pair_mut(key) {
+        note(known);
+        return false;
     }
+    let mut pair = Pair::new(key);
+    note(&mut pair);
+    inbox.put_pair(pair)
 }
 
 /// The wire's flags that matter after the append, and how it was numbered.
