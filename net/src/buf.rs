@@ -188,7 +188,9 @@ impl Spare {
 }
 
 /// What one connection has to send: the part in flight, and what gathers behind it.
+/// On one cache line, which is asked for ahead of time.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 struct Outgoing {
     flying: Vec<u8>,
     /// Bytes of `flying` that the kernel has taken.
@@ -196,6 +198,8 @@ struct Outgoing {
     waiting: Vec<u8>,
     lent: bool,
 }
+
+const _: () = assert!(size_of::<Outgoing>() == 64, "one line");
 
 /// Send buffers. A connection holds one only while it has something to send.
 #[derive(Debug)]
@@ -228,9 +232,9 @@ impl SendPool {
         entry.waiting.extend_from_slice(bytes);
     }
 
-    /// Where this buffer's state is; nowhere for an index that has none.
+    /// Where the state of a buffer is; nowhere for an index that there is none of.
     pub(crate) fn place(&self, index: u32) -> *const u8 {
-        self.entries.as_ptr().wrapping_add(index as usize).cast()
+        self.entries.get(index as usize).map_or(std::ptr::null(), std::ptr::from_ref).cast()
     }
 
     pub(crate) fn unsent(&self, index: u32) -> usize {
@@ -513,6 +517,18 @@ mod tests {
         arena.returned(slices[1]);
         arena.release(slices[1]);
         assert_eq!(arena.lend().unwrap().0, slices[1]);
+    }
+
+    #[test]
+    fn slices_do_not_overlap_and_begin_on_lines_of_their_own() {
+        let mut arena = Arena::new(3);
+        let mut places: Vec<usize> =
+            (0..3).map(|_| arena.lend().unwrap().1.ptr() as usize).collect();
+        places.sort_unstable();
+        for pair in places.windows(2) {
+            assert!(pair[1] - pair[0] >= SLICE);
+            assert_ne!(pair[0] % PAGE, pair[1] % PAGE);
+        }
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub struct HandsOptions {
     /// Entries of the submission queue, rounded up to a power of two by the kernel. The
     /// completion queue is four times as long.
     pub ring_entries: u32,
-    /// Slices of 4 KiB in the receive arena. They are borrowed for one turn only, so a few hundred
+    /// Slices of 16 KiB in the receive arena. They are borrowed for one turn only, so a few hundred
     /// serve any number of connections.
     pub arena_slices: usize,
     /// A connection with more unsent bytes than this is cut as a slow reader.

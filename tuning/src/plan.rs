@@ -47,8 +47,8 @@ pub const USER_BYTES: u64 = 128;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// One slice of the receive arena.
-const SLICE_BYTES: u64 = 16 * KIB;
+/// One slice of the receive arena, with what keeps it off the next one's lines.
+const SLICE_BYTES: u64 = 16 * KIB + 320;
 /// Upper estimate of one message between shards, its share of the ring.
 const MESH_SLOT_BYTES: u64 = 128;
 /// Address space of a process before its first shard: the program, its threads
@@ -113,7 +113,7 @@ pub struct Plan {
     pub fixed_bytes: u64,
     /// Entries of each hot ring's submission queue.
     pub ring_entries: u32,
-    /// 4 KiB slices in each shard's receive arena.
+    /// 16 KiB slices in each shard's receive arena.
     pub arena_slices: usize,
     /// `io_memory` of each shard's executor.
     pub executor_memory_bytes: usize,
