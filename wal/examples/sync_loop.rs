@@ -8,23 +8,41 @@
 //! under way, which is where a stall counts for as long as it lasts. `--direct` opens
 //! the file with `O_DIRECT` and `O_DSYNC` instead, which is how the log writes
 //! where the file system can.
+//!
+//! `--bytes N` is the size of a write, a multiple of 4 KiB, `--pause-us N` the
+//! rest between two; `--beside segments` makes segments of 64 MiB and deletes
+//! them meanwhile, `--beside snapshots` writes snapshots of 24 MiB.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use wal::Lsn;
+use wal::disk::{DataDir, OpenOptions as DataDirOptions, ShardDir, SnapshotFile, probe};
 
 const BLOCK_BYTES: usize = 4096;
 const FILE_BYTES: usize = 64 << 20;
 
-/// A block where `O_DIRECT` wants it.
-#[repr(align(4096))]
-struct Block([u8; BLOCK_BYTES]);
+const SNAPSHOT_BYTES: usize = 24 << 20;
+/// So much of a snapshot comes from the shard at once, and so long after the last.
+const FRAMES_BYTES: usize = 256 << 10;
+const FRAMES_PAUSE: Duration = Duration::from_millis(1);
+
+/// What is measured.
+struct Loop {
+    duration: Duration,
+    direct: bool,
+    bytes: usize,
+    pause: Duration,
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut dir, mut seconds, mut direct) = (None, 2.0, false);
+    let (mut bytes, mut pause_us, mut beside) = (BLOCK_BYTES, 0, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{name} wants a value"));
@@ -32,20 +50,31 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--dir" => dir = Some(PathBuf::from(value()?)),
             "--seconds" => seconds = value()?.parse::<f64>()?,
             "--direct" => direct = true,
+            "--bytes" => bytes = value()?.parse::<usize>()?.next_multiple_of(BLOCK_BYTES),
+            "--pause-us" => pause_us = value()?.parse()?,
+            "--beside" => beside = Some(value()?),
             _ => return Err(format!("unknown argument {name}").into()),
         }
     }
     let dir = dir.ok_or("usage: sync_loop --dir DIRECTORY [--seconds N] [--direct]")?;
     let path = dir.join(format!("sync_loop.{}", std::process::id()));
-    let result = measure(&path, Duration::from_secs_f64(seconds), direct);
+    let (duration, pause) = (Duration::from_secs_f64(seconds), Duration::from_micros(pause_us));
+    let run = Loop { duration, direct, bytes: bytes.clamp(BLOCK_BYTES, FILE_BYTES / 2), pause };
+    let result = match beside.as_deref() {
+        None => measure(&path, &run),
+        Some("segments") => beside_it(&dir, make_segments, || measure(&path, &run)),
+        Some("snapshots") => beside_it(&dir, write_snapshots, || measure(&path, &run)),
+        Some(other) => Err(format!("beside what: segments or snapshots, not {other}").into()),
+    };
     std::fs::remove_file(&path)?;
     let mut times_us = result?;
     times_us.sort_unstable();
     let at = |share: f64| times_us[(times_us.len() as f64 * share) as usize];
     println!(
-        "{{\n  \"writes_per_s\": {:.0},\n  \"p50_us\": {},\n  \"p99_us\": {},\n  \"p999_us\": {},\n  \"waited_p99_us\": {:.0}\n}}",
+        "{{\n  \"writes_per_s\": {:.0},\n  \"p50_us\": {},\n  \"p90_us\": {},\n  \"p99_us\": {},\n  \"p999_us\": {},\n  \"waited_p99_us\": {:.0}\n}}",
         times_us.len() as f64 / seconds,
         at(0.5),
+        at(0.9),
         at(0.99),
         at(0.999),
         waited_us(&times_us, 0.99),
@@ -66,8 +95,58 @@ fn waited_us(sorted_us: &[u32], share: f64) -> f64 {
     high
 }
 
+/// Does something with a data directory of its own while something else runs.
+fn beside_it<T>(
+    dir: &Path,
+    work: fn(&ShardDir, &AtomicBool) -> std::io::Result<()>,
+    run: impl FnOnce() -> Result<T, Box<dyn Error>>,
+) -> Result<T, Box<dyn Error>> {
+    let dir = dir.join(format!("sync_loop.{}.data", std::process::id()));
+    let options = DataDirOptions { shards: None, default_shards: 1, segment_bytes: 64 << 20 };
+    let shard = DataDir::open(&dir, options)?.shard(0);
+    let is_over = AtomicBool::new(false);
+    let (result, worked) = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| work(&shard, &is_over));
+        let result = run();
+        is_over.store(true, Ordering::Relaxed);
+        (result, worker.join().expect("it does not panic"))
+    });
+    std::fs::remove_dir_all(&dir)?;
+    worked?;
+    result
+}
+
+fn make_segments(shard: &ShardDir, is_over: &AtomicBool) -> std::io::Result<()> {
+    let mut segments =
+        shard.open_segments(0, probe(shard.path())).map_err(std::io::Error::other)?;
+    let mut index = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let next = segments.wants_next(Lsn::MAX).expect("there is never enough");
+        segments.adopt(next.run()?);
+        drop(segments.remove(index).expect("it is not the last").run()?);
+        index += 1;
+    }
+    Ok(())
+}
+
+fn write_snapshots(shard: &ShardDir, is_over: &AtomicBool) -> std::io::Result<()> {
+    let frames = vec![0x5a; FRAMES_BYTES];
+    let mut start = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let mut file = SnapshotFile::create(shard, start)?;
+        for _ in 0..SNAPSHOT_BYTES / FRAMES_BYTES {
+            file.write(&frames)?;
+            std::thread::sleep(FRAMES_PAUSE);
+        }
+        file.finish()?;
+        start += 1;
+    }
+    Ok(())
+}
+
 /// How long each write took until it was durable, microseconds.
-fn measure(path: &Path, duration: Duration, direct: bool) -> Result<Vec<u32>, Box<dyn Error>> {
+fn measure(path: &Path, run: &Loop) -> Result<Vec<u32>, Box<dyn Error>> {
+    let Loop { duration, direct, bytes, pause } = *run;
     let zeroes = vec![0; 1 << 20];
     let file = File::create(path)?;
     for at in (0..FILE_BYTES).step_by(zeroes.len()) {
@@ -76,17 +155,23 @@ fn measure(path: &Path, duration: Duration, direct: bool) -> Result<Vec<u32>, Bo
     file.sync_all()?;
     let flags = if direct { libc::O_DIRECT | libc::O_DSYNC } else { 0 };
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
-    let block = Block([0xa5; BLOCK_BYTES]);
+    // Where `O_DIRECT` wants it.
+    let memory = vec![0xa5; bytes + BLOCK_BYTES];
+    let start = memory.as_ptr().align_offset(BLOCK_BYTES);
+    let block = &memory[start..start + bytes];
     let mut times_us = Vec::with_capacity(1 << 20);
     let began = Instant::now();
     while times_us.is_empty() || began.elapsed() < duration {
-        let offset = times_us.len() * BLOCK_BYTES % FILE_BYTES;
+        let offset = times_us.len() * bytes % (FILE_BYTES - bytes) / BLOCK_BYTES * BLOCK_BYTES;
         let before = Instant::now();
-        file.write_all_at(&block.0, offset as u64)?;
+        file.write_all_at(block, offset as u64)?;
         if !direct {
             file.sync_data()?;
         }
         times_us.push(before.elapsed().as_micros() as u32);
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     Ok(times_us)
 }

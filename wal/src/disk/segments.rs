@@ -20,8 +20,8 @@ use crate::segment::{self, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
 
 /// Zeroes are written in pieces of this size: a commit waits behind one of them.
-/// With 1 MiB its median beside a segment being made was five times what it is
-/// alone, with this 1.4 times (docs/decisions/0009).
+/// With 1 MiB its median beside a segment being made was four times what it is
+/// alone, with this 1.3 times (docs/decisions/0009).
 const ZERO_BYTES: usize = 128 << 10;
 
 /// The open segment files of one shard.
@@ -327,6 +327,9 @@ fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<Fil
         at += len as u64;
     }
     file.sync_all()?;
+    if !mode.is_direct() {
+        sys::drop_cached(&file);
+    }
     Ok(file)
 }
 
