@@ -256,7 +256,7 @@ impl World {
             self.stats.forgotten += 1;
             finding.salvage.forget(self.now().wall_ms);
         }
-        let mut repair = Repair::new(finding.fresh, self.knobs.log);
+        let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log);
         let (start, last) = self.copy_waiting(shard, &mut finding, &mut repair)?;
         if dies_at == 0 {
             return Ok(false);
@@ -356,8 +356,9 @@ struct Repair {
 }
 
 impl Repair {
-    fn new(start: LogStart, options: LogOptions) -> Repair {
-        Repair { log: Log::new(log_options(options), start), records: Vec::new() }
+    fn new(start: LogStart, end: Lsn, options: LogOptions) -> Repair {
+        let log = Log::new(log_options(options), start).vouching_up_to(end);
+        Repair { log, records: Vec::new() }
     }
 
     fn append(&mut self, disk: &mut Disk, record: &Record<'_>) -> Lsn {

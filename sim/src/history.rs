@@ -92,14 +92,6 @@ impl History {
         Ok(())
     }
 
-    /// What was cut off the end and may still be there: nothing was written
-    /// since. With the position behind each record.
-    pub(crate) fn cut_off(&self) -> impl Iterator<Item = (Lsn, &[u8])> {
-        let is_last = |(after, _): &&(usize, Vec<Written>)| *after == self.records.len();
-        let lost = self.lost.iter().filter(is_last).flat_map(|(_, lost)| lost);
-        lost.map(|it| (it.lsn + it.bytes.len() as Lsn, &it.bytes[..]))
-    }
-
     /// How many records there are.
     pub(crate) fn len(&self) -> usize {
         self.records.len()

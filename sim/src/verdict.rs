@@ -110,10 +110,7 @@ impl World {
         }
     }
 
-    /// What the durable records of a shard say, and what all of them say. So do
-    /// acknowledgements that were cut off as a torn end: a repair that is begun
-    /// again finds them in the middle of the log, since it had begun a segment
-    /// behind them, and they were no less true.
+    /// What the durable records of a shard say, and what all of them say.
     fn said(&self, shard: usize) -> Result<[Model; 2], String> {
         let durable = self.layout.disks[shard].durable();
         let mut said = [self.model.forgotten(), self.model.forgotten()];
@@ -123,12 +120,6 @@ impl World {
                 said[0].take(shard, end, &record, &self.ledger)?;
             }
             said[1].take(shard, end, &record, &self.ledger)?;
-        }
-        for (end, bytes) in self.layout.histories[shard].cut_off() {
-            let record = record::decode(bytes).map_err(|why| why.to_string())?;
-            if matches!(record, Record::Ack { .. } | Record::Device { .. }) {
-                said[1].take(shard, end, &record, &self.ledger)?;
-            }
         }
         Ok(said)
     }

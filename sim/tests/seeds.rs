@@ -20,13 +20,13 @@ const NOTICE: [(u64, &str); 21] = [
     (1_008_297, "a number that a refusal used up is forgotten after a restart"),
     (1_009_272, "the same, with nothing else in the log"),
     (2_010_532, "a login left behind on a v1 connection takes over before that ends"),
-    (6_214_263, "the oracle forgets acknowledgements that a repair begun again finds"),
     (6_219_982, "a repair takes the floor of the unknown for the inbox of a known user"),
     (6_300_535, "a repair moves the cursor of v1 over a number whose copy follows"),
     (7_000_071, "a segment that could not be read once is never cleaned again"),
     (7_000_492, "what came back waits for a device that has had it and is away"),
     (7_009_000, "a segment that is passed over while nothing is known is never deleted"),
     (8_123_201, "a damaged length led a repair past records that were not"),
+    (9_740_395, "a repair begun again takes the torn end for confirmed"),
 ];
 
 #[test]

@@ -64,7 +64,8 @@ impl Finding {
     /// Where that ends then, and where it ends after one more commit that says
     /// nothing: for two snapshots, as always, so that the rot of one costs nothing.
     fn copy(&mut self, teller: &mut Teller) -> io::Result<(LogStart, LogStart)> {
-        let mut log = Log::new(log_options(self.segment_bytes), self.salvaged.fresh);
+        let log = Log::new(log_options(self.segment_bytes), self.salvaged.fresh);
+        let mut log = log.vouching_up_to(self.salvaged.end());
         let mut file = Continuation::new(&self.dir, DirectMode::BufferedFdatasync);
         file.prepare(self.salvaged.fresh.lsn)?;
         let mut records = Records::new(&self.dir);

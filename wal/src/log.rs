@@ -140,6 +140,8 @@ pub struct Log {
     /// Where this run began; nothing before it is in the tail.
     start: Lsn,
     durable: Lsn,
+    /// Commits never say that more than this is durable.
+    vouched_max: Lsn,
     end: Lsn,
     /// Checksum of the last sealed record.
     prev_crc: u32,
@@ -205,6 +207,7 @@ impl Log {
             tail: Tail::new(options.tail_bytes),
             start: start.lsn,
             durable: start.lsn,
+            vouched_max: Lsn::MAX,
             end: start.lsn,
             prev_crc: start.prev_crc,
             commit_seq: start.commit_seq,
@@ -214,6 +217,15 @@ impl Log {
             flying: VecDeque::with_capacity(options.writes_in_flight_max),
             poisoned: false,
         }
+    }
+
+    /// Has its commits vouch for nothing from `end` on. A repair goes on in a
+    /// segment of its own, and what stands between the end that it found and that
+    /// segment is a torn tail: whoever repairs again, because the first repair was
+    /// interrupted, must not take it for something that had been confirmed.
+    pub fn vouching_up_to(mut self, end: Lsn) -> Log {
+        self.vouched_max = end;
+        self
     }
 
     /// Whether one record of this length would be accepted now. For several
@@ -445,7 +457,7 @@ impl Log {
         let commit = Commit {
             commit_bytes: len as u32,
             record_bytes: used as u32,
-            lsn_durable: self.durable,
+            lsn_durable: self.durable.min(self.vouched_max),
             hlc_ms: batch.hlc_ms,
             seq: self.commit_seq,
         };
@@ -548,6 +560,21 @@ mod tests {
         assert_eq!(log.next_write(), None);
         assert_eq!(log.written(second.lsn, true), 0, "durable never moves again");
         assert_eq!((log.next_write(), log.in_flight()), (None, 0));
+    }
+
+    /// What stands before a repair's segment and behind the end that it found was
+    /// never confirmed, however often it writes.
+    #[test]
+    fn a_repair_vouches_for_nothing_behind_the_end_it_found() {
+        let start = LogStart { lsn: options().segment_bytes, ..LogStart::fresh(SALT) };
+        let mut log = Log::new(options(), start).vouching_up_to(2 * BLOCK as Lsn);
+        for _ in 0..2 {
+            append(&mut log, 200).unwrap();
+            let write = log.next_write().unwrap();
+            let (_, commit) = Commit::read(log.write_bytes(&write), SALT, write.lsn).unwrap();
+            assert_eq!(commit.lsn_durable, 2 * BLOCK as Lsn);
+            assert!(log.written(write.lsn, true) > write.lsn);
+        }
     }
 
     #[test]

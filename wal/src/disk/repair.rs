@@ -73,6 +73,13 @@ pub struct Lost {
     pub bytes: u64,
 }
 
+impl Salvaged {
+    /// Where the log that was found ends.
+    pub fn end(&self) -> Lsn {
+        self.unconfirmed.1
+    }
+}
+
 impl DataDir {
     /// Opens a directory that is there as it is, and keeps servers out of it.
     ///
