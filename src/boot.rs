@@ -30,6 +30,7 @@ use crate::pulse::{self, Watch};
 use crate::read_back::read_back;
 use crate::reshard::{Layout, reshard, sweep};
 use crate::signal::Signals;
+use crate::terminal;
 use crate::turn::{Core, MeshCargo, Shared};
 
 /// How long a taken port is tried again, and how often.
@@ -456,7 +457,7 @@ fn why_lost(id: ShardId, threads: &mut Threads) -> Exit {
 /// The lines a person and a script want to see.
 fn announce(config: &Config, addresses: &[SocketAddr], admin: SocketAddr, shards: u16) {
     let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    println!("ready listen={} admin={admin}", listen.join(","));
+    terminal::show(&format!("ready listen={} admin={admin}\n", listen.join(",")));
     let first = &listen[0];
     tracing::info!(
         "{shards} shards serve {} (protocols v1 and v2); data in {}",
@@ -494,7 +495,7 @@ fn forward(
     let wait = move || {
         let name = signals.wait();
         if !is_heard.load(Ordering::SeqCst) {
-            eprintln!("iris-shard: {name} during the start: stopped");
+            terminal::tell(&format!("iris-shard: {name} during the start: stopped"));
             std::process::exit(0);
         }
         // Nobody listens any more when the process is ending already.

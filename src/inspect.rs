@@ -18,6 +18,7 @@ use wire::id::ShardId;
 
 use crate::exit::Exit;
 use crate::progress::Teller;
+use crate::terminal;
 use shard::ShardReport;
 pub(crate) use text::{bytes, count, name, table, time};
 
@@ -65,9 +66,9 @@ pub(crate) fn run(
         }
     };
     if let Some(note) = look.note().filter(|_| !json) {
-        println!("{note}\n");
+        terminal::show(&format!("{note}\n\n"));
     }
-    print!("{printed}");
+    terminal::show(&printed);
     Ok(ExitCode::from(if is_sound { 0 } else { 3 }))
 }
 

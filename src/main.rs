@@ -1,5 +1,8 @@
 //! The iris-shard binary: arguments → configuration → tuning → boot.
 
+// They end the process when nobody reads: see `terminal`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod admin;
 mod boot;
 mod cli;
@@ -14,6 +17,7 @@ mod read_back;
 mod repair;
 mod reshard;
 mod signal;
+mod terminal;
 mod turn;
 
 use std::path::{Path, PathBuf};
@@ -39,7 +43,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(exit) => {
             for line in exit.sentence.lines() {
-                eprintln!("iris-shard: {line}");
+                terminal::tell(&format!("iris-shard: {line}"));
             }
             ExitCode::from(&exit)
         }
@@ -53,7 +57,7 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let loaded = config::load(file.as_deref(), environment, &cli.flags.settings())?;
     if cli.flags.check_config {
-        print!("{}", loaded.toml());
+        terminal::show(&loaded.toml());
         return Ok(ExitCode::SUCCESS);
     }
     match cli.command {
@@ -101,7 +105,7 @@ fn doctor(config: &Config, json: bool) -> ExitCode {
     let data =
         DataDir::check(path).and_then(|()| disk.map_err(|error| DataDirError::making(path, error)));
     let report = Report::new(&machine, &plan, data.err().map(|error| error.to_string()));
-    print!("{}", if json { report.json() } else { report.text() });
+    terminal::show(&if json { report.json() } else { report.text() });
     ExitCode::from(report.exit_code())
 }
 

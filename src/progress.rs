@@ -7,6 +7,7 @@ use wal::disk::{Phase, Progress};
 use wire::id::ShardId;
 
 use crate::inspect::bytes;
+use crate::terminal;
 
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -46,7 +47,7 @@ impl Teller {
         self.last = Instant::now();
         match self.place {
             Place::Log => tracing::info!("{}", what()),
-            Place::Stderr => eprintln!("{}", what()),
+            Place::Stderr => terminal::tell(&what()),
             Place::Nowhere => {}
         }
     }

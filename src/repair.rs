@@ -22,6 +22,7 @@ use wire::id::ShardId;
 use crate::exit::Exit;
 use crate::inspect::{time, to_json};
 use crate::progress::Teller;
+use crate::terminal;
 use finding::Finding;
 use report::{DirectoryReport, ShardReport};
 
@@ -59,7 +60,7 @@ pub(crate) fn run(data_dir: &Path, wish: Wish) -> Result<ExitCode, Exit> {
         Err(error) => return Err(Exit::data(error.to_string())),
     }
     if wish.json {
-        print!("{}", to_json(&told.report));
+        terminal::show(&to_json(&told.report));
     }
     Ok(ExitCode::from(if told.report.healthy { 0 } else { 3 }))
 }
@@ -152,7 +153,7 @@ impl Told {
     fn say(&mut self, text: &str) {
         self.text.push_str(text);
         if !self.json {
-            print!("{text}");
+            terminal::show(text);
         }
     }
 

@@ -3,23 +3,18 @@
 
 mod server;
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use server::{Deadline, Setup};
 
 /// Runs the binary in an empty directory with none of our variables set.
 fn iris_shard(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("IRIS_") {
-            command.env_remove(name);
-        }
-    }
-    let output = command
+    let output = binary()
         .args(arguments)
         .envs(variables.iter().copied())
         .current_dir(dir.path())
@@ -28,6 +23,17 @@ fn iris_shard(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let left = std::fs::read_dir(dir.path()).expect("still there").count();
     assert_eq!(left, 0, "{arguments:?} leaves nothing behind");
     output
+}
+
+/// The binary with none of our variables set.
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IRIS_") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -194,6 +200,55 @@ fn help_and_version_end_well() {
     }
     let version = iris_shard(&["--version"], &[]);
     assert_eq!(text(&version.stdout), concat!("iris-shard ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// `iris-shard inspect | head` and the like: the code still tells the verdict.
+#[test]
+fn nobody_need_read_what_is_printed() {
+    let setup = Setup::new().shards(2);
+    let server = setup.start();
+    drop(server.v2("alice", 1));
+    server.stop();
+    for arguments in [
+        &["inspect"][..],
+        &["inspect", "--json"],
+        &["repair"],
+        &["repair", "--json"],
+        &["doctor"],
+        &["--check-config"],
+    ] {
+        let heard = on_data(setup.data_dir(), arguments).output().expect("the binary runs");
+        assert!(!heard.stdout.is_empty(), "{arguments:?} prints nothing");
+        let ended = unheard(setup.data_dir(), arguments).output().expect("the binary runs");
+        let told = |output: &Output| (output.status.code(), text(&output.stderr));
+        assert_eq!(told(&ended), told(&heard), "{arguments:?}");
+    }
+    let mut child = unheard(setup.data_dir(), &[]).spawn().expect("the binary starts");
+    let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+    let mut lines = lines.map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("try:")), "it did not start");
+    // Nor what it says later on.
+    drop(lines);
+    let pid = Pid::from_child(&child);
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    assert_eq!(child.wait().expect("a child").code(), Some(0));
+}
+
+/// The binary with a stdout that nobody reads.
+fn unheard(data_dir: &Path, arguments: &[&str]) -> Command {
+    let (_, stdout) = std::io::pipe().expect("a pipe");
+    let mut command = on_data(data_dir, arguments);
+    command.stdout(stdout).stderr(Stdio::piped());
+    command
+}
+
+/// The binary on a data directory and ports of its own.
+fn on_data(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = binary();
+    command.args(arguments).arg("--data-dir").arg(data_dir).args(["--shards", "2"]);
+    command.args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.args(["--set", "memory_bytes=512MiB"]);
+    command
 }
 
 /// Wherever in its start: on the way to the data directory, while it waits for

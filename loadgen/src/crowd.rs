@@ -2,7 +2,7 @@
 //! adds up what they measured.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, IsTerminal, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, Write, stderr};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -437,15 +437,20 @@ impl Meter {
         );
         self.last = *progress;
         if self.terminal {
-            eprint!("\r\x1b[K{line}");
+            self.show(&format!("\r\x1b[K{line}"));
         } else {
-            eprintln!("{line}");
+            self.show(&format!("{line}\n"));
         }
     }
 
     fn finish(&mut self) {
         if self.terminal && !self.quiet {
-            eprint!("\r\x1b[K");
+            self.show("\r\x1b[K");
         }
+    }
+
+    /// To stderr. Nobody need read there: the results are what counts.
+    fn show(&self, text: &str) {
+        let _ = stderr().write_all(text.as_bytes());
     }
 }

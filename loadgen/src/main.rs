@@ -42,7 +42,7 @@ mod signals;
 mod slice;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write, stdout};
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
@@ -81,7 +81,8 @@ fn main() -> ExitCode {
             return ExitCode::from(CANNOT_CONNECT);
         }
     };
-    print!("{}", report::table(&args, &outcome));
+    // `head` may be all that reads it, and the files are still to be written.
+    let _ = stdout().write_all(report::table(&args, &outcome).as_bytes());
     if let Err(error) = write_files(&args, &outcome) {
         eprintln!("iris-loadgen: the results cannot be written: {error}");
         return ExitCode::from(WRONG_USAGE);
