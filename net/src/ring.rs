@@ -602,6 +602,9 @@ fn probe(uring: &IoUring) -> io::Result<Features> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -626,6 +629,45 @@ mod tests {
             ring.take(&mut completions);
         }
         assert_eq!(completions.len(), 1000);
+    }
+
+    /// More sends fail than the completion queue holds, so that the kernel keeps failures back: each
+    /// send is told of once, and as what it was.
+    #[test]
+    fn quiet_sends_survive_a_full_completion_queue() {
+        const SENDS: usize = 200;
+        let body = [7; 64];
+        let mut ring =
+            Ring::new(&HandsOptions { ring_entries: 4, ..HandsOptions::default() }).unwrap();
+        if !ring.features().quiet_send {
+            return; // before Linux 6.1 there are none
+        }
+        let sockets: Vec<_> = (0..SENDS).map(|_| UnixStream::pair().unwrap()).collect();
+        let is_gone = |slot: usize| slot % 3 != 1;
+        for (_, far) in sockets.iter().enumerate().filter(|(slot, _)| is_gone(*slot)).map(|it| it.1)
+        {
+            far.shutdown(Shutdown::Read).unwrap();
+        }
+        for (slot, (near, _)) in sockets.iter().enumerate() {
+            // SAFETY: it stays until the ring has told of every send, or is gone itself.
+            let area = unsafe { Area::foreign(body.as_ptr(), body.len() as u32) };
+            ring.send_quietly(Target::Plain(near.as_raw_fd()), &area, slot as u32);
+        }
+        ring.submit();
+        assert!(ring.uring.submission().cq_overflow(), "the queue has held all of them");
+        let mut completions = Vec::new();
+        while ring.inflight() > 0 {
+            ring.wait(Duration::from_secs(10));
+            ring.take(&mut completions);
+        }
+        completions.sort_by_key(|it| it.token.slot);
+        let told: Vec<_> = completions.iter().map(|it| (it.token, it.result, it.more)).collect();
+        let expected = (0..SENDS).map(|slot| {
+            let result = if is_gone(slot) { -libc::EPIPE } else { body.len() as i32 };
+            (Token { op: Op::Send, slot: slot as u32 }, result, false)
+        });
+        assert_eq!(told, expected.collect::<Vec<_>>());
+        assert!(!ring.has_quiet());
     }
 
     #[test]
