@@ -6,6 +6,7 @@
 //! is shown; and a server that panicked or died by itself fails its test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod files;
 pub mod halt;
 pub mod mounted;
 pub mod peer;

@@ -1,0 +1,167 @@
+//! What a server leaves behind when it has stopped: its files, and the commands
+//! that look at them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+use wire::id::Class;
+
+use super::{Deadline, PATIENCE, Server, Setup};
+
+/// Runs a command of the binary on this directory.
+pub fn iris_shard(command: &str, data_dir: &Path, arguments: &[&str]) -> Output {
+    let mut process = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("IRIS_") {
+            process.env_remove(name);
+        }
+    }
+    process
+        .arg(command)
+        .arg("--data-dir")
+        .arg(data_dir)
+        .args(arguments)
+        .output()
+        .expect("the binary runs")
+}
+
+/// Expects this code and these words, wherever they are said.
+#[track_caller]
+pub fn check(output: &Output, code: i32, told: &[&str]) -> String {
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    let said = String::from_utf8(said).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for word in told {
+        assert!(said.contains(word), "'{word}' is not in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    said
+}
+
+#[track_caller]
+pub fn json(output: &Output, code: i32) -> Value {
+    let said = check(output, code, &[]);
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"))
+}
+
+/// Every file below a directory with its bytes, the lock's apart.
+pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.file_name().is_some_and(|name| name != "lock") {
+            let bytes = fs::read(&path).unwrap();
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// One can be found in a file.
+pub fn body(n: usize) -> String {
+    format!("this is message number {n:06}")
+}
+
+/// This many messages for "bob" in one shard, each confirmed and each in a
+/// commit of its own.
+pub fn written(messages: usize) -> Setup {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    for n in 0..messages {
+        alice.send_and_wait(b"bob", body(n).as_bytes(), PATIENCE).unwrap();
+    }
+    // A server that stops waits seconds for clients that stay.
+    drop(alice);
+    server.stop()
+}
+
+/// The snapshots of the one shard, oldest first.
+pub fn snapshots(setup: &Setup) -> Vec<PathBuf> {
+    let entries = fs::read_dir(setup.data_dir().join("shard-0000")).unwrap();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "snap"));
+    paths.sort();
+    paths
+}
+
+/// Messages of 10,000 bytes, so that there are segments and snapshots.
+pub fn filled(messages: u64) -> Setup {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    for n in 1..=messages {
+        let body = [format!("{n:08}").as_bytes(), &[b'x'; 10_000]].concat();
+        let seq = alice.send(b"bob", &body, Class::Guaranteed).unwrap();
+        if n % 50 == 0 || n == messages {
+            alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
+        }
+        // Each of them is due when enough was appended since the one before.
+        if n == messages / 2 || n == messages {
+            let expected = if n == messages { 2 } else { 1 };
+            let deadline = Deadline::new();
+            while snapshots(&setup).len() < expected {
+                deadline.pause(|| format!("{expected} snapshots are not taken"));
+            }
+        }
+    }
+    drop(alice);
+    server.stop()
+}
+
+/// All that waits for this user, in order. The last one is not acknowledged, so
+/// that what was sent after it is told from it.
+#[track_caller]
+pub fn taken(server: &Server, user: &str) -> Vec<Vec<u8>> {
+    let waiting = server.wait_metric("iris_inbox_messages", |waiting| waiting > 0.0) as usize;
+    let mut client = server.v2(user, 1);
+    let mut got = Vec::new();
+    while got.len() < waiting {
+        let delivery = client.next_delivery(PATIENCE).unwrap().expect("a message");
+        got.push(delivery.body);
+        if got.len() < waiting {
+            client.ack(delivery.inbox_seq).unwrap();
+        }
+    }
+    client.ping(7, PATIENCE).unwrap();
+    assert!(client.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
+    got
+}
+
+pub fn segment(setup: &Setup, index: u32) -> PathBuf {
+    setup.data_dir().join(format!("shard-0000/segment-{index:010}.log"))
+}
+
+/// Turns one bit.
+pub fn flip(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Where this text stands first in a file.
+#[track_caller]
+pub fn find(path: &Path, text: &str) -> usize {
+    let bytes = fs::read(path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+    at.unwrap_or_else(|| panic!("'{text}' is not in {}", path.display()))
+}
+
+/// Which of the messages of [`filled`] these are.
+pub fn numbers(bodies: &[Vec<u8>]) -> Vec<u64> {
+    let number = |body: &Vec<u8>| String::from_utf8_lossy(&body[..8]).parse().unwrap();
+    bodies.iter().map(number).collect()
+}
+
+/// How many messages wait, as `inspect` has it.
+#[track_caller]
+pub fn waiting(setup: &Setup) -> usize {
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    shown["shards"][0]["holds"]["waiting_messages"].as_u64().expect("a number") as usize
+}
