@@ -20,7 +20,7 @@ use wal::disk::{DataDir, DataDirError, manifest_copy};
 use wire::id::ShardId;
 
 use crate::exit::Exit;
-use crate::inspect::{time, to_json};
+use crate::inspect::{count, time, to_json};
 use crate::progress::Teller;
 use crate::terminal;
 use finding::Finding;
@@ -77,27 +77,38 @@ fn look_and_mend(
     let mut data = Some(data);
     for id in 0..data.as_ref().expect("held until the end").manifest().shards {
         let held = data.as_ref().expect("held until the end");
-        let finding = Finding::look(held, id, &mut teller);
-        let finding = finding.map_err(|error| Exit::data(error.to_string()))?;
+        let mut finding = look(held, id, &mut teller)?;
         told.say(&finding.text());
         let mut report = ShardReport::new(&finding);
         if !finding.is_healthy() {
             told.damaged += 1;
             if wish.yes {
                 let writable = data.take().expect("held until the end").begin_to_write();
-                data = Some(writable.map_err(|error| Exit::data(error.to_string()))?);
-                let to = aside.join(format!("shard-{id:04}"));
-                let mended = finding.mend(&to, now_ms, &mut teller)?;
-                told.say(&mended.text(&to));
-                let held = data.as_ref().expect("held until the end");
+                let held = data.insert(writable.map_err(|error| Exit::data(error.to_string()))?);
+                if !finding.misnamed.is_empty() {
+                    finding.rename()?;
+                    let renamed = finding.misnamed.len() as u64;
+                    told.say(&format!("  Done: {} segments have their names\n", count(renamed)));
+                    finding = look(held, id, &mut teller)?;
+                }
+                if !finding.is_healthy() {
+                    let to = aside.join(format!("shard-{id:04}"));
+                    let mended = finding.mend(&to, now_ms, &mut teller)?;
+                    told.say(&mended.text(&to));
+                    report.mended(&mended);
+                }
                 let still_refused = Finding::refusal_now(held, id, &mut teller);
                 told.check(id, still_refused.as_deref());
-                report.mended(&mended, still_refused);
+                report.checked(still_refused);
             }
         }
         told.report.shards.push(report);
     }
     Ok(())
+}
+
+fn look(data: &DataDir, id: ShardId, teller: &mut Teller) -> Result<Finding, Exit> {
+    Finding::look(data, id, teller).map_err(|error| Exit::data(error.to_string()))
 }
 
 /// The manifest comes first: without it nothing else can be looked at.

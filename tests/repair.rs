@@ -5,6 +5,7 @@ mod server;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use client::Session;
@@ -15,7 +16,7 @@ use server::files::{
     taken, waiting, written,
 };
 use server::peer::{Peer, hello, send};
-use server::{PATIENCE, Server, Setup};
+use server::{Deadline, PATIENCE, Server, Setup};
 use wire::id::Class;
 use wire::v2::{self, Request};
 
@@ -425,6 +426,171 @@ fn a_repair_may_die_anywhere() {
     }
     check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
     assert_eq!(taken(&setup.start(), "bob").len(), whole);
+}
+
+/// Copies what is below a directory.
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let there = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_all(&path, &there)
+        } else {
+            assert!(fs::copy(&path, there).is_ok())
+        }
+    }
+}
+
+/// The names below a directory.
+fn names(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    // It may have changed its name since.
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        found.extend(if path.is_dir() { names(&path) } else { vec![path] });
+    }
+    found.sort();
+    found
+}
+
+/// Killed whenever one name more is there: what was damaged is still somewhere,
+/// and a repair that is begun again brings back all that the first one would have.
+#[test]
+fn a_repair_may_be_killed_at_any_name() {
+    let setup = filled(300);
+    let (path, whole) = (segment(&setup, 1), 300 - 1);
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let damaged = fs::read(&path).unwrap();
+    let (dir, pristine) = (setup.data_dir(), setup.data_dir().with_extension("pristine"));
+    copy_all(dir, &pristine);
+    let mut killed = 0;
+    for changes in 1.. {
+        let mut last = names(dir);
+        let mut left = changes;
+        let mut command = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
+        command.args(["repair", "--yes", "--data-dir"]).arg(dir).stdout(Stdio::null());
+        let mut child = command.spawn().expect("the binary runs");
+        let deadline = Deadline::new();
+        let ended = loop {
+            deadline.check(|| format!("it does not end, {left} of {changes} changes left"));
+            if let Some(status) = child.try_wait().expect("our own child") {
+                break Some(status);
+            }
+            let now = names(dir);
+            left -= i32::from(now != last);
+            if left <= 0 {
+                child.kill().expect("our own child");
+                child.wait().expect("our own child");
+                break None;
+            }
+            last = now;
+        };
+        assert!(contents(dir).iter().any(|(_, bytes)| *bytes == damaged), "after {changes}");
+        if let Some(status) = ended {
+            assert_eq!(status.code(), Some(0));
+            break;
+        }
+        killed += 1;
+        // Whoever starts a server now is refused, or served.
+        if let Ok(server) = setup.try_start() {
+            server.stop();
+        }
+        let again = check(&iris_shard("repair", dir, &["--yes"]), 0, &[]);
+        assert_eq!(waiting(&setup), whole, "after {changes}: {again}");
+        let server = setup.start();
+        assert_eq!(taken(&server, "bob").len(), whole, "after {changes}");
+        server.stop();
+        assert!(contents(dir).iter().any(|(_, bytes)| *bytes == damaged), "after {changes}");
+        fs::remove_dir_all(dir).unwrap();
+        copy_all(&pristine, dir);
+    }
+    assert!(killed > 3, "killed {killed} times");
+    assert_eq!(waiting(&setup), whole);
+}
+
+/// A server that is started between the new snapshot and the move needs the
+/// damaged segment no more and deletes it; what was set aside stays.
+#[test]
+fn what_is_set_aside_outlives_a_server_that_comes_too_early() {
+    let setup = filled(300);
+    let path = segment(&setup, 1);
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let damaged = fs::read(&path).unwrap();
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    let aside = contents(setup.data_dir()).into_iter().map(|(path, _)| path);
+    let aside = aside.filter(|it| it.file_name() == path.file_name()).collect::<Vec<_>>();
+    fs::hard_link(&aside[0], &path).unwrap();
+    let server = setup.start();
+    let deadline = Deadline::new();
+    while path.exists() {
+        deadline.pause(|| "the segment is not deleted".to_owned());
+    }
+    // Its space is given back some time later.
+    let is_open = || server.open_files().iter().any(|it| it.contains("segment-0000000001.log"));
+    while is_open() {
+        deadline.pause(|| "the segment stays open".to_owned());
+    }
+    assert!(fs::read(&aside[0]).unwrap() == damaged);
+}
+
+/// A directory that was put together by hand.
+#[test]
+fn segments_under_each_others_names_get_their_own() {
+    let setup = filled(600);
+    let before = contents(setup.data_dir());
+    let [first, second] = [0, 1].map(|index| segment(&setup, index));
+    let swap = || {
+        let between = first.with_extension("between");
+        fs::rename(&first, &between).unwrap();
+        fs::rename(&second, &first).unwrap();
+        fs::rename(&between, &second).unwrap();
+    };
+    swap();
+    setup.check_refused(3, &["not where its name puts it", "iris-shard repair"]);
+    let dir = setup.data_dir();
+    let swapped = contents(dir);
+    let words = [
+        "segment-0000000000.log is whole, but has the place of segment-0000000001.log",
+        "0 messages that wait and whose bytes are damaged",
+        "What is kept: 600 messages",
+    ];
+    check(&iris_shard("repair", dir, &[]), 3, &words);
+    let shown = json(&iris_shard("repair", dir, &["--json"]), 3);
+    let misnamed = &shown["shards"][0]["damage"]["misnamed_segments"];
+    assert_eq!(misnamed.as_array().map(Vec::len), Some(2), "{shown}");
+    assert!(contents(dir) == swapped, "looking changes nothing");
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["2 segments have their names", "Repaired"]);
+    check(&iris_shard("repair", dir, &[]), 0, &["healthy"]);
+    let after = contents(dir);
+    assert!(before.iter().all(|file| after.contains(file)), "every file is what it was");
+    // Damage beside that costs what it always does.
+    swap();
+    flip(&first, find(&first, "xxxx") + 40_000);
+    check(&iris_shard("repair", dir, &[]), 3, &["inbox of bob: 1 messages", "kept: 599 messages"]);
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["Repaired"]);
+    check(&iris_shard("repair", dir, &[]), 0, &["healthy"]);
+    assert_eq!(taken(&setup.start(), "bob").len(), 599);
+}
+
+/// No log is read through a link, and what it leads to is not taken for lost.
+#[test]
+fn a_linked_segment_is_not_taken_for_a_missing_one() {
+    let setup = filled(600);
+    let path = segment(&setup, 1);
+    let elsewhere = setup.data_dir().with_extension("elsewhere");
+    fs::rename(&path, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    let words = ["segment-0000000001.log is a symbolic link", "put the file itself"];
+    setup.check_refused(3, &words);
+    let before = contents(setup.data_dir());
+    for arguments in [&[][..], &["--yes"]] {
+        let words = ["is a symbolic link", "put the file"];
+        check(&iris_shard("repair", setup.data_dir(), arguments), 3, &words);
+    }
+    assert!(contents(setup.data_dir()) == before);
+    fs::rename(&elsewhere, &path).unwrap();
+    assert_eq!(taken(&setup.start(), "bob").len(), 600);
 }
 
 /// What was never confirmed is not brought back by a repair that is begun again

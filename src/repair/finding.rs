@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use shard::{KeyHasher, Missing, Placed, Salvage};
-use wal::disk::{DataDir, Records, RecoverError, Salvaged, ShardDir};
+use wal::disk::{DataDir, Misnamed, Records, RecoverError, Salvaged, ShardDir};
 use wal::record::Record;
 use wire::id::ShardId;
 
@@ -19,6 +19,9 @@ pub(super) struct Finding {
     pub(super) dir: ShardDir,
     /// Why a start would be refused.
     pub(super) refusal: Option<String>,
+    /// Segments under each other's names. Everything else is told as if each had
+    /// its own.
+    pub(super) misnamed: Vec<Misnamed>,
     pub(super) salvaged: Salvaged,
     pub(super) salvage: Salvage,
     /// Messages that waited and cannot be read.
@@ -38,11 +41,13 @@ impl Finding {
         let (shards, segment_bytes) = (manifest.shards, manifest.segment_bytes);
         let hasher = KeyHasher::new(manifest.seed);
         let dir = data.shard(id);
+        let misnamed = dir.misnamed().unwrap_or_default();
+        let dir = dir.read_by_heads(&misnamed);
         let refusal = Finding::refusal_now(data, id, teller);
         let mut salvage = Salvage::new(options(id, shards), hasher, segment_bytes);
         let salvaged = dir.salvage(&mut salvage, &mut |at| teller.reading(id, at))?;
         let mut finding =
-            Finding { id, dir, refusal, salvaged, salvage, given_up: 0, segment_bytes };
+            Finding { id, dir, refusal, misnamed, salvaged, salvage, given_up: 0, segment_bytes };
         finding.give_up_unreadable(teller);
         Ok(finding)
     }
@@ -69,9 +74,13 @@ impl Finding {
 
     /// Whether a start succeeds and everything that waits can be delivered.
     pub(super) fn is_healthy(&self) -> bool {
+        self.refusal.is_none() && self.misnamed.is_empty() && self.is_whole()
+    }
+
+    /// Whether every byte that counts is there.
+    fn is_whole(&self) -> bool {
         let found = &self.salvaged;
-        self.refusal.is_none()
-            && self.given_up == 0
+        self.given_up == 0
             && found.flawed.is_empty()
             && found.missing.is_empty()
             && found.lost.is_empty()
@@ -152,6 +161,10 @@ impl Finding {
                 path.parent().map_or(path.clone(), |dir| dir.join(&*name)).display()
             )
         });
+        let misnamed = self.misnamed.iter().map(|it| {
+            let belongs = it.belongs.file_name().unwrap_or_default().to_string_lossy();
+            format!("{} is whole, but has the place of {belongs}", it.path.display())
+        });
         let missing = found.missing.iter().map(|path| format!("{} is missing", path.display()));
         let before = found.lost_before.iter().map(|lsn| {
             format!("no snapshot can be read, and the log before position {lsn} is not there")
@@ -168,6 +181,7 @@ impl Finding {
         let all = [
             snapshots.collect::<Vec<_>>(),
             flawed.collect(),
+            misnamed.collect(),
             missing.collect(),
             before.collect(),
             lost.collect(),
@@ -229,6 +243,14 @@ impl Finding {
     }
 
     fn tell_plan(&self, out: &mut String) {
+        if !self.misnamed.is_empty() {
+            let files = count(self.misnamed.len() as u64);
+            let _ =
+                writeln!(out, "  A repair gives {files} segments the names that they belong under");
+            if self.is_whole() {
+                return;
+            }
+        }
         let found = &self.salvaged;
         let copied = self.to_copy();
         let copied_bytes = copied.iter().map(|it| u64::from(it.len)).sum();

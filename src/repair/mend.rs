@@ -1,7 +1,8 @@
 //! Makes one shard whole again, from what was found.
 //!
 //! Safe to be interrupted anywhere, see `wal::disk`'s repair: nothing that is
-//! there is written to or moved before the new snapshot has its name.
+//! there is written to or moved before the new snapshot has its name, and what is
+//! to be moved has a second name by then.
 
 use std::fmt::Write;
 use std::io;
@@ -20,6 +21,17 @@ use crate::inspect::count;
 use crate::progress::Teller;
 
 impl Finding {
+    /// Gives segments that stand under each other's names their own. What was
+    /// found counts no more then, and is to be looked at again.
+    pub(super) fn rename(&self) -> Result<(), Exit> {
+        self.dir.rename(&self.misnamed).map_err(|error| {
+            Exit::data(format!(
+                "the names of segments in {} cannot be exchanged: {error}",
+                self.dir.path().display()
+            ))
+        })
+    }
+
     /// Does it. What is given up goes to `aside`.
     pub(super) fn mend(
         mut self,
@@ -54,6 +66,7 @@ impl Finding {
         for start in &starts {
             moved.extend(dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?);
         }
+        dir.keep(aside, &self.salvaged.aside, [start.lsn, last.lsn]).map_err(failed)?;
         take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
         let rest = dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]);
         moved.extend(rest.map_err(failed)?);

@@ -49,6 +49,9 @@ pub(super) struct ShardReport {
 struct DamageReport {
     snapshots: Vec<FlawReport>,
     segments: Vec<FlawReport>,
+    /// Whole segments under each other's names; the rest is told as if each had
+    /// its own.
+    misnamed_segments: Vec<MisnamedReport>,
     missing_segments: Vec<String>,
     /// No snapshot can be read, and the log before this position is not there.
     lost_before: Option<u64>,
@@ -62,6 +65,12 @@ struct DamageReport {
 struct FlawReport {
     file: String,
     why: String,
+}
+
+#[derive(Debug, Serialize)]
+struct MisnamedReport {
+    file: String,
+    belongs: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +119,10 @@ impl ShardReport {
             file: path.display().to_string(),
             why: why.clone(),
         };
+        let misnamed = |it: &wal::disk::Misnamed| MisnamedReport {
+            file: it.path.display().to_string(),
+            belongs: it.belongs.display().to_string(),
+        };
         let place = |lost: &wal::disk::Lost| PlaceReport {
             file: lost.path.display().to_string(),
             offset: lost.offset,
@@ -123,6 +136,7 @@ impl ShardReport {
             damage: DamageReport {
                 snapshots: found.damaged_snapshots.iter().map(flaw).collect(),
                 segments: found.flawed.iter().map(flaw).collect(),
+                misnamed_segments: finding.misnamed.iter().map(misnamed).collect(),
                 missing_segments: found.missing.iter().map(|p| p.display().to_string()).collect(),
                 lost_before: found.lost_before,
                 places: found.lost.iter().map(place).collect(),
@@ -140,8 +154,12 @@ impl ShardReport {
         }
     }
 
-    pub(super) fn mended(&mut self, mended: &Mended, still_refused: Option<String>) {
+    /// Whether a start is still refused.
+    pub(super) fn checked(&mut self, still_refused: Option<String>) {
         self.still_refused = still_refused;
+    }
+
+    pub(super) fn mended(&mut self, mended: &Mended) {
         self.done = Some(DoneReport {
             copied_messages: mended.copied,
             snapshots: mended.snapshots,

@@ -402,10 +402,9 @@ impl LogIo {
 
 /// Gives the space of a deleted segment back, after a while and with a pause
 /// before each step. A process that stops leaves the rest to its end.
-async fn give_back(remains: Remains, shared: &Shared) {
+async fn give_back(mut remains: Option<Remains>, shared: &Shared) {
     let since_ns = clock().mono_ns;
     let is_kept = || u128::from(clock().mono_ns - since_ns) < KEPT.as_nanos();
-    let mut remains = Some(remains);
     while let Some(rest) = remains {
         glommio::timer::sleep(SHRINK_PAUSE).await;
         if shared.stop.load(Ordering::Relaxed) {

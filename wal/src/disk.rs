@@ -15,6 +15,7 @@ mod error;
 mod generation;
 mod inspect;
 pub mod manifest_copy;
+mod misnamed;
 mod probe;
 mod recovery;
 mod repair;
@@ -36,6 +37,7 @@ pub use data_dir::{DataDir, Holder, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTE
 pub use error::{DataDirError, RecoverError};
 pub use generation::{Generation, Leftovers};
 pub use inspect::{Files, Inspection, NoRecord, SegmentFile, SnapshotSeen, Stored};
+pub use misnamed::Misnamed;
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};
 pub use repair::{Continuation, Lost, Records, Salvaged};

@@ -333,6 +333,15 @@ pub(crate) mod tests {
         LogStart { salt: SALT, lsn: 8192, prev_crc: 0xdead_beef, commit_seq: 2, hlc_ms: 42 }
     }
 
+    /// Makes a whole snapshot say that it has this format.
+    pub(crate) fn put_format(bytes: &mut [u8], salt: u64, format: u32) {
+        let len = u32::from_le_bytes(bytes[..4].try_into().unwrap());
+        let at = FRAME_BYTES + MAGIC.len();
+        bytes[at..at + 4].copy_from_slice(&format.to_le_bytes());
+        let crc = checksum(salt, 0, KIND_START, len, &bytes[FRAME_BYTES..len as usize]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    }
+
     /// A snapshot with these payloads.
     fn file(payloads: &[(bool, Vec<u8>)], end: Lsn) -> Vec<u8> {
         let mut out = Vec::new();

@@ -251,6 +251,18 @@ pub enum RecoverError {
         /// The shard's directory.
         path: PathBuf,
     },
+    /// A symbolic link stands where a file of the log should be.
+    Linked {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A snapshot was written by a newer version.
+    NewerSnapshot {
+        /// Its file.
+        path: PathBuf,
+        /// Its format.
+        written: u32,
+    },
     /// A segment is not there although messages in it still wait.
     MissingMessages {
         /// The file that should be there.
@@ -313,6 +325,22 @@ impl fmt::Display for RecoverError {
                  it was moved or from a backup",
                 path.display()
             )?,
+            RecoverError::Linked { path } => {
+                return write!(
+                    f,
+                    "{} is a symbolic link, and a log is neither read nor written through one; put \
+                     the file itself there",
+                    path.display()
+                );
+            }
+            RecoverError::NewerSnapshot { path, written } => {
+                return write!(
+                    f,
+                    "{} has format {written} and this version reads formats up to {FORMAT}; run the \
+                     version that wrote it or a newer one",
+                    path.display()
+                );
+            }
             RecoverError::NoLog { path } => write!(
                 f,
                 "{} has lost all segments of its log; nothing was changed; bring them back from \
@@ -345,6 +373,9 @@ impl fmt::Display for RecoverError {
                      what; nothing was changed; bring back a snapshot from a backup",
                 )?;
             }
+            RecoverError::Header { path, why: why @ HeaderError::OtherFormat(_) } => {
+                return write!(f, "{} {why}", path.display());
+            }
             RecoverError::Header { path, why } => write!(f, "{} {why}", path.display())?,
             RecoverError::WrongSize { path, found, expected } => write!(
                 f,
@@ -360,6 +391,23 @@ impl fmt::Display for RecoverError {
             "; `iris-shard repair` shows what would be lost and changes nothing until told to, \
              docs/DURABILITY.md says what else can be done",
         )
+    }
+}
+
+impl RecoverError {
+    /// The same, unless a link stands where something is missed.
+    pub(super) fn or_linked(self, link: Option<PathBuf>) -> RecoverError {
+        match (self, link) {
+            (
+                RecoverError::MissingSegment { .. }
+                | RecoverError::MissingMessages { .. }
+                | RecoverError::NoLog { .. }
+                | RecoverError::NoSnapshot { .. }
+                | RecoverError::NoState { .. },
+                Some(path),
+            ) => RecoverError::Linked { path },
+            (error, _) => error,
+        }
     }
 }
 

@@ -12,8 +12,10 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::tests::{SEGMENT_BYTES, flip, options};
+use super::tests::{Found, SEGMENT_BYTES, flip, options, recover};
 use super::*;
+use crate::FORMAT;
+use crate::snapshot::tests::put_format;
 use inbox::Inbox;
 use life::Life;
 
@@ -148,7 +150,7 @@ fn a_crash_while_segments_are_deleted_leaves_dead_ones() {
     // Only the last of them was really deleted: there is a gap.
     for (segment, removal) in removals {
         if segment == *all.last().unwrap() {
-            let mut remains = Some(removal.run().unwrap());
+            let mut remains = removal.run().unwrap();
             while let Some(rest) = remains {
                 remains = rest.shrink();
             }
@@ -203,6 +205,26 @@ fn a_damaged_snapshot_is_replaced_by_the_one_before() {
     // One from another place in the log under this name.
     let other = path.with_file_name(format!("snapshot-{:020}.snap", snapshots[0]));
     check(&|| assert!(fs::copy(&other, &path).unwrap() > 0), "where its name says");
+}
+
+/// It is not set aside, and no older one stands in for it.
+#[test]
+fn a_snapshot_of_a_newer_version_is_left_to_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let life = lived(&dir);
+    let (path, salt) = (life.shard().snapshot_path(life.snapshots[1]), life.recovered.start.salt);
+    drop(life);
+    let mut bytes = fs::read(&path).unwrap();
+    put_format(&mut bytes, salt, FORMAT + 1);
+    fs::write(&path, &bytes).unwrap();
+    let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+    let salvaged = shard.salvage(&mut Found::default(), &mut |_| {}).map(|_| ());
+    for refused in [recover(&shard).map(|_| ()), salvaged] {
+        let said = refused.unwrap_err().to_string();
+        assert!(said.contains("has format 4 ") && said.contains("or a newer one"), "{said}");
+        assert!(!said.contains("iris-shard repair"), "{said}");
+    }
+    assert!(fs::read(&path).unwrap() == bytes);
 }
 
 #[test]

@@ -104,7 +104,18 @@ impl ShardDir {
         into: &mut dyn Restore,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Recovered, Lsn), RecoverError> {
+        let link = listing.links().next().cloned();
+        self.read_files(listing, into, progress).map_err(|error| error.or_linked(link))
+    }
+
+    fn read_files(
+        &self,
+        listing: Listing,
+        into: &mut dyn Restore,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Recovered, Lsn), RecoverError> {
         let began = Instant::now();
+        self.refuse_newer_snapshots(&listing)?;
         let (snapshot, damaged) = self.load_newest(&listing, into, progress);
         // A snapshot gets its name when the log is durable beyond its start,
         // which its name says even if its bytes say nothing any more.
@@ -135,6 +146,16 @@ impl ShardDir {
             foreign: listing.foreign,
         };
         Ok((recovered, durable))
+    }
+
+    /// A snapshot of a newer version is none that is damaged: nothing is to be
+    /// set aside, and without it something may seem to be lost that is not.
+    pub(super) fn refuse_newer_snapshots(&self, listing: &Listing) -> Result<(), RecoverError> {
+        let newer = listing.snapshots.iter().find_map(|start| {
+            let written = snapshots::newer_format(self, *start)?;
+            Some(RecoverError::NewerSnapshot { path: self.snapshot_path(*start), written })
+        });
+        newer.map_or(Ok(()), Err)
     }
 
     /// Feeds the newest snapshot that can be used, and tells of those that

@@ -26,6 +26,7 @@ use crate::clean::Walker;
 use crate::log::LogStart;
 use crate::record::Record;
 use crate::salvage::{Piece, Rescue, Salvage, Survey, fresh_segment};
+use crate::segment::HeaderError;
 use crate::{BLOCK, BLOCK_LSN, Damage, Lsn, segment};
 
 /// Lost ranges that are told of one by one.
@@ -119,6 +120,7 @@ impl ShardDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Listing::default(),
             Err(error) => return Err(self.io(self.path(), error)),
         };
+        self.refuse_newer(&listing)?;
         let (snapshot, damaged_snapshots) = self.load_newest(&listing, into, progress);
         let named = listing.snapshots.last().copied().unwrap_or(0);
         let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
@@ -164,6 +166,19 @@ impl ShardDir {
         found.missing.dedup();
         found.unconfirmed = (survey.durable.max(start.lsn), end.lsn);
         Ok(found)
+    }
+
+    /// What a newer version wrote is not damaged, and not for this one to judge.
+    fn refuse_newer(&self, listing: &Listing) -> Result<(), RecoverError> {
+        self.refuse_newer_snapshots(listing)?;
+        for index in &listing.segments {
+            if let Err(error @ RecoverError::Header { why: HeaderError::OtherFormat(_), .. }) =
+                self.open_segment(*index)
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Where the log goes on. If nothing of it is lost, at its end: whatever
@@ -299,11 +314,9 @@ impl ShardDir {
     /// The names here that are symbolic links: what they point to would stay
     /// where it is when they are moved.
     pub fn links(&self) -> Vec<PathBuf> {
-        let is_link = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
         let listing = self.list().unwrap_or_default();
-        let segments = listing.segments.iter().map(|index| self.segment_path(*index));
-        let snapshots = listing.snapshots.iter().map(|start| self.snapshot_path(*start));
-        [self.path.clone()].into_iter().chain(segments).chain(snapshots).filter(is_link).collect()
+        let own = self.path.is_symlink().then_some(&self.path);
+        own.into_iter().chain(listing.links()).cloned().collect()
     }
 
     /// Makes the directory if it is gone, and removes our own unfinished files,
@@ -350,17 +363,42 @@ impl ShardDir {
         Ok(Some(path))
     }
 
+    /// What is moved there already goes from here only.
     fn move_to(&self, to: &Path, paths: &[PathBuf]) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(to)?;
+        make_all(to)?;
         for path in paths {
-            let name = path.file_name().expect("a file has a name");
-            fs::rename(path, to.join(name))?;
+            let there = name_in(to, path);
+            if there.try_exists()? { fs::remove_file(path) } else { fs::rename(path, there) }?;
         }
         sync_dir(to)?;
         sync_dir(&self.path)
     }
 
-    /// Moves these segments, and all snapshots but those that begin at `but`, into this directory, which is made. Returns what was moved.
+    /// Gives what [`ShardDir::set_aside`] is to move its name in this directory,
+    /// too. To be done before the new snapshots count: from then on a server that
+    /// is started before the move may find that nothing needs these files, and
+    /// delete them. Where the file system has no second names that is so.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn keep(&self, to: &Path, segments: &[u64], but: [Lsn; 2]) -> io::Result<()> {
+        let outgoing = self.outgoing(segments, but)?;
+        if outgoing.is_empty() {
+            return Ok(());
+        }
+        make_all(to)?;
+        for path in outgoing {
+            match fs::hard_link(&path, name_in(to, &path)) {
+                Ok(()) => {}
+                Err(error) if has_no_links(&error) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        sync_dir(to)
+    }
+
+    /// Moves these segments, and all snapshots but those that begin at `but`, into
+    /// this directory, which is made. Returns what was moved.
     ///
     /// # Errors
     /// What the system said; what has been moved is there.
@@ -370,16 +408,43 @@ impl ShardDir {
         segments: &[u64],
         but: [Lsn; 2],
     ) -> io::Result<Vec<PathBuf>> {
-        let listing = self.list()?;
-        let snapshots = listing.snapshots.iter().filter(|start| !but.contains(start));
-        let mut moved: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
-        moved.extend(snapshots.map(|start| self.snapshot_path(*start)));
-        moved.extend(listing.aside);
+        let moved = self.outgoing(segments, but)?;
         if !moved.is_empty() {
             self.move_to(to, &moved)?;
         }
         Ok(moved)
     }
+
+    /// The files of a repair that are to go.
+    fn outgoing(&self, segments: &[u64], but: [Lsn; 2]) -> io::Result<Vec<PathBuf>> {
+        let listing = self.list()?;
+        let snapshots = listing.snapshots.iter().filter(|start| !but.contains(start));
+        let mut files: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
+        files.extend(snapshots.map(|start| self.snapshot_path(*start)));
+        files.extend(listing.aside);
+        Ok(files)
+    }
+}
+
+/// Makes a directory and those above it, and has the disk keep their names.
+fn make_all(path: &Path) -> io::Result<()> {
+    if path.try_exists()? {
+        return Ok(());
+    }
+    let above = path.parent().expect("below the data directory");
+    make_all(above)?;
+    DirBuilder::new().mode(0o700).create(path)?;
+    sync_dir(above)
+}
+
+fn name_in(to: &Path, path: &Path) -> PathBuf {
+    to.join(path.file_name().expect("a file has a name"))
+}
+
+/// Whether a file cannot have two names here.
+fn has_no_links(error: &io::Error) -> bool {
+    let codes = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::EMLINK];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// Writes the commits with which a repaired log goes on.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::data_dir::sync_dir;
@@ -238,13 +238,14 @@ impl Segments {
 impl Removal {
     /// Deletes the segment, except for its space. Not synced: a file that comes
     /// back after a power cut is found to be needed by nothing, and deleted again.
+    /// Nothing remains of a file that has another name: somebody keeps its bytes.
     ///
     /// # Errors
     /// What the system said; the file may still be there.
-    pub fn run(self) -> io::Result<Remains> {
+    pub fn run(self) -> io::Result<Option<Remains>> {
         fs::remove_file(&self.path)?;
-        let len = self.file.metadata().map_or(0, |file| file.len());
-        Ok(Remains { file: self.file, len })
+        let file = self.file.metadata()?;
+        Ok((file.nlink() == 0).then_some(Remains { file: self.file, len: file.len() }))
     }
 }
 

@@ -11,6 +11,7 @@ use wire::id::ShardId;
 
 use super::data_dir::{SEGMENT_BYTES_MAX, shard_path};
 use super::error::{DataDirError, RecoverError};
+use super::misnamed::Names;
 use super::probe::DirectMode;
 use super::segments::Segments;
 use super::snapshots::snapshot_name;
@@ -34,6 +35,8 @@ pub struct ShardDir {
     pub(super) generation: u64,
     /// Whether the log has a segment, unless it lost it.
     pub(super) has_begun: bool,
+    /// Of segments that do not have their own.
+    pub(super) names: Arc<Names>,
     _lock: Arc<File>,
 }
 
@@ -52,6 +55,7 @@ impl ShardDir {
             segment_bytes: manifest.segment_bytes,
             generation: manifest.generation,
             has_begun,
+            names: Arc::default(),
             _lock: Arc::clone(lock),
         }
     }
@@ -119,7 +123,7 @@ impl ShardDir {
     }
 
     pub(super) fn segment_path(&self, index: u64) -> PathBuf {
-        self.path.join(segment_name(index))
+        self.path.join(segment_name(self.names.of(index)))
     }
 
     pub(super) fn snapshot_path(&self, start: Lsn) -> PathBuf {
@@ -150,7 +154,7 @@ impl ShardDir {
                 continue;
             }
             match segment_index(name) {
-                Some(index) => listing.segments.push(index),
+                Some(name) => listing.segments.push(self.names.bearer(name)),
                 None if is_leftover(name) => listing.leftovers.push(path),
                 None => match snapshot_name(&path) {
                     Some((start, false)) => listing.snapshots.push(start),
@@ -236,13 +240,18 @@ pub(super) struct Listing {
 }
 
 impl Listing {
+    /// Symbolic links with names of ours.
+    pub(super) fn links(&self) -> impl Iterator<Item = &PathBuf> {
+        self.foreign.iter().filter(|path| is_ours(path) && path.is_symlink())
+    }
+
     /// The segments from this one on.
     pub(super) fn from(&self, index: u64) -> &[u64] {
         &self.segments[self.segments.partition_point(|found| *found < index)..]
     }
 }
 
-fn segment_name(index: u64) -> String {
+pub(super) fn segment_name(index: u64) -> String {
     format!("segment-{index:010}.log")
 }
 

@@ -15,10 +15,10 @@ use super::data_dir::sync_dir;
 use super::recovery::{Phase, Progress};
 use super::shard_dir::ShardDir;
 use super::sys;
-use crate::Lsn;
 use crate::log::LogStart;
 use crate::recover::Restore;
-use crate::snapshot::{FRAME_BYTES_MAX, Part, Reader};
+use crate::snapshot::{Broken, FRAME_BYTES_MAX, Flaw, Part, Reader};
+use crate::{FORMAT, Lsn};
 
 /// Snapshots that are kept.
 pub const SNAPSHOTS_KEPT: usize = 2;
@@ -207,6 +207,17 @@ pub struct Loaded {
     pub end: Lsn,
     /// How long the file is, bytes.
     pub bytes: u64,
+}
+
+/// The format of a snapshot of a newer version, which its checksum vouches for.
+pub(super) fn newer_format(dir: &ShardDir, start: Lsn) -> Option<u32> {
+    let mut bytes = Vec::new();
+    let file = File::open(dir.snapshot_path(start)).ok()?;
+    file.take(FRAME_BYTES_MAX as u64).read_to_end(&mut bytes).ok()?;
+    match Reader::new(dir.salt, dir.shard).frame(&bytes) {
+        Err(Broken { what: Flaw::OtherFormat(format), .. }) if format > FORMAT => Some(format),
+        _ => None,
+    }
 }
 
 /// Reads a snapshot into `into`. Every frame is checked before it is given on;

@@ -110,3 +110,16 @@ pub(super) fn write_dsync(file: &File, bytes: &[u8], offset: u64) -> io::Result<
         _ => Err(io::ErrorKind::WriteZero.into()),
     }
 }
+
+/// Gives the file `from` the name `to`, and what has that name, if anything, its
+/// own: at no moment is either without a name.
+pub(super) fn exchange(from: &Path, to: &Path) -> io::Result<()> {
+    let flags = if to.try_exists()? { libc::RENAME_EXCHANGE } else { libc::RENAME_NOREPLACE };
+    let [from, to] = [from, to].map(|path| CString::new(path.as_os_str().as_bytes()));
+    let (from, to) = (from?, to?);
+    // SAFETY: both paths end with a zero.
+    let done = unsafe {
+        libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

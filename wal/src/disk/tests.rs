@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::record::Malformed;
 use crate::record::tests::message;
+use crate::salvage::Rescue;
 use crate::segment::HeaderError;
 use crate::{BLOCK, Log, LogOptions, LogStart, Lsn, Record, Restore};
 
@@ -135,6 +136,10 @@ impl Restore for Found {
     fn needed(&self) -> Vec<(u64, u64, u64)> {
         Vec::new()
     }
+}
+
+impl Rescue for Found {
+    fn lost(&mut self, _: u64, _: Option<&Record<'_>>) {}
 }
 
 pub(super) fn recover_again(dir: &TempDir) -> Result<(Recovered, Vec<u64>), RecoverError> {
@@ -276,12 +281,31 @@ fn segments_that_do_not_belong_are_named() {
             let file = File::options().write(true).open(path(dir, 2)).unwrap();
             file.write_all_at(&9u32.to_le_bytes(), 8).unwrap();
         },
-        "format 9",
+        "damaged header",
     );
     check(
         &|dir| File::options().write(true).open(path(dir, 2)).unwrap().set_len(9000).unwrap(),
         "9000 bytes",
     );
+}
+
+/// Neither a start nor a repair takes what a newer version wrote for damaged.
+#[test]
+fn a_segment_of_a_newer_version_is_left_to_that() {
+    let (dir, _) = filled(250);
+    let mut bytes = fs::read(segment_path(&dir, 2)).unwrap();
+    bytes[8] = 9;
+    let crc = crc32c::crc32c(&bytes[..40]);
+    bytes[40..44].copy_from_slice(&crc.to_le_bytes());
+    fs::write(segment_path(&dir, 2), bytes).unwrap();
+    let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+    let salvaged = shard.salvage(&mut Found::default(), &mut |_| {}).map(|_| ());
+    for refused in [recover(&shard).map(|_| ()), salvaged] {
+        let said = refused.unwrap_err().to_string();
+        let words = ["segment-0000000002.log", "format 9", "or a newer one"];
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        assert!(!said.contains("iris-shard repair"), "{said}");
+    }
 }
 
 #[test]
