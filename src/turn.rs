@@ -319,7 +319,7 @@ impl Core {
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
         let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
-        let snapshot_slice_ns_max = self.snapshots.slice_ns_max();
+        let snapshot_slice = self.snapshots.longest();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();
@@ -329,7 +329,7 @@ impl Core {
             snapshot.frame_timeouts = frame_timeouts;
             snapshot.paced = paced;
             (snapshot.log_segments, snapshot.log_disk_bytes) = (log_segments, log_disk_bytes);
-            snapshot.snapshot_slice_ns_max = snapshot_slice_ns_max;
+            snapshot.snapshot_slice = snapshot_slice;
             snapshot.copy(shard.metrics(), turn_ns);
         });
     }

@@ -3,6 +3,8 @@
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// The origin of `mono_ns`, shared by all cores so that their readings can be compared.
 static ORIGIN: OnceLock<Instant> = OnceLock::new();
 
@@ -28,6 +30,13 @@ impl Clock {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Now { mono_ns: origin.elapsed().as_nanos() as u64, wall_ms: wall.as_millis() as u64 }
     }
+
+    /// How long this thread has been on a processor, nanoseconds (a system call,
+    /// about 0.3 µs): what something costs whatever else the machine does.
+    pub fn thread_cpu_ns() -> u64 {
+        let spent = clock_gettime(ClockId::ThreadCPUTime);
+        spent.tv_sec as u64 * 1_000_000_000 + spent.tv_nsec as u64
+    }
 }
 
 #[cfg(test)]
@@ -40,5 +49,19 @@ mod tests {
         let second = Clock::now();
         assert!(second.mono_ns >= first.mono_ns);
         assert!(first.wall_ms > 1_600_000_000_000);
+    }
+
+    #[test]
+    fn cpu_time_moves_with_work_and_not_with_rest() {
+        let began = Clock::thread_cpu_ns();
+        let mut last = began;
+        while last - began < 1_000_000 {
+            last = Clock::thread_cpu_ns();
+        }
+        std::thread::scope(|scope| {
+            // Somebody else's work is not counted.
+            scope.spawn(|| while Clock::thread_cpu_ns() < 50_000_000 {}).join().unwrap();
+        });
+        assert!(Clock::thread_cpu_ns() - last < 25_000_000);
     }
 }

@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use net::HandsStats;
 use shard::metrics::{Counters, STAGES};
 
-use super::published::{Board, Snapshot, histogram};
+use super::published::{Board, Longest, Snapshot, histogram};
 use super::recorded::Recorded;
 
 /// Length of the interval, nanoseconds.
@@ -61,7 +61,7 @@ pub(super) struct Latest {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(super) log_segments: u64,
     pub(super) log_disk_bytes: u64,
-    pub(super) snapshot_slice_ns_max: u64,
+    pub(super) snapshot_slice: Longest,
     /// Turns.
     pub(super) turns: u64,
     since_start: [Recorded; SERIES],
@@ -84,7 +84,7 @@ impl Latest {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
-            snapshot_slice_ns_max: 0,
+            snapshot_slice: Longest::default(),
             turns: 0,
             since_start: Default::default(),
             base: Default::default(),
@@ -102,7 +102,7 @@ impl Latest {
         self.paced = snapshot.paced;
         self.log_segments = snapshot.log_segments;
         self.log_disk_bytes = snapshot.log_disk_bytes;
-        self.snapshot_slice_ns_max = snapshot.snapshot_slice_ns_max;
+        self.snapshot_slice = snapshot.snapshot_slice;
         self.turns = snapshot.turns;
         let histograms = snapshot.metrics.latency_ns.iter().chain([&snapshot.turn_ns]);
         for (recorded, histogram) in self.since_start.iter_mut().zip(histograms) {

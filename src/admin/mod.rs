@@ -37,7 +37,7 @@ use tokio::sync::oneshot;
 
 #[cfg(test)]
 use published::Snapshot;
-pub(crate) use published::{Board, ServerInfo, histogram};
+pub(crate) use published::{Board, Longest, ServerInfo, histogram};
 pub(crate) use worst::{ConnRow, Greatest, Order, Row, Worst, shown};
 
 use listen::{Bounded, CONN_TIME_MAX};

@@ -20,6 +20,22 @@ use shard::metrics::{LATENCY_NS_MAX, Metrics};
 use super::process::Process;
 use super::worst::Worst;
 
+/// The longest of steps that are taken between other things.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Longest {
+    /// From beginning to end, nanoseconds.
+    pub(crate) wall_ns: u64,
+    /// What the core itself had to do for it, nanoseconds.
+    pub(crate) cpu_ns: u64,
+}
+
+impl Longest {
+    pub(crate) fn note(&mut self, wall_ns: u64, cpu_ns: u64) {
+        self.wall_ns = self.wall_ns.max(wall_ns);
+        self.cpu_ns = self.cpu_ns.max(cpu_ns);
+    }
+}
+
 /// What a shard says about itself, about once a second, idle or not: silence
 /// is what makes it look dead.
 pub(crate) struct Snapshot {
@@ -42,8 +58,8 @@ pub(crate) struct Snapshot {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(crate) log_segments: u64,
     pub(crate) log_disk_bytes: u64,
-    /// The longest slice of a snapshot since the start, nanoseconds.
-    pub(crate) snapshot_slice_ns_max: u64,
+    /// The longest slice of a snapshot since the start.
+    pub(crate) snapshot_slice: Longest,
     /// Turns since the start.
     pub(crate) turns: u64,
     /// How long turns took, nanoseconds, time asleep not included.
@@ -63,7 +79,7 @@ impl Snapshot {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
-            snapshot_slice_ns_max: 0,
+            snapshot_slice: Longest::default(),
             turns: 0,
             turn_ns: histogram(),
         }

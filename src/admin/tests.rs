@@ -155,10 +155,16 @@ fn other_paths_and_methods_are_told_what_there_is() {
 fn the_longest_slice_of_a_snapshot_is_told() {
     let board = board(1);
     let admin = start(listener(), Arc::clone(&board)).unwrap();
-    publish(&board, 1, |snapshot| snapshot.snapshot_slice_ns_max = 250_000);
+    publish(&board, 1, |snapshot| {
+        snapshot.snapshot_slice = Longest { wall_ns: 250_000, cpu_ns: 125_000 };
+    });
     let metrics = get(&admin, "/metrics").body;
-    let line = "\niris_snapshot_slice_seconds_max{shard=\"0\"} 0.00025\n";
-    assert!(metrics.contains(line), "{metrics}");
+    for line in [
+        "\niris_snapshot_slice_seconds_max{shard=\"0\"} 0.00025\n",
+        "\niris_snapshot_slice_cpu_seconds_max{shard=\"0\"} 0.000125\n",
+    ] {
+        assert!(metrics.contains(line), "{metrics}");
+    }
     admin.stop();
 }
 

@@ -8,12 +8,14 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 
+use net::Clock;
 use shard::{Input, SLICE_BYTES, Slice};
 use wal::Lsn;
 use wal::disk::{Finished, ShardDir, SnapshotFile};
 use wal::snapshot::{Kind, Writer};
 
 use super::{Core, clock};
+use crate::admin::Longest;
 
 /// So much is gathered before it goes to the disk.
 const WRITE_BYTES: usize = 256 << 10;
@@ -27,8 +29,8 @@ pub(super) struct SnapshotIo {
     job: Option<Job>,
     /// Reused for each slice.
     payload: Vec<u8>,
-    /// The longest that a slice has kept a turn, nanoseconds.
-    slice_ns_max: u64,
+    /// The longest that one step has kept a turn.
+    longest: Longest,
 }
 
 /// A snapshot that is being taken.
@@ -66,12 +68,18 @@ type Job = Rc<RefCell<Option<io::Result<Done>>>>;
 
 impl SnapshotIo {
     pub(super) fn new(dir: ShardDir) -> SnapshotIo {
-        SnapshotIo { dir, taking: None, job: None, payload: Vec::new(), slice_ns_max: 0 }
+        SnapshotIo {
+            dir,
+            taking: None,
+            job: None,
+            payload: Vec::new(),
+            longest: Longest::default(),
+        }
     }
 
-    /// The longest that one slice has taken of a turn, nanoseconds.
-    pub(super) fn slice_ns_max(&self) -> u64 {
-        self.slice_ns_max
+    /// The longest that one step has kept a turn.
+    pub(super) fn longest(&self) -> Longest {
+        self.longest
     }
 
     /// Whether a helper thread is at work. Its executor must live as long.
@@ -116,6 +124,16 @@ impl Taking {
 impl Core {
     /// One step of the snapshot that is being taken, or the beginning of one.
     pub(super) fn snapshot(&mut self) {
+        if !self.snapshots.is_awaited() && !self.shard.wants_snapshot() {
+            return;
+        }
+        let (began_ns, cpu_ns) = (clock().mono_ns, Clock::thread_cpu_ns());
+        self.go_on_with_snapshot();
+        let cpu_ns = Clock::thread_cpu_ns() - cpu_ns;
+        self.snapshots.longest.note(clock().mono_ns - began_ns, cpu_ns);
+    }
+
+    fn go_on_with_snapshot(&mut self) {
         match self.snapshots.take_done() {
             Some(Ok(done)) => self.snapshot_went_on(done),
             Some(Err(error)) => self.snapshot_failed(&error),
@@ -130,10 +148,7 @@ impl Core {
             }
             self.begin_snapshot();
         }
-        let began_ns = clock().mono_ns;
         self.encode_snapshot();
-        let took_ns = clock().mono_ns - began_ns;
-        self.snapshots.slice_ns_max = self.snapshots.slice_ns_max.max(took_ns);
         self.write_snapshot();
     }
 
