@@ -20,7 +20,8 @@ use wal::snapshot::{Kind, Writer};
 use wal::{Log, LogOptions, LogStart, Lsn, Restore};
 use wire::id::ShardId;
 
-use crate::disk::{Disk, HalfMended};
+use crate::chance::Chance;
+use crate::disk::{Disk, HalfMended, SECTOR};
 use crate::history::{History, records_of};
 use crate::plant::Plant;
 use crate::snapshots::{feed, verify};
@@ -256,11 +257,16 @@ impl World {
             self.stats.forgotten += 1;
             finding.salvage.forget(self.now().wall_ms);
         }
-        let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log);
-        let (start, last) = self.copy_waiting(shard, &mut finding, &mut repair)?;
-        if dies_at == 0 {
+        let tears = Tears { permille: self.knobs.repair_tears, chance: &mut self.fault_chance };
+        let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
+        let disk = &mut self.layout.disks[shard];
+        let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
+        let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
+        let records = repair.records;
+        self.stats.torn_repairs += u64::from(copied.is_none());
+        let Some((start, last)) = copied.filter(|_| dies_at > 0) else {
             return Ok(false);
-        }
+        };
         let disk = &mut self.layout.disks[shard];
         let present = disk.written_segments().into_iter();
         let present: Vec<u64> = present.filter(|it| !finding.aside.contains(it)).collect();
@@ -276,7 +282,7 @@ impl World {
         for (n, (start, bytes)) in starts.iter().zip(snapshots).enumerate() {
             disk.snapshots.retain(|it| it.start != start.lsn);
             disk.put_snapshot(start.lsn, bytes);
-            disk.half_mended = Some(HalfMended { start: first, records: repair.records.clone() });
+            disk.half_mended = Some(HalfMended { start: first, records: records.clone() });
             if dies_at == n as u64 + 1 {
                 return Ok(false);
             }
@@ -286,7 +292,7 @@ impl World {
             disk.set_aside(segment);
         }
         disk.half_mended = None;
-        self.end_repair(shard, first, &repair.records)?;
+        self.end_repair(shard, first, &records)?;
         Ok(true)
     }
 
@@ -311,71 +317,95 @@ impl World {
         }
         Ok(())
     }
+}
 
-    /// Copies what waits in segments that are given up to the end of the log.
-    fn copy_waiting(
-        &mut self,
-        shard: usize,
-        finding: &mut Finding,
-        repair: &mut Repair,
-    ) -> Result<(LogStart, LogStart), String> {
-        let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
-        let disk = &mut self.layout.disks[shard];
-        for record in finding.salvage.dropped() {
-            repair.append(disk, &record);
+/// Copies what waits in segments that are given up to the end of the log. `None`
+/// when it died meanwhile.
+fn copy_waiting(
+    disk: &mut Disk,
+    salt: u64,
+    segment_bytes: u64,
+    finding: &mut Finding,
+    repair: &mut Repair<'_>,
+) -> Result<Option<(LogStart, LogStart)>, String> {
+    for record in finding.salvage.dropped() {
+        if repair.append(disk, &record).is_none() {
+            return Ok(None);
         }
-        let mut waiting = finding.salvage.waiting();
-        waiting.retain(|it| finding.aside.contains(&(it.lsn / segment_bytes)));
-        for placed in waiting {
-            let bytes = disk.record(placed.lsn, placed.len).to_vec();
-            let copy = record::verify(&bytes, salt, placed.lsn).ok().and_then(|it| it.copied());
-            let Some((copy, message)) = copy.as_ref().and_then(|it| Some((it, it.message()?)))
-            else {
-                return Err("a message has become unreadable meanwhile".into());
-            };
-            let lsn = repair.append(disk, copy);
-            finding.salvage.moved_to(&placed, lsn, message.expires_ms);
-        }
-        if let Some(record) = finding.salvage.floor() {
-            repair.append(disk, &record);
-        }
-        repair.write(disk);
-        let start = repair.log.checkpoint();
-        if let Some(record) = finding.salvage.idle() {
-            repair.append(disk, &record);
-            repair.write(disk);
-        }
-        Ok((start, repair.log.checkpoint()))
     }
+    let mut waiting = finding.salvage.waiting();
+    waiting.retain(|it| finding.aside.contains(&(it.lsn / segment_bytes)));
+    for placed in waiting {
+        let bytes = disk.record(placed.lsn, placed.len).to_vec();
+        let copy = record::verify(&bytes, salt, placed.lsn).ok().and_then(|it| it.copied());
+        let Some((copy, message)) = copy.as_ref().and_then(|it| Some((it, it.message()?))) else {
+            return Err("a message has become unreadable meanwhile".into());
+        };
+        let Some(lsn) = repair.append(disk, copy) else { return Ok(None) };
+        finding.salvage.moved_to(&placed, lsn, message.expires_ms);
+    }
+    if let Some(record) = finding.salvage.floor()
+        && repair.append(disk, &record).is_none()
+    {
+        return Ok(None);
+    }
+    if !repair.write(disk) {
+        return Ok(None);
+    }
+    let start = repair.log.checkpoint();
+    if let Some(record) = finding.salvage.idle()
+        && (repair.append(disk, &record).is_none() || !repair.write(disk))
+    {
+        return Ok(None);
+    }
+    Ok(Some((start, repair.log.checkpoint())))
+}
+
+/// How often the power fails in the middle of a repair's write.
+struct Tears<'a> {
+    permille: u32,
+    chance: &'a mut Chance,
 }
 
 /// What a repair writes to the log.
-struct Repair {
+struct Repair<'a> {
     log: Log,
     records: Vec<(Lsn, Vec<u8>)>,
+    tears: Tears<'a>,
 }
 
-impl Repair {
-    fn new(start: LogStart, end: Lsn, options: LogOptions) -> Repair {
+impl<'a> Repair<'a> {
+    fn new(start: LogStart, end: Lsn, options: LogOptions, tears: Tears<'a>) -> Repair<'a> {
         let log = Log::new(log_options(options), start).vouching_up_to(end);
-        Repair { log, records: Vec::new() }
+        Repair { log, records: Vec::new(), tears }
     }
 
-    fn append(&mut self, disk: &mut Disk, record: &Record<'_>) -> Lsn {
-        if !self.log.room(record::encoded_len(record)) {
-            self.write(disk);
+    /// Where it stands; `None` when the repair died.
+    fn append(&mut self, disk: &mut Disk, record: &Record<'_>) -> Option<Lsn> {
+        if !self.log.room(record::encoded_len(record)) && !self.write(disk) {
+            return None;
         }
-        self.log.append(record, 0).expect("a record fits an empty log").lsn
+        Some(self.log.append(record, 0).expect("a record fits an empty log").lsn)
     }
 
-    fn write(&mut self, disk: &mut Disk) {
+    /// Whether it lived to see the end of it.
+    fn write(&mut self, disk: &mut Disk) -> bool {
         while let Some(write) = self.log.next_write() {
             let bytes = self.log.write_bytes(&write);
+            if self.tears.chance.permille(self.tears.permille) {
+                for (n, sector) in bytes.chunks(SECTOR).enumerate() {
+                    if self.tears.chance.below(2) == 0 {
+                        disk.write_durably(write.lsn + (n * SECTOR) as Lsn, sector);
+                    }
+                }
+                return false;
+            }
             let records = records_of(write.lsn, bytes);
             self.records.extend(records.map(|(lsn, record)| (lsn, record.to_vec())));
             disk.write_durably(write.lsn, bytes);
             self.log.written(write.lsn, true);
         }
+        true
     }
 }
 

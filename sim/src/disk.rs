@@ -18,7 +18,7 @@ use wal::Lsn;
 use crate::chance::Chance;
 
 /// What a disk writes whole or not at all.
-const SECTOR: usize = 512;
+pub(crate) const SECTOR: usize = 512;
 
 /// How the writes in flight end at a crash.
 #[derive(Clone, Copy, Debug)]

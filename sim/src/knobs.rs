@@ -105,6 +105,9 @@ pub struct Knobs {
     /// turn commits; see [`GATHER_FROM`].
     pub(crate) busy: u32,
 
+    /// A repair dies in the middle of a write; see [`TEAR_FROM`].
+    pub(crate) repair_tears: u32,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -122,6 +125,8 @@ pub(crate) const FAULTS_FROM: u64 = 6_000_000;
 pub(crate) const READS_FROM: u64 = 7_000_000;
 /// Below this one each turn commits what it has appended, for the same reason.
 pub(crate) const GATHER_FROM: u64 = 8_000_000;
+/// Below this one a repair dies between its steps only, for the same reason.
+pub(crate) const TEAR_FROM: u64 = 10_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -212,6 +217,8 @@ impl Knobs {
             read_fails,
 
             busy,
+
+            repair_tears: if seed >= TEAR_FROM { 200 } else { 0 },
 
             is_steady: false,
         };

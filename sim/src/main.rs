@@ -116,7 +116,7 @@ fn live_many(args: &Args) -> ExitCode {
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
          {} snapshots and {} starts without space, {} times rescued, \
-         {} sectors and {} manifests rotten, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges, \
+         {} sectors and {} manifests rotten, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
          {} of them without a snapshot, {} letters lost)",
         sum.seeds,
         sum.stats.steps,
@@ -158,6 +158,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.cut_by_rot,
         sum.stats.repairs,
         sum.stats.lost_ranges,
+        sum.stats.torn_repairs,
         sum.stats.forgotten,
         sum.stats.excused,
     );

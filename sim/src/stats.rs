@@ -50,6 +50,8 @@ pub struct Stats {
     pub cut_by_rot: u64,
     /// Shards repaired.
     pub repairs: u64,
+    /// Of them died in the middle of a write.
+    pub torn_repairs: u64,
     /// Ranges that these told to be lost.
     pub lost_ranges: u64,
     /// Repairs without any snapshot and without the whole log.
@@ -110,6 +112,7 @@ impl Stats {
         self.refused_for_damage += other.refused_for_damage;
         self.cut_by_rot += other.cut_by_rot;
         self.repairs += other.repairs;
+        self.torn_repairs += other.torn_repairs;
         self.lost_ranges += other.lost_ranges;
         self.forgotten += other.forgotten;
         self.excused += other.excused;
