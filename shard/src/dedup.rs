@@ -74,6 +74,11 @@ pub(crate) struct Pair {
     window: u64,
 }
 
+/// The least that a server may be told to remember a pair for, milliseconds:
+/// who is away for a night goes on with his numbers. A log may have been written
+/// with any setting, so reading it back relies on this one.
+pub const PAIRS_KEPT_MS_MIN: u64 = 24 * 60 * 60 * 1000;
+
 /// Bytes of a pair, in memory and in a snapshot.
 pub(crate) const PAIR_BYTES: usize = 32;
 

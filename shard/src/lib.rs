@@ -53,7 +53,7 @@ mod rewrite;
 mod salvage;
 
 pub use contents::{Contents, InboxContents, Waiting};
-pub use dedup::Numbering;
+pub use dedup::{Numbering, PAIRS_KEPT_MS_MIN};
 pub use foresee::Ahead;
 pub use glance::{SessionGlance, UserGlance};
 pub use io::{Conn, Effect, Effects, Input, Now, Outcome, Unsent};
@@ -106,7 +106,8 @@ pub struct Options {
     pub inbox_bytes_max: u64,
     /// How long a message waits whose sender did not say, milliseconds.
     pub retention_ms: u64,
-    /// How long a sending device is remembered that sends nothing, milliseconds.
+    /// How long a sending device is remembered that sends nothing, milliseconds;
+    /// a server's is [`PAIRS_KEPT_MS_MIN`] at least.
     pub pairs_kept_ms: u64,
     /// Time a connection has to say something valid, milliseconds.
     pub handshake_ms: u64,

@@ -12,7 +12,7 @@ use wal::{Log, LogStart, Lsn, Restore};
 use wire::id::UserKey;
 
 use crate::clean::Cleaner;
-use crate::dedup::{Numbering, Pair, PairKey, Verdict, hours};
+use crate::dedup::{Numbering, PAIRS_KEPT_MS_MIN, Pair, PairKey, Verdict, hours};
 use crate::hlc::Hlc;
 use crate::inbox::{EARLY_MAX, Entry};
 use crate::snapshot::{Loader, Snapshots};
@@ -369,8 +369,10 @@ impl Replay {
         let hour = hours(time_ms);
         if pair.judge(how, seq) != Verdict::New {
             // Clocks that were set make this a guess: well before its time is
-            // over no pair is forgotten, unless time ran backwards.
-            let kept_h = hours(self.options.pairs_kept_ms) / 2;
+            // over no pair is forgotten, unless time ran backwards. Whoever wrote
+            // this may have been told another time than we are.
+            let kept_ms = self.options.pairs_kept_ms.min(PAIRS_KEPT_MS_MIN);
+            let kept_h = hours(kept_ms) / 2;
             let is_fresh = (pair.touched_h..pair.touched_h.saturating_add(kept_h)).contains(&hour);
             if lsn < self.certain_from || is_fresh {
                 return self.contradict(lsn);
@@ -422,5 +424,52 @@ impl Replay {
 
     fn burn(&mut self, at: UserIndex) {
         self.users[at].burn(|_| {});
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::id::{Class, MessageId};
+
+    use super::*;
+    use crate::snapshot::tests::{SEGMENT, options};
+
+    /// Whether a log is refused in which a device's number 1 was taken twice, so
+    /// many hours apart, by a shard that is to remember it for so many days.
+    fn is_refused(days: u64, apart_h: u64) -> bool {
+        const HOUR_MS: u64 = 3_600_000;
+        let options = Options { pairs_kept_ms: days * 24 * HOUR_MS, ..options() };
+        let hasher = KeyHasher::new([1, 2]);
+        let mut replay = Replay::new(options, hasher, SEGMENT);
+        for (n, time_ms) in [(1, HOUR_MS), (2, (1 + apart_h) * HOUR_MS)] {
+            let message = Message {
+                key: hasher.key(b"bob"),
+                to: b"bob",
+                inbox_seq: n,
+                id: MessageId::new(time_ms, 0, 0, 0),
+                from: b"alice",
+                from_key: hasher.key(b"alice"),
+                device: 1,
+                send_seq: 1,
+                time_ms,
+                expires_ms: u64::MAX,
+                class: Class::Guaranteed,
+                flags: 0,
+                body: b"",
+            };
+            replay.record(100 * n, 10, &Record::Message(message));
+        }
+        replay.contradictions() > 0
+    }
+
+    /// A longer memory than the log was written with refuses nothing that was
+    /// right then.
+    #[test]
+    fn a_log_may_be_of_a_shorter_memory() {
+        for (days, apart_h, expected) in
+            [(1, 1, true), (1, 24, false), (7, 1, true), (7, 24, false), (3650, 24, false)]
+        {
+            assert_eq!(is_refused(days, apart_h), expected, "{days} days, {apart_h} hours");
+        }
     }
 }
