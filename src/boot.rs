@@ -39,9 +39,14 @@ const PORT_RETRY: Duration = Duration::from_millis(20);
 /// How long the cores have to end: what they need themselves, several times.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Some settings count days, the shards milliseconds.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
 /// Empty parcels kept between the cores, for each of them.
 const PARCELS_SPARE_PER_SHARD: usize = 24;
 
+// The least that `limits.pairs_kept_days` may be.
+const _: () = assert!(DAY_MS == shard::PAIRS_KEPT_MS_MIN);
 // The plan's numbers, where they are used.
 const _: () = assert!(tuning::plan::SEGMENT_BYTES_MIN == wal::disk::SEGMENT_BYTES_MIN);
 const _: () = assert!(tuning::plan::SEGMENT_BYTES_MAX == wal::disk::SEGMENT_BYTES_MAX);
@@ -307,9 +312,6 @@ fn hands_options(machine: &Machine, plan: &Plan, quota: &Arc<Quota>) -> HandsOpt
     }
 }
 
-/// A device that sends nothing to somebody for a week begins anew with them.
-pub(crate) const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-
 fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> shard::Options {
     shard::Options {
         shard,
@@ -320,8 +322,8 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         pairs_max: plan.pairs_max_per_shard,
         inbox_messages_max: usize::try_from(config.inbox_messages_max).unwrap_or(usize::MAX),
         inbox_bytes_max: config.inbox_bytes_max,
-        retention_ms: u64::from(config.retention_days) * 24 * 60 * 60 * 1000,
-        pairs_kept_ms: PAIRS_KEPT_MS,
+        retention_ms: u64::from(config.retention_days) * DAY_MS,
+        pairs_kept_ms: u64::from(config.pairs_kept_days) * DAY_MS,
         handshake_ms: config.handshake_ms,
         logins_per_second: config.logins_per_second,
     }

@@ -54,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) stalled_ms: u64,
     /// Days after which an undelivered message is given up.
     pub(crate) retention_days: u32,
+    /// Days after which a sending device is forgotten that sends nothing.
+    pub(crate) pairs_kept_days: u32,
     /// The log's window in memory, per shard; `None` leaves it to the plan.
     pub(crate) tail_bytes: Option<u64>,
     /// Size of a log segment; `None` leaves it to the plan.
@@ -105,6 +107,7 @@ impl Default for Config {
             frame_ms: 60_000,
             stalled_ms: 300_000,
             retention_days: 30,
+            pairs_kept_days: 7,
             tail_bytes: None,
             segment_bytes: None,
             without: Without::default(),

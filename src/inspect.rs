@@ -149,7 +149,8 @@ pub(crate) fn options(shard: ShardId, shards: u16) -> Options {
         inbox_messages_max: usize::MAX,
         inbox_bytes_max: u64::MAX,
         retention_ms: 0,
-        pairs_kept_ms: crate::boot::PAIRS_KEPT_MS,
+        // What a server would forget it forgets by itself; a repair does not.
+        pairs_kept_ms: u64::MAX,
         handshake_ms: 0,
         logins_per_second: 0,
     }

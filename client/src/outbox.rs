@@ -20,7 +20,8 @@ const GAP_GUARD_MS: u64 = 200;
 const RETRY_MS_MIN: u64 = 10;
 const RETRY_MS_MAX: u64 = 60_000;
 
-/// How long a server remembers a device that sends nothing new, milliseconds.
+/// How long a server remembers a device that sends nothing new, milliseconds,
+/// unless it is set to another time, which it does not tell.
 const PAIRS_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
 /// One message that waits for its SENT.

@@ -44,9 +44,10 @@ pub enum Event<'a> {
     /// bodies are gone here too. Allowed for best effort after a crash only.
     Lost { to: &'a [u8], first: u64, last: u64 },
     /// The server confirmed these numbers once and does not remember it: a
-    /// device that has sent nothing new to a recipient for seven days begins
-    /// anew there. The messages were stored, and nothing is lost. Sooner than
-    /// that it would mean that the server came back with older data.
+    /// device that has sent nothing new to a recipient for seven days, or what
+    /// the server is set to, begins anew there. The messages were stored, and
+    /// nothing is lost. Sooner than that it would mean that the server came back
+    /// with older data.
     Forgotten { to: &'a [u8], first: u64, last: u64 },
     /// Not taken now; the session repeats it after that time.
     Held { to: &'a [u8], seq: u64, code: u16, retry_after_ms: u32 },

@@ -39,7 +39,7 @@ impl Setting {
 }
 
 /// All settings; those of one section stand together, the root's first.
-pub(crate) static SETTINGS: [Setting; 19] = [
+pub(crate) static SETTINGS: [Setting; 20] = [
     Setting {
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
@@ -205,6 +205,15 @@ pub(crate) static SETTINGS: [Setting; 19] = [
             number(one(values)?, 1..=3650).map(|value| config.retention_days = value)
         },
         show: |config| Some(config.retention_days.to_string()),
+    },
+    Setting {
+        key: "limits.pairs_kept_days",
+        about: "Days an inbox remembers the numbers of a device that sends it nothing new, 1 to 3650",
+        list: false,
+        set: |config, values| {
+            number(one(values)?, 1..=3650).map(|value| config.pairs_kept_days = value)
+        },
+        show: |config| Some(config.pairs_kept_days.to_string()),
     },
     Setting {
         key: "storage.tail_bytes",

@@ -149,6 +149,8 @@ fn values_out_of_bounds_are_refused() {
         ("[log]\nlevel = \"loud\"", "error, warn, info, debug, trace"),
         ("[limits]\nhandshake_ms = 1", "from 100"),
         ("[limits]\nretention_days = 0", "from 1"),
+        ("[limits]\npairs_kept_days = 0", "from 1 to 3650"),
+        ("[limits]\npairs_kept_days = 3651", "from 1 to 3650"),
         ("[limits]\nstalled_ms = 999", "from 1000"),
         ("[limits]\ninbox_bytes_max = 5", "1 MiB"),
         ("[storage]\ntail_bytes = \"3MiB\"", "power of two"),
