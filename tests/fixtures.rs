@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use client::blocking::{Client, ClientV1};
 use rustix::process::Signal;
+use server::peer::{Peer, hello};
 use server::{Deadline, PATIENCE, Server, Setup};
+use wire::id::Class;
+use wire::v2::Reply;
 
 const FORMATS: [(u32, &str); 3] = [
     (1, include_str!("fixtures/format-1.hex")),
@@ -31,6 +34,12 @@ const CROWD: usize = 6;
 const BOB: u64 = 20;
 const BOB_ACKED: u64 = 12;
 
+/// A server on a fixture, whose pairs get older every day: it remembers them for
+/// as long as the messages wait there, ten years.
+fn setup(dir: &Path) -> Setup {
+    Setup::in_dir(dir).set("limits.pairs_kept_days", "3650")
+}
+
 fn name(n: usize) -> String {
     format!("user-{n}")
 }
@@ -39,7 +48,8 @@ fn send(client: &mut Client, to: &str, body: &str) {
     client.send_and_wait(to.as_bytes(), body.as_bytes(), PATIENCE).unwrap();
 }
 
-/// What every fixture holds. The years of retention keep it readable.
+/// What every fixture holds. The years of retention keep it readable, and
+/// [`setup`] its numbers known.
 fn write(server: &Server) {
     let mut alice = server.v2("alice", 1);
     for n in 1..=BOB {
@@ -94,24 +104,36 @@ fn set_aside(setup: Setup) -> Setup {
     setup
 }
 
-/// Sends and acknowledges until the first segment of every shard is gone: what
-/// waited in it has been moved, and snapshots tell where it is.
-fn churn(server: &Server) {
-    let dir = server.setup().data_dir();
-    let firsts = [0, 1].map(|shard| dir.join(format!("shard-000{shard}/segment-0000000000.log")));
-    assert!(firsts.iter().all(|path| path.exists()));
+/// Sends to a crowd of its own, who acknowledge, until it is done.
+fn exchange(server: &Server, from: &str, is_done: impl Fn() -> bool) {
     let body = vec![b'x'; 60_000];
-    let mut sender = server.v2("churn", 1);
-    let mut readers: Vec<Client> = (0..CROWD).map(|n| server.v2(&format!("c-{n}"), 1)).collect();
+    let mut sender = server.v2(from, 1);
+    let names: Vec<String> = (0..CROWD).map(|n| format!("{}-{n}", &from[..1])).collect();
+    let mut readers: Vec<Client> = names.iter().map(|name| server.v2(name, 1)).collect();
     let deadline = Deadline::new();
-    while firsts.iter().any(|path| path.exists()) {
-        deadline.check(|| "a first segment is still there".into());
-        for (n, reader) in readers.iter_mut().enumerate() {
-            sender.send_and_wait(format!("c-{n}").as_bytes(), &body, PATIENCE).unwrap();
+    for round in 1.. {
+        if is_done() {
+            return;
+        }
+        deadline.check(|| format!("{from} has sent for nothing"));
+        for name in &names {
+            sender.send(name.as_bytes(), &body, Class::Guaranteed).unwrap();
+        }
+        for (name, reader) in names.iter().zip(&mut readers) {
+            sender.wait_sent(name.as_bytes(), round, PATIENCE).unwrap();
             let delivery = reader.next_delivery(PATIENCE).unwrap().expect("a message");
             reader.ack(delivery.inbox_seq).unwrap();
         }
     }
+}
+
+/// Until the first segment of every shard is gone: what waited in it has been
+/// moved, and snapshots tell where it is.
+fn churn(server: &Server) {
+    let dir = server.setup().data_dir();
+    let firsts = [0, 1].map(|shard| dir.join(format!("shard-000{shard}/segment-0000000000.log")));
+    assert!(firsts.iter().all(|path| path.exists()));
+    exchange(server, "churn", || !firsts.iter().any(|path| path.exists()));
     server.wait_metric("iris_log_moved_total", |moved| moved > 0.0);
 }
 
@@ -166,7 +188,7 @@ fn directories_of_every_format_are_loaded() {
         dump::restore(text, dir.path());
         let manifest = fs::read_to_string(dir.path().join("manifest.toml")).unwrap();
         assert!(manifest.contains(&format!("format = {format}\n")), "{manifest}");
-        let server = Setup::in_dir(dir.path()).start();
+        let server = setup(dir.path()).start();
         check(&server, format);
         // And by what this version makes of it.
         let server = server.crash_and_restart();
@@ -175,15 +197,19 @@ fn directories_of_every_format_are_loaded() {
     }
 }
 
-/// The snapshots of a shard of the directory of format 2, ascending.
+/// The snapshots of a shard, ascending.
 fn snapshots(dir: &Path, shard: u16) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir.join(format!("shard-{shard:04}"))).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     let mut found: Vec<PathBuf> =
         paths.filter(|path| path.extension().is_some_and(|end| end == "snap")).collect();
     found.sort();
-    assert_eq!(found.len(), 2);
     found
+}
+
+/// Those of the directory of format 2, as it was written.
+fn both_snapshots(dir: &Path, shard: u16) -> [PathBuf; 2] {
+    snapshots(dir, shard).try_into().expect("two of them")
 }
 
 fn rot(path: &Path, at: usize) {
@@ -192,14 +218,65 @@ fn rot(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Pairs of [`write`] in format 2, and of [`churn`].
+const PAIRS: usize = 1 + CROWD + 1 + CROWD;
+
+/// Until every shard has a newer snapshot. Makes a pair with each of a crowd.
+fn pass_snapshots(server: &Server) {
+    let newest = || [0, 1].map(|shard| snapshots(server.setup().data_dir(), shard).pop());
+    let before = newest();
+    exchange(server, "passing", || newest().iter().zip(&before).all(|(now, was)| now != was));
+}
+
+/// The last number that alice used is known, or others are missing before it.
+fn check_numbers(server: &Server, are_known: bool) {
+    let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 1));
+    alice.send_v2("bob", BOB, b"not again");
+    match (are_known, alice.reply().get()) {
+        (true, Reply::Sent { seq: BOB, .. }) | (false, Reply::Gap { expected: 1, .. }) => {}
+        (_, other) => panic!("{other:?}, are the numbers known: {are_known}"),
+    }
+}
+
+/// What a silent device has sent before is forgotten when it is old enough, and
+/// not sooner, by a snapshot, and for good. The directory of format 2 was written
+/// on 2026-11-21, so for more than a day and less than ten years nobody in it has
+/// sent anything.
+#[test]
+fn numbers_are_forgotten_in_their_time() {
+    for (days, are_known) in [("1", false), ("3650", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        dump::restore(FORMATS[1].1, dir.path());
+        let server = Setup::in_dir(dir.path()).set("limits.pairs_kept_days", days).start();
+        pass_snapshots(&server);
+        let expected = CROWD + if are_known { PAIRS } else { 0 };
+        let is_expected = |pairs| pairs == expected as f64;
+        server.wait_metric("iris_pairs", is_expected);
+        check_numbers(&server, are_known);
+        let server = server.crash_and_restart();
+        server.wait_metric("iris_pairs", is_expected);
+        check_numbers(&server, are_known);
+        // Whoever begins anew is taken anew.
+        let mut bob = server.v2("bob", 7);
+        send(&mut server.v2("alice", 1), "bob", "a new one");
+        let next = |patience| Some(bob.next_delivery(patience).unwrap()?.body);
+        let waited = (BOB_ACKED + 1..=BOB).map(|n| format!("for bob {n}"));
+        let anew = (!are_known).then(|| "a new one".to_owned());
+        let expected: Vec<String> = waited.chain(anew).collect();
+        assert_eq!(bodies(next, expected.len()), expected);
+        bob.ping(1, PATIENCE).unwrap();
+        assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
+    }
+}
+
 #[test]
 fn a_rotten_snapshot_is_told_and_costs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     dump::restore(FORMATS[1].1, dir.path());
-    let newest = [0, 1].map(|shard| snapshots(dir.path(), shard).pop().unwrap());
+    let newest = [0, 1].map(|shard| both_snapshots(dir.path(), shard)[1].clone());
     rot(&newest[0], 300);
     fs::write(&newest[1], b"").unwrap();
-    let server = Setup::in_dir(dir.path()).start();
+    let server = setup(dir.path()).start();
     for path in &newest {
         // Until there are two that are newer, which takes minutes.
         assert!(path.with_extension("snap.damaged").exists(), "it is kept for whoever looks");
@@ -216,10 +293,10 @@ fn a_rotten_snapshot_is_told_and_costs_nothing() {
 fn without_snapshots_and_the_first_segment_the_start_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     dump::restore(FORMATS[1].1, dir.path());
-    let both = snapshots(dir.path(), 1);
+    let both = both_snapshots(dir.path(), 1);
     both.iter().for_each(|path| rot(path, 300));
     let newest = both[1].to_str().unwrap();
-    let setup = Setup::in_dir(dir.path());
+    let setup = setup(dir.path());
     let told =
         [newest, "the checksum of a frame is wrong at file offset", "segment-0000000000.log"];
     setup.check_refused(3, &told);
