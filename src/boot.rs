@@ -26,6 +26,7 @@ use wire::id::ShardId;
 use crate::admin::{self, Board, ServerInfo};
 use crate::config::Config;
 use crate::exit::Exit;
+use crate::progress::Teller;
 use crate::pulse::{self, Watch};
 use crate::read_back::read_back;
 use crate::reshard::{Layout, reshard, sweep};
@@ -74,6 +75,7 @@ struct Seat {
     listeners: Vec<OwnedFd>,
     hands: HandsOptions,
     log: LogOptions,
+    progress_pause: Duration,
     shard: shard::Options,
     hasher: KeyHasher,
     port: Port<MeshCargo>,
@@ -103,7 +105,8 @@ pub(crate) fn run(
     tracing::debug!(?mode, "how commits become durable on this disk");
     if let Some(shards) = config.shards.filter(|asked| *asked != data.manifest().shards) {
         let options = |shard, shards| shard_options(config, plan, shard, shards);
-        reshard(&mut data, shards, &Layout { log, mode, options: &options })?;
+        let pause = progress_pause(config);
+        reshard(&mut data, shards, &Layout { log, mode, pause, options: &options })?;
     }
     let shards = data.manifest().shards;
     let ports = early.map_or_else(|| Ports::take(config), Ok)?;
@@ -270,6 +273,7 @@ fn seats(
         listeners,
         hands: hands_options(machine, plan, &quota),
         log,
+        progress_pause: progress_pause(config),
         shard: shard_options(config, plan, id as ShardId, manifest.shards),
         hasher: KeyHasher::new(manifest.seed),
         port: mesh.port(id),
@@ -327,6 +331,11 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         handshake_ms: config.handshake_ms,
         logins_per_second: config.logins_per_second,
     }
+}
+
+/// Between two words of how far a start is.
+fn progress_pause(config: &Config) -> Duration {
+    Duration::from_millis(config.progress_ms)
 }
 
 /// A core's threads by shard; taken by who looks how one ended.
@@ -408,7 +417,8 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
 
 /// Reads the log back and joins the shard to its hands.
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
-    let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log)?;
+    let teller = Teller::to_log(seat.progress_pause);
+    let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log, teller)?;
     let segments = seat
         .dir
         .open_segments(recovered.start.lsn, seat.mode)

@@ -62,6 +62,8 @@ pub(crate) struct Config {
     pub(crate) segment_bytes: Option<u64>,
     /// What to take as missing, so that the older ways run.
     pub(crate) without: Without,
+    /// Time between two words of how far a start is, milliseconds.
+    pub(crate) progress_ms: u64,
 }
 
 /// Severity of a log line.
@@ -111,6 +113,7 @@ impl Default for Config {
             tail_bytes: None,
             segment_bytes: None,
             without: Without::default(),
+            progress_ms: 1000,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Says how far something long has come, once a second while it takes.
+//! Says how far something long has come, now and then while it takes.
 
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use wire::id::ShardId;
 use crate::inspect::bytes;
 use crate::terminal;
 
+/// Between two words to who looks at a terminal.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where it is said.
@@ -23,25 +24,26 @@ enum Place {
 #[derive(Debug)]
 pub(crate) struct Teller {
     place: Place,
+    pause: Duration,
     last: Instant,
 }
 
 impl Teller {
     /// To the log, for a server.
-    pub(crate) fn to_log() -> Teller {
-        Teller { place: Place::Log, last: Instant::now() }
+    pub(crate) fn to_log(pause: Duration) -> Teller {
+        Teller { place: Place::Log, pause, last: Instant::now() }
     }
 
     /// To the terminal, if there is one or it is `asked` for; results go to
     /// stdout and stay clean.
     pub(crate) fn to_stderr(asked: bool) -> Teller {
         let place = if asked || stderr().is_terminal() { Place::Stderr } else { Place::Nowhere };
-        Teller { place, last: Instant::now() }
+        Teller { place, pause: PAUSE, last: Instant::now() }
     }
 
     /// Says it if the last word is long enough ago.
     pub(crate) fn tell(&mut self, what: impl FnOnce() -> String) {
-        if self.place == Place::Nowhere || self.last.elapsed() < PAUSE {
+        if self.place == Place::Nowhere || self.last.elapsed() < self.pause {
             return;
         }
         self.last = Instant::now();
@@ -73,7 +75,7 @@ mod tests {
     fn it_speaks_once_a_second_where_it_is_heard() {
         for (place, expected) in [(Place::Stderr, 1), (Place::Nowhere, 0)] {
             let long_ago = Instant::now().checked_sub(PAUSE).expect("the machine runs longer");
-            let mut teller = Teller { place, last: long_ago };
+            let mut teller = Teller { place, pause: PAUSE, last: long_ago };
             let mut said = 0;
             for _ in 0..2 {
                 teller.tell(|| {

@@ -17,9 +17,9 @@ pub(crate) fn read_back(
     options: Options,
     hasher: KeyHasher,
     log: &LogOptions,
+    mut teller: Teller,
 ) -> Result<(Replay, Recovered), Exit> {
     let shard = options.shard;
-    let mut teller = Teller::to_log();
     let mut replay = Replay::new(options, hasher, log.segment_bytes);
     let recovered = dir
         .recover(&mut replay, &mut |at| teller.reading(shard, at))

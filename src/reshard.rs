@@ -25,6 +25,7 @@ use wire::id::ShardId;
 
 use crate::boot::cannot_thread;
 use crate::exit::Exit;
+use crate::progress::Teller;
 use crate::read_back::{bytes, read_back};
 
 /// Of the bytes that are copied so many are lost at most at the ends of writes.
@@ -34,6 +35,8 @@ const PADDING_PER: u64 = 12;
 pub(crate) struct Layout<'a> {
     pub(crate) log: LogOptions,
     pub(crate) mode: DirectMode,
+    /// Between two words of how far it is.
+    pub(crate) pause: Duration,
     /// The options of one of so many shards.
     pub(crate) options: &'a (dyn Fn(ShardId, u16) -> Options + Sync),
 }
@@ -129,7 +132,8 @@ fn read_all(data: &DataDir, layout: &Layout<'_>) -> Result<(Vec<ReadBack>, Vec<S
     let read = |id: ShardId| {
         let dir = data.shard(id);
         let options = (layout.options)(id, manifest.shards);
-        let (replay, recovered) = read_back(&dir, options, hasher, &layout.log)?;
+        let teller = Teller::to_log(layout.pause);
+        let (replay, recovered) = read_back(&dir, options, hasher, &layout.log, teller)?;
         Ok(((replay, recovered.start), Source { dir, end: recovered.start.lsn }))
     };
     thread::scope(|scope| {
@@ -186,7 +190,7 @@ fn fill(
     let options = (0..shards).map(|id| (layout.options)(id, shards));
     let new: Vec<(Options, u64)> = options.zip(salts.copied()).collect();
     let mut rewrite = Rewrite::new(replays, layout.log, &new).map_err(defect)?;
-    let progress = Progress { done: 0, total, last: Instant::now() };
+    let progress = Progress { done: 0, total, teller: Teller::to_log(layout.pause) };
     let mut rewriting = Rewriting { next, layout, sources, targets: Vec::new(), progress };
     while let Some(step) = rewrite.next_step().map_err(defect)? {
         match step {
@@ -320,19 +324,18 @@ impl Target {
     }
 }
 
-/// Tells how far it is, once a second.
+/// How far the copying is.
 struct Progress {
     done: u64,
     total: u64,
-    last: Instant,
+    teller: Teller,
 }
 
 impl Progress {
     fn add(&mut self, copied: Option<u32>) {
-        self.done += u64::from(copied.unwrap_or(0));
-        if copied.is_some() && self.last.elapsed() >= Duration::from_secs(1) {
-            self.last = Instant::now();
-            tracing::info!("copied {} of {}", bytes(self.done), bytes(self.total));
-        }
+        let Some(copied) = copied else { return };
+        self.done += u64::from(copied);
+        let (done, total) = (self.done, self.total);
+        self.teller.tell(|| format!("copied {} of {}", bytes(done), bytes(total)));
     }
 }

@@ -224,6 +224,28 @@ fn filled(setup: &Setup) {
 }
 
 #[test]
+fn a_start_says_how_far_it_is() {
+    let setup = Setup::new().shards(1);
+    filled(&setup);
+    // It was killed before its snapshot was there, or after.
+    let server = setup.start();
+    let deadline = Deadline::new();
+    let shard = setup.data_dir().join("shard-0000");
+    let names = || fs::read_dir(&shard).unwrap().map(|entry| entry.unwrap().file_name());
+    while !names().any(|name| name.to_string_lossy().ends_with(".snap")) {
+        deadline.pause(|| "there is no snapshot".into());
+    }
+    server.kill();
+    let server = setup.set("debug.progress_ms", "0").start();
+    let said = server.said_in_boot("shard 0: read ");
+    for what in [" of the snapshot", " of the log"] {
+        let words = said.iter().rev().find_map(|words| words.strip_suffix(what));
+        let (done, total) = words.and_then(|words| words.split_once(" of ")).expect(what);
+        assert_eq!(done, total, "{said:?}");
+    }
+}
+
+#[test]
 fn a_missing_or_cut_segment_stops_the_boot() {
     let setup = Setup::new().shards(1);
     filled(&setup);

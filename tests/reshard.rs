@@ -346,6 +346,31 @@ fn it_may_be_killed_at_any_moment() {
     assert!(before >= 5 && after >= 2, "{before} before, {after} after");
 }
 
+#[test]
+fn it_says_how_far_it_is() {
+    const EACH: u64 = 10;
+    let setup = Setup::new();
+    let server = setup.clone().shards(2).start();
+    fill(&server, EACH);
+    server.kill();
+    let server = setup.shards(3).set("debug.progress_ms", "0").start();
+    let said = server.said_in_boot(" INFO ");
+    let is_copied = |words: &&String| words.starts_with("copied ");
+    // First how far reading each shard of the old layout is.
+    let reading: Vec<&String> = said.iter().take_while(|words| !is_copied(words)).collect();
+    for shard in 0..2 {
+        let begin = format!("shard {shard}: read ");
+        let mut of_it = reading.iter().filter(|words| words.starts_with(&begin));
+        assert!(of_it.any(|words| words.ends_with(" of the log")), "{said:?}");
+    }
+    // Then a word for every message, the last one of all of it.
+    let copied: Vec<&String> = said.iter().filter(is_copied).collect();
+    assert_eq!(copied.len() as u64, EACH * AWAY.len() as u64, "{said:?}");
+    let last = copied.last().and_then(|words| words.strip_prefix("copied ")?.split_once(" of "));
+    let (done, total) = last.expect("of so many");
+    assert_eq!(done, total);
+}
+
 /// The old layout is as it was, and serves.
 #[track_caller]
 fn check_kept(setup: &Setup, each: u64) {

@@ -39,7 +39,7 @@ impl Setting {
 }
 
 /// All settings; those of one section stand together, the root's first.
-pub(crate) static SETTINGS: [Setting; 20] = [
+pub(crate) static SETTINGS: [Setting; 21] = [
     Setting {
         key: "data_dir",
         about: "Directory of the logs; made at the first start",
@@ -244,6 +244,15 @@ pub(crate) static SETTINGS: [Setting; 20] = [
             let names: Vec<String> = config.without.names().iter().map(quoted).collect();
             Some(format!("[{}]", names.join(", ")))
         },
+    },
+    Setting {
+        key: "debug.progress_ms",
+        about: "Time between two lines of the log that say how far a start is, 0 to 60000 ms; 0 says every step, for tests",
+        list: false,
+        set: |config, values| {
+            number(one(values)?, 0..=60_000).map(|value| config.progress_ms = value)
+        },
+        show: |config| Some(config.progress_ms.to_string()),
     },
 ];
 

@@ -155,6 +155,7 @@ fn values_out_of_bounds_are_refused() {
         ("[limits]\ninbox_bytes_max = 5", "1 MiB"),
         ("[storage]\ntail_bytes = \"3MiB\"", "power of two"),
         ("[storage]\nsegment_bytes = 4096", "1 MiB"),
+        ("[debug]\nprogress_ms = 60001", "from 0 to 60000"),
         ("[debug]\nwithout = [\"warp\"]", "multishot_poll"),
         ("shards = ", "is not TOML"),
     ] {

@@ -394,6 +394,19 @@ impl Server {
         }
     }
 
+    /// The words after `before` in each line that it has said by the time it
+    /// serves, such as of how far its start was.
+    #[track_caller]
+    pub fn said_in_boot(&self, before: &str) -> Vec<String> {
+        self.wait_said("protocols v1 and v2");
+        let text = self.stderr();
+        let words = |line: &str| Some(line.split_once(before)?.1.to_owned());
+        text.lines()
+            .take_while(|line| !line.contains("protocols v1 and v2"))
+            .filter_map(words)
+            .collect()
+    }
+
     /// Sends a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
