@@ -37,14 +37,14 @@ pub(crate) struct Finding {
     /// Segments that should be there.
     missing: Vec<u64>,
     /// Segments that are given up.
-    aside: BTreeSet<u64>,
+    pub(crate) aside: BTreeSet<u64>,
     is_flawed: bool,
     /// Where the log ends.
     pub(crate) end: Lsn,
     /// Where it can go on.
-    fresh: LogStart,
+    pub(crate) fresh: LogStart,
     /// Where the snapshot begins that was read.
-    snapshot: Option<Lsn>,
+    pub(crate) snapshot: Option<Lsn>,
     lost_before: bool,
     /// A snapshot was read, or the log is complete without.
     has_state: bool,
@@ -66,6 +66,7 @@ impl World {
             }
             let refusal = self.try_start(shard);
             let finding = self.look(shard);
+            self.keep_wreck(shard, &finding);
             let is_healthy = finding.is_healthy() || self.plant == Plant::CutDamage;
             if let Ok(end) = refusal
                 && is_healthy

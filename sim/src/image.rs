@@ -5,6 +5,7 @@
 use wal::Lsn;
 use wire::id::ShardId;
 
+use crate::damage::Finding;
 use crate::world::World;
 
 /// One shard's disk before a start, and the shard after it.
@@ -36,6 +37,27 @@ pub struct Image {
     pub inboxes: Vec<(Vec<u8>, u64, u64)>,
 }
 
+/// One shard's disk before a repair, and what that makes of it.
+#[derive(Clone, Debug)]
+pub struct Wreck {
+    /// The disk; what a start makes of it is empty.
+    pub image: Image,
+    /// Ranges of the log that are told to be lost.
+    pub lost: Vec<(Lsn, Lsn)>,
+    /// Where the log ends.
+    pub end: Lsn,
+    /// Where it can go on.
+    pub fresh: Lsn,
+    /// Where the replay of the snapshot began that was read.
+    pub snapshot: Option<Lsn>,
+    /// Segments that are given up.
+    pub aside: Vec<u64>,
+    /// Messages that waited and cannot be read.
+    pub given_up: u64,
+    /// What is kept: position and length.
+    pub waiting: Vec<(Lsn, u32)>,
+}
+
 impl World {
     /// Keeps an image of every disk at every start from now on.
     pub fn keep_images(&mut self) {
@@ -45,6 +67,27 @@ impl World {
     /// The images since then.
     pub fn take_images(&mut self) -> Vec<Image> {
         self.images.take().unwrap_or_default()
+    }
+
+    /// The disks before repairs since then.
+    pub fn take_wrecks(&mut self) -> Vec<Wreck> {
+        std::mem::take(&mut self.wrecks)
+    }
+
+    /// What a repair finds, when images are kept.
+    pub(crate) fn keep_wreck(&mut self, shard: usize, finding: &Finding) {
+        let Some(image) = self.image(shard) else { return };
+        let waiting = finding.salvage.waiting();
+        self.wrecks.push(Wreck {
+            image,
+            lost: finding.lost.clone(),
+            end: finding.end,
+            fresh: finding.fresh.lsn,
+            snapshot: finding.snapshot,
+            aside: finding.aside.iter().copied().collect(),
+            given_up: finding.given_up,
+            waiting: waiting.iter().map(|it| (it.lsn, it.len)).collect(),
+        });
     }
 
     /// The disk of a shard before a start, when images are kept.

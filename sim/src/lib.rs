@@ -46,7 +46,7 @@ mod space;
 mod verdict;
 mod watch;
 
-pub use image::Image;
+pub use image::{Image, Wreck};
 pub use plant::Plant;
 pub use stats::Stats;
 pub use world::{Outcome, World};

@@ -238,6 +238,8 @@ pub struct World {
     pub(crate) quiet_since: Option<u64>,
     violation: Option<String>,
     pub(crate) images: Option<Vec<crate::Image>>,
+    /// The same of disks before repairs.
+    pub(crate) wrecks: Vec<crate::Wreck>,
 }
 
 /// What became of one world.
@@ -287,6 +289,7 @@ impl World {
             hasher,
             seed: hash_seed,
             images: None,
+            wrecks: Vec::new(),
             names,
             life: 0,
             cores: Vec::new(),

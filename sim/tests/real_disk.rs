@@ -1,18 +1,19 @@
 //! The simulated disk and the real one agree: what lies on a disk at a start in
 //! the simulator, torn writes, stale bytes, deleted segments and rotten
 //! snapshots included, is put on a real file system, and the disk half of the
-//! log must read back the same log end and the same inboxes from it.
+//! log must read back the same log end and the same inboxes from it; and where
+//! something is damaged, a repair must find the same.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)] // a real disk
 
 use std::fs;
 use std::path::Path;
 
-use shard::{KeyHasher, Options, Replay};
-use sim::{Image, Plant, World};
-use wal::disk::{DataDir, OpenOptions, SEGMENT_BYTES_MIN};
+use shard::{KeyHasher, Options, Replay, Salvage};
+use sim::{Image, Plant, World, Wreck};
+use wal::disk::{DataDir, OpenOptions, Records, SEGMENT_BYTES_MIN};
 use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
-use wal::{FORMAT, Log, LogOptions};
+use wal::{FORMAT, Log, LogOptions, Lsn, Record};
 
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, and some whose disks fill, rot or fail in the sync alone.
@@ -70,6 +71,59 @@ fn check(seed: u64, image: &Image) {
     let inboxes: Vec<_> =
         brain.inboxes().map(|(name, first, last)| (name.to_vec(), first, last)).collect();
     assert_eq!(inboxes, image.inboxes, "{what}");
+}
+
+/// Worlds in which repairs are due, torn ones among them.
+const WRECKED: [std::ops::Range<u64>; 3] =
+    [6_000_000..6_000_040, 9_740_395..9_740_396, 10_000_000..10_000_060];
+
+#[test]
+fn every_repair_finds_the_same_on_a_real_disk() {
+    let (mut wrecks, mut with_losses, mut given_up, mut without_snapshot) = (0, 0, 0, 0);
+    for seed in WRECKED.into_iter().flatten() {
+        let mut world = World::new(seed, Plant::None, false);
+        world.keep_images();
+        let outcome = world.live();
+        assert_eq!(outcome.violation, None, "seed {seed}");
+        for (n, wreck) in world.take_wrecks().into_iter().enumerate() {
+            check_wreck(&format!("seed {seed}, wreck {n}"), &wreck);
+            wrecks += 1;
+            with_losses += usize::from(!wreck.lost.is_empty());
+            given_up += usize::from(wreck.given_up > 0);
+            without_snapshot += usize::from(wreck.snapshot.is_none());
+        }
+    }
+    // Otherwise this would show nothing.
+    assert!(wrecks > 30 && with_losses > 8, "{wrecks} wrecks, {with_losses} with lost ranges");
+    assert!(given_up > 3 && without_snapshot > 3, "{given_up} and {without_snapshot}");
+}
+
+fn check_wreck(what: &str, wreck: &Wreck) {
+    let image = &wreck.image;
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), image);
+    let shard = DataDir::open_as_it_is(dir.path()).unwrap().shard(image.shard);
+    let hasher = KeyHasher::new(image.seed);
+    let mut salvage = Salvage::new(options(image), hasher, image.segment_bytes);
+    let found = shard.salvage(&mut salvage, &mut |_| {}).unwrap();
+    // As `iris-shard repair` does.
+    let mut records = Records::new(&shard);
+    let mut given_up = 0;
+    for placed in salvage.waiting() {
+        let record = records.get(placed.lsn, placed.len);
+        let message = record.as_ref().and_then(Record::message);
+        if !message.is_some_and(|message| salvage.is_it(&placed, message)) {
+            salvage.give_up(&placed);
+            given_up += 1;
+        }
+    }
+    let lost: Vec<(Lsn, Lsn)> = found.lost.iter().map(|it| (it.lsn, it.lsn + it.bytes)).collect();
+    let waiting: Vec<(Lsn, u32)> = salvage.waiting().iter().map(|it| (it.lsn, it.len)).collect();
+    assert_eq!(lost, wreck.lost, "{what}");
+    assert_eq!((found.end(), found.fresh.lsn), (wreck.end, wreck.fresh), "{what}");
+    assert_eq!(found.snapshot.map(|it| it.start.lsn), wreck.snapshot, "{what}");
+    assert_eq!(found.aside, wreck.aside, "{what}");
+    assert_eq!((given_up, waiting), (wreck.given_up, wreck.waiting.clone()), "{what}");
 }
 
 /// Lays the image out as a data directory.
