@@ -258,7 +258,11 @@ impl World {
             self.stats.forgotten += 1;
             finding.salvage.forget(self.now().wall_ms);
         }
-        let tears = Tears { permille: self.knobs.repair_tears, chance: &mut self.fault_chance };
+        let tears = Tears {
+            permille: self.knobs.repair_tears,
+            goes_on: finding.fresh.lsn == finding.end,
+            chance: &mut self.fault_chance,
+        };
         let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
         let disk = &mut self.layout.disks[shard];
         let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
@@ -365,6 +369,10 @@ fn copy_waiting(
 /// How often the power fails in the middle of a repair's write.
 struct Tears<'a> {
     permille: u32,
+    /// It writes where the log ends. Then only its first write is torn, and never
+    /// has a beginning: a start would go on with what arrived, and the oracle does
+    /// not follow it there.
+    goes_on: bool,
     chance: &'a mut Chance,
 }
 
@@ -393,8 +401,10 @@ impl<'a> Repair<'a> {
     fn write(&mut self, disk: &mut Disk) -> bool {
         while let Some(write) = self.log.next_write() {
             let bytes = self.log.write_bytes(&write);
-            if self.tears.chance.permille(self.tears.permille) {
-                for (n, sector) in bytes.chunks(SECTOR).enumerate() {
+            let may_tear = !self.tears.goes_on || self.records.is_empty();
+            if may_tear && self.tears.chance.permille(self.tears.permille) {
+                let first = usize::from(self.tears.goes_on);
+                for (n, sector) in bytes.chunks(SECTOR).enumerate().skip(first) {
                     if self.tears.chance.below(2) == 0 {
                         disk.write_durably(write.lsn + (n * SECTOR) as Lsn, sector);
                     }
