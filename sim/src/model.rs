@@ -126,6 +126,8 @@ pub(crate) struct Model {
 struct Known {
     inboxes: Vec<Inbox>,
     letters: BTreeMap<LetterId, Place>,
+    /// The numbers under which they first came; one that comes back has another.
+    came_as: BTreeMap<LetterId, u64>,
     consumed: BTreeMap<(u16, u64, u16, u64), Place>,
 }
 
@@ -264,6 +266,11 @@ impl Model {
         self.known.consumed.get(&(from, device, to, seq)).copied()
     }
 
+    /// The number under which a letter first came, if a log still says so.
+    pub(crate) fn came_as(&self, id: LetterId) -> Option<u64> {
+        self.known.came_as.get(&id).copied()
+    }
+
     /// Every letter in an inbox.
     pub(crate) fn letters(&self) -> impl Iterator<Item = (LetterId, Place)> {
         self.known.letters.iter().map(|(id, place)| (*id, *place))
@@ -362,6 +369,7 @@ impl Model {
         inbox.last = message.inbox_seq;
         inbox.put(message.inbox_seq, id, from, end);
         let place = Place { shard: Some(shard), end, inbox_seq: message.inbox_seq };
+        self.known.came_as.entry(id).or_insert(message.inbox_seq);
         match self.known.letters.insert(id, place) {
             Some(_) if self.scarred.contains(&to) => Ok(()),
             Some(first) => {

@@ -72,9 +72,11 @@ impl World {
                 continue;
             }
             let inbox = self.model.inbox(letter.to);
+            // A device that began behind it need not get it when it comes back.
+            let came_as = self.model.came_as(id).unwrap_or(place.inbox_seq);
             let missed = self.devices.iter().find(|it| {
                 it.user == letter.to
-                    && inbox.began.get(&it.id).is_some_and(|began| *began < place.inbox_seq)
+                    && inbox.began.get(&it.id).is_some_and(|began| *began < came_as)
                     && !it.seen.contains(&id)
             });
             if let Some(it) = missed {

@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 21] = [
+const NOTICE: [(u64, &str); 22] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -27,6 +27,7 @@ const NOTICE: [(u64, &str); 21] = [
     (7_009_000, "a segment that is passed over while nothing is known is never deleted"),
     (8_123_201, "a damaged length led a repair past records that were not"),
     (9_740_395, "a repair begun again takes the torn end for confirmed"),
+    (10_130_706, "the oracle asks who began behind a letter for it when it comes back"),
 ];
 
 #[test]
