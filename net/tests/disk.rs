@@ -4,7 +4,7 @@
 mod world;
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -91,6 +91,28 @@ fn failures_are_told_with_their_reason() {
         world.hands.read(9, write_only.as_raw_fd(), 0, 4096).unwrap();
         let error = read(&mut world, 9).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+}
+
+/// A pipe takes bytes and cannot sync them: what a disk's cache says that learns of an error only
+/// when it is emptied. The bytes of the write alone are no success.
+#[test]
+fn a_sync_that_fails_behind_its_write_is_a_failure() {
+    for options in ways() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut page = Box::new(Page([0; 8192]));
+        page.0.copy_from_slice(&pattern(8192));
+        let mut world = World::new(options);
+        // SAFETY: `page` lives to the end of the test and is not changed.
+        unsafe {
+            let (ptr, mode) = (page.0.as_ptr(), WriteMode::ThenFdatasync);
+            world.hands.write(1, writer.as_raw_fd(), ptr, 8192, 0, mode);
+        }
+        let error = written(&mut world, 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        let mut through = [0; 8192];
+        reader.read_exact(&mut through).unwrap();
+        assert!(through == page.0, "the write itself succeeded");
     }
 }
 
