@@ -9,12 +9,16 @@ mod server;
 
 use std::fs;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use client::Session;
 use client::blocking::{Client, Notice};
-use rustix::process::Resource;
+use rustix::process::{Resource, Signal};
 use server::mounted::Mounted;
 use server::{Deadline, PATIENCE, Server, Setup};
+use tuning::disk::{O_DIRECT, RWF_DSYNC};
 use wire::id::Class;
 use wire::refuse::Code;
 
@@ -109,6 +113,170 @@ fn a_disk_that_fails_ends_the_server() {
     let ended = server.wait();
     assert_eq!(ended.code, Some(74), "{}", ended.stderr);
     println!("{}", ended.stderr.lines().last().unwrap_or_default());
+}
+
+/// Where a disk fails with EIO.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Broken {
+    /// The file system refuses each write before it has begun.
+    FileSystem,
+    /// The device under it does: what goes through the page cache is written,
+    /// and only the fdatasync behind it meets the error.
+    Device,
+}
+
+#[test]
+fn eio_of_the_file_system_loses_nothing_confirmed() {
+    check_each_way_of_writing(Broken::FileSystem);
+}
+
+#[test]
+fn eio_of_the_device_loses_nothing_confirmed() {
+    check_each_way_of_writing(Broken::Device);
+}
+
+fn check_each_way_of_writing(broken: Broken) {
+    // The write is synchronous; an fdatasync follows it; that, and the page cache
+    // lies between.
+    for without in [None, Some(RWF_DSYNC), Some(O_DIRECT)] {
+        if check_eio(broken, without).is_none() {
+            return;
+        }
+    }
+}
+
+/// A disk begins to fail under load. What is confirmed by then, and no more, is
+/// there when it has come back without what the kernel still had of it.
+fn check_eio(broken: Broken, without: Option<&str>) -> Option<()> {
+    let what = format!("EIO of the {broken:?} without {without:?}");
+    let device = Mounted::ext4(192 << 20)?;
+    let disk = Mounted::ext4_in(device.path(), 128 << 20)?;
+    let mut setup = Setup::in_dir(&disk.path().join("data")).shards(2);
+    if let Some(name) = without {
+        setup = setup.set("debug.without", name);
+    }
+    let server = setup.start();
+    let confirmed = AtomicU64::new(0);
+    let (shuts_down, loads) = thread::scope(|scope| {
+        let clients: Vec<Client> =
+            (0..PAIRS).map(|n| server.v2(&format!("sender {n}"), 1)).collect();
+        let confirmed = &confirmed;
+        let threads: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(n, client)| scope.spawn(move || send_until_the_end(client, n, confirmed)))
+            .collect();
+        let deadline = Deadline::new();
+        while confirmed.load(Ordering::Relaxed) < 300 {
+            deadline.pause(|| format!("{what}: {confirmed:?} confirmed"));
+        }
+        let shuts_down = match broken {
+            Broken::FileSystem => disk.fail_with_eio(),
+            Broken::Device => device.fail_with_eio(),
+        };
+        if shuts_down.is_none() {
+            server.signal(Signal::TERM);
+        }
+        // A new device is written down even when messages are refused for want
+        // of a segment, which cannot be made any more either.
+        for n in 0..PAIRS {
+            drop(Client::connect(server.addr(), format!("guest {n}").as_bytes(), 1));
+        }
+        let loads: Vec<Load> = threads.into_iter().map(|load| load.join().unwrap()).collect();
+        (shuts_down, loads)
+    });
+    let ended = server.wait();
+    shuts_down?;
+    assert_eq!(ended.code, Some(74), "{what}: {}", ended.stderr);
+    let last = ended.stderr.lines().last().unwrap_or_default();
+    let told = |why| last.contains(&format!("could not write its log ({why})"));
+    // On a device that fails, ext4 may have met the error before the server did;
+    // then it takes no more writes.
+    let is_second = broken == Broken::Device && told("Read-only file system (os error 30)");
+    assert!(told("Input/output error (os error 5)") || is_second, "{what}: {}", ended.stderr);
+
+    disk.unmount();
+    device.unmount();
+    device.mount();
+    disk.mount();
+    let server = setup.start();
+    for (n, Load { session, sent }) in loads.into_iter().enumerate() {
+        let to = format!("receiver {n}");
+        let confirmed = sent - session.unsent() as u64;
+        assert!(confirmed > 0, "{what}: sender {n} was not served");
+        let mut receiver = server.v2(&to, 1);
+        // These nobody has any more who could send them again.
+        for number in 1..=confirmed {
+            take(&mut receiver, n, number, &what);
+        }
+        let mut sender = Client::connect_session(server.addr(), session).unwrap();
+        // What was confirmed before is not told again.
+        if confirmed < sent {
+            sender.wait_sent(to.as_bytes(), sent, PATIENCE).unwrap();
+        }
+        for number in confirmed + 1..=sent {
+            take(&mut receiver, n, number, &what);
+        }
+        receiver.ping(1, PATIENCE).unwrap();
+        assert_eq!(receiver.next_delivery(Duration::ZERO).unwrap(), None, "{what}");
+    }
+    server.stop();
+    Some(())
+}
+
+/// Enough that both shards have some.
+const PAIRS: usize = 6;
+/// On the way at the same time, of each sender.
+const AT_ONCE: u64 = 16;
+
+/// What somebody sent to a receiver of the same number. Nobody is connected any
+/// more, or the server would wait for him.
+struct Load {
+    session: Session,
+    sent: u64,
+}
+
+/// Of several lengths, some of more than a block.
+fn numbered(sender: usize, number: u64) -> Vec<u8> {
+    let mut body = format!("{number} from {sender} ").into_bytes();
+    body.resize(body.len() + (number * 7919 % 6000) as usize, b'.');
+    body
+}
+
+/// Sends until the server asks to leave, or is gone.
+fn send_until_the_end(mut client: Client, n: usize, confirmed: &AtomicU64) -> Load {
+    let to = format!("receiver {n}");
+    let mut sent = 0;
+    loop {
+        let unsent = client.session().unsent() as u64;
+        for _ in unsent..AT_ONCE {
+            sent += 1;
+            let body = numbered(n, sent);
+            // In the outbox, whatever becomes of the connection.
+            client.session().send(to.as_bytes(), &body, Class::Guaranteed).unwrap();
+        }
+        let waited = client.next_notice(Duration::from_millis(2));
+        let left = unsent.max(AT_ONCE) - client.session().unsent() as u64;
+        confirmed.fetch_add(left, Ordering::Relaxed);
+        match waited {
+            Ok(Some(Notice::Goaway { code, .. })) => {
+                let told = [Code::StorageFailed as u16, Code::Draining as u16];
+                assert!(told.contains(&code), "{code}");
+                return Load { session: client.into_session(), sent };
+            }
+            Ok(_) => {}
+            Err(_) => return Load { session: client.into_session(), sent },
+        }
+    }
+}
+
+#[track_caller]
+fn take(receiver: &mut Client, sender: usize, number: u64, what: &str) {
+    let delivery = receiver.next_delivery(PATIENCE).unwrap();
+    let delivery = delivery.unwrap_or_else(|| panic!("{what}: {number} from {sender} is lost"));
+    let text = String::from_utf8_lossy(&delivery.body);
+    assert!(delivery.body == numbered(sender, number), "{what}: not {number} but {text:.40}");
+    receiver.ack(delivery.inbox_seq).unwrap();
 }
 
 /// The other way of writing, for file systems that lack the first.

@@ -2,17 +2,28 @@
 //!
 //! Mounting needs privileges; where they are missing a test is skipped, and
 //! says so on stdout.
+#![allow(unsafe_code)] // one request to ext4 that has no safe wrapper
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::ioctl::{Setter, ioctl};
+
+use super::Deadline;
+
+/// From the kernel's `fs/ext4/ext4.h`.
+const EXT4_IOC_SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
+/// Not even its journal is written any more.
+const EXT4_GOING_FLAGS_NOLOGFLUSH: u32 = 2;
 
 /// A file system of a test, gone with it.
 pub struct Mounted {
     dir: tempfile::TempDir,
-    /// The file behind a loop device.
-    image: Option<tempfile::NamedTempFile>,
+    /// The file behind a loop device, which nobody else holds open: what it lies
+    /// on can be unmounted.
+    image: Option<tempfile::TempPath>,
 }
 
 impl Mounted {
@@ -35,7 +46,8 @@ impl Mounted {
         let dir = tempfile::tempdir().unwrap();
         let image = tempfile::NamedTempFile::new_in(images).unwrap();
         image.as_file().set_len(bytes).unwrap();
-        let (file, path) = (image.path().to_str()?, dir.path().to_str()?);
+        let image = image.into_temp_path();
+        let (file, path) = (image.to_str()?, dir.path().to_str()?);
         run("mkfs.ext4", &["-q", "-F", "-m", "0", file])?;
         run("mount", &["-o", "loop", file, path])?;
         Some(Mounted { dir, image: Some(image) })
@@ -49,10 +61,43 @@ impl Mounted {
     /// The file behind the loop device loses all its blocks. Where it finds no
     /// new ones the disk fails from now on.
     pub fn punch(&self) {
-        let image = self.image.as_ref().expect("a loop device").as_file();
+        let image = self.image.as_ref().expect("a loop device");
+        let image = File::options().write(true).open(image).unwrap();
         let bytes = image.metadata().unwrap().len();
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(image, how, 0, bytes).unwrap();
+        fallocate(&image, how, 0, bytes).unwrap();
+    }
+
+    /// From now on, until it is mounted again, ext4 answers whatever is asked of
+    /// it there with EIO, and leaves its journal as it is. Where another disk's
+    /// image lies on it, that is a device that fails.
+    pub fn fail_with_eio(&self) -> Option<()> {
+        let root = File::open(self.path()).unwrap();
+        // SAFETY: the request reads one u32 and keeps no pointer to it.
+        let result = unsafe {
+            let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
+            ioctl(&root, Setter::<EXT4_IOC_SHUTDOWN, u32>::new(flags))
+        };
+        result.map_err(|error| println!("skipped: ext4 does not shut down: {error}")).ok()
+    }
+
+    /// Takes it away, and with it all that its file system knew and had not
+    /// written.
+    pub fn unmount(&self) {
+        let path = self.path().to_str().expect("a plain path");
+        let deadline = Deadline::new();
+        // A ring of io_uring lets go of its files a moment after its process has
+        // ended.
+        while let Err(said) = try_run("umount", &[path]) {
+            deadline.pause(|| said.clone());
+        }
+    }
+
+    /// Mounts it again: ext4 makes good what is in its journal.
+    pub fn mount(&self) {
+        let image = self.image.as_ref().expect("a loop device");
+        let (file, path) = (image.to_str().expect("plain"), self.path().to_str().expect("plain"));
+        try_run("mount", &["-o", "loop", file, path]).expect("it was mounted before");
     }
 
     /// From now on nothing there can be changed.
@@ -69,17 +114,18 @@ impl Drop for Mounted {
 
 /// Runs a program of the system; `None` when that does not work here.
 fn run(program: &str, arguments: &[&str]) -> Option<()> {
+    try_run(program, arguments).map_err(|said| println!("skipped: {said}")).ok()
+}
+
+/// Runs a program of the system; what it said when that does not work.
+fn try_run(program: &str, arguments: &[&str]) -> Result<(), String> {
     let path = "/usr/sbin:/usr/bin:/sbin:/bin";
     match Command::new(program).args(arguments).env("PATH", path).output() {
-        Ok(output) if output.status.success() => Some(()),
+        Ok(output) if output.status.success() => Ok(()),
         Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!("skipped: {program} {arguments:?}: {said}");
-            None
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{program} {arguments:?}: {}", said.trim()))
         }
-        Err(error) => {
-            println!("skipped: {program}: {error}");
-            None
-        }
+        Err(error) => Err(format!("{program}: {error}")),
     }
 }
