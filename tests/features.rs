@@ -6,6 +6,7 @@
 mod server;
 
 use server::peer::{Peer, hello, send};
+use server::skipped::skipped;
 use server::{PATIENCE, Server, Setup};
 use tuning::without::{ALL, NAMES};
 use wire::id::Class;
@@ -156,7 +157,7 @@ fn with_direct_descriptors() {
     match setup.try_start() {
         Ok(server) => drop(server),
         Err(ended) if ended.code == Some(5) => {
-            return println!("not on this kernel: {}", ended.stderr);
+            return skipped(format!("not on this kernel: {}", ended.stderr));
         }
         Err(ended) => panic!("{ended:?}"),
     }

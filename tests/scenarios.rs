@@ -2,8 +2,8 @@
 //! ends verified and tells what it is for.
 //!
 //! The load generator stands beside the server's binary; cargo builds it with
-//! the workspace (`scripts/test` does). Without it these tests are skipped,
-//! each with a word.
+//! the workspace. Without it these tests are skipped, each with a word; but not
+//! by `scripts/test`, which builds it.
 
 mod server;
 
@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use server::skipped::{is_listed, skipped};
 use server::{Server, Setup};
 
 fn load_generator() -> Option<PathBuf> {
@@ -21,7 +22,9 @@ fn load_generator() -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {} is not built; `cargo build --workspace --bins`", path.display());
+    let why = format!("{} is not built; `cargo build --workspace --bins`", path.display());
+    assert!(!is_listed(), "scripts/test has built everything, and yet {why}");
+    skipped(why);
     None
 }
 

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use client::blocking::Client;
 use server::halt::Halted;
 use server::peer::{Peer, hello, send};
+use server::skipped::skipped;
 use server::{PATIENCE, Server, Setup};
 use shard::KeyHasher;
 use wal::manifest::Manifest;
@@ -281,8 +282,7 @@ fn a_core_that_stands_still_is_named_and_rung() {
     let halted = match Halted::new(server.pid(), "shard-1") {
         Ok(halted) => halted,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            eprintln!("not tried: tracing a child is forbidden here ({error})");
-            return;
+            return skipped(format!("tracing a child is forbidden here: {error}"));
         }
         Err(error) => panic!("{error}"),
     };

@@ -10,6 +10,7 @@ pub mod files;
 pub mod halt;
 pub mod mounted;
 pub mod peer;
+pub mod skipped;
 pub mod vanish;
 
 use std::ffi::OsString;

@@ -1,7 +1,7 @@
 //! File systems of their own for tests: small ones, full ones, failing ones.
 //!
 //! Mounting needs privileges; where they are missing a test is skipped, and
-//! says so on stdout.
+//! [says so](super::skipped).
 #![allow(unsafe_code)] // one request to ext4 that has no safe wrapper
 
 use std::fs::File;
@@ -12,6 +12,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::ioctl::{Setter, ioctl};
 
 use super::Deadline;
+use super::skipped::skipped;
 
 /// From the kernel's `fs/ext4/ext4.h`.
 const EXT4_IOC_SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
@@ -27,7 +28,8 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// In memory; `None`, with the reason on stdout, where that is not allowed.
+    /// In memory; `None`, as everywhere here, where that does not work: the test
+    /// is skipped, and has said so.
     pub fn tmpfs(size: &str) -> Option<Mounted> {
         let dir = tempfile::tempdir().unwrap();
         let options = format!("size={size},mode=700");
@@ -78,7 +80,7 @@ impl Mounted {
             let flags = EXT4_GOING_FLAGS_NOLOGFLUSH;
             ioctl(&root, Setter::<EXT4_IOC_SHUTDOWN, u32>::new(flags))
         };
-        result.map_err(|error| println!("skipped: ext4 does not shut down: {error}")).ok()
+        result.map_err(|error| skipped(format!("ext4 does not shut down: {error}"))).ok()
     }
 
     /// Takes it away, and with it all that its file system knew and had not
@@ -108,13 +110,13 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = run("umount", &["-l", self.path().to_str().expect("a plain path")]);
+        let _ = try_run("umount", &["-l", self.path().to_str().expect("a plain path")]);
     }
 }
 
 /// Runs a program of the system; `None` when that does not work here.
 fn run(program: &str, arguments: &[&str]) -> Option<()> {
-    try_run(program, arguments).map_err(|said| println!("skipped: {said}")).ok()
+    try_run(program, arguments).map_err(skipped).ok()
 }
 
 /// Runs a program of the system; what it said when that does not work.
