@@ -19,6 +19,7 @@ use server::{Deadline, PATIENCE, Server, Setup, allow};
 use wal::manifest::Manifest;
 use wire::id::Class;
 use wire::refuse::Code;
+use wire::v1::{Answer, Packet};
 
 /// A directory of one shard with this many messages for "bob", each confirmed
 /// and each in a commit of its own, left behind by a crash.
@@ -535,6 +536,12 @@ fn check_full_disk(mounted: &Mounted) {
         assert_eq!(refused, confirmed + 1, "one was taken");
         assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
     }
+    // v1 has one word for it, and forgets the message.
+    let mut old = Peer::v1(server.addr(), "old");
+    old.packet(&Packet::Send { target: b"friend", body: b"without room" });
+    let answer = old.answer();
+    assert_eq!(answer.get(), Answer::RateLimited { wait_ms: RETRY_MS });
+    old.expect_quiet_v1();
     // Deliveries and acknowledgements go on, logins as well.
     let mut bob = server.v2("bob", 1);
     let take = |bob: &mut Client, numbers: std::ops::RangeInclusive<u64>| {
@@ -546,7 +553,8 @@ fn check_full_disk(mounted: &Mounted) {
     };
     take(&mut bob, 1..=confirmed);
     bob.ping(1, PATIENCE).unwrap();
-    Peer::v1(server.addr(), "old").expect_quiet_v1();
+    let mut friend = Peer::v1(server.addr(), "friend");
+    friend.expect_quiet_v1();
     // What bob has fetched needs no space any more: what was refused is taken,
     // by itself, with the disk as full as before.
     alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
@@ -561,17 +569,24 @@ fn check_full_disk(mounted: &Mounted) {
     take(&mut bob, sent - 99..=sent);
     bob.ping(2, PATIENCE).unwrap();
     server.wait_metric("iris_storage_full", |full| full == 0.0);
+    old.packet(&Packet::Send { target: b"friend", body: b"with room" });
+    let id = friend.expect_message(b"with room");
+    friend.packet(&Packet::Ack { id });
+    friend.expect_quiet_v1();
     server.wait_metric("iris_inbox_messages", |waiting| waiting == 0.0);
     server.stop();
 }
+
+/// When to come back to a full disk: as often as the server tries to make a segment.
+const RETRY_MS: u32 = 1_000;
 
 /// Looks for a moment whether a message was refused because the disk is full,
 /// and which.
 #[track_caller]
 fn refused_for_space(client: &mut Client) -> Option<u64> {
     match client.next_notice(std::time::Duration::from_millis(2)).unwrap() {
-        Some(Notice::Held { code, seq, .. }) => {
-            assert_eq!(code, Code::StorageFull as u16);
+        Some(Notice::Held { code, seq, retry_after_ms, .. }) => {
+            assert_eq!((code, retry_after_ms), (Code::StorageFull as u16, RETRY_MS));
             Some(seq)
         }
         Some(Notice::Gap { .. }) | None => None,
