@@ -469,7 +469,7 @@ fn why_lost(id: ShardId, threads: &mut Threads) -> Exit {
 /// The lines a person and a script want to see.
 fn announce(config: &Config, addresses: &[SocketAddr], admin: SocketAddr, shards: u16) {
     let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    terminal::show(&format!("ready listen={} admin={admin}\n", listen.join(",")));
+    terminal::mention(&format!("ready listen={} admin={admin}\n", listen.join(",")));
     let first = &listen[0];
     tracing::info!(
         "{shards} shards serve {} (protocols v1 and v2); data in {}",

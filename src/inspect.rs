@@ -66,9 +66,9 @@ pub(crate) fn run(
         }
     };
     if let Some(note) = look.note().filter(|_| !json) {
-        terminal::show(&format!("{note}\n\n"));
+        terminal::show(&format!("{note}\n\n"))?;
     }
-    terminal::show(&printed);
+    terminal::show(&printed)?;
     Ok(ExitCode::from(if is_sound { 0 } else { 3 }))
 }
 

@@ -57,11 +57,11 @@ fn start(cli: &Cli) -> Result<ExitCode, Exit> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let loaded = config::load(file.as_deref(), environment, &cli.flags.settings())?;
     if cli.flags.check_config {
-        terminal::show(&loaded.toml());
+        terminal::show(&loaded.toml())?;
         return Ok(ExitCode::SUCCESS);
     }
     match cli.command {
-        Some(Command::Doctor { json }) => Ok(doctor(&loaded.config, json)),
+        Some(Command::Doctor { json }) => doctor(&loaded.config, json),
         Some(Command::Inspect { ref inbox, limit, record, json, progress }) => {
             let subject = match (inbox, record) {
                 (Some(name), _) => Subject::Inbox { name: name.clone(), limit },
@@ -99,14 +99,14 @@ fn written(data_dir: &Path) -> Option<Written> {
         .then_some(Written { shards: manifest.shards, segment_bytes: manifest.segment_bytes })
 }
 
-fn doctor(config: &Config, json: bool) -> ExitCode {
+fn doctor(config: &Config, json: bool) -> Result<ExitCode, Exit> {
     let (machine, plan, disk) = tune(config);
     let path = &config.data_dir;
     let data =
         DataDir::check(path).and_then(|()| disk.map_err(|error| DataDirError::making(path, error)));
     let report = Report::new(&machine, &plan, data.err().map(|error| error.to_string()));
-    terminal::show(&if json { report.json() } else { report.text() });
-    ExitCode::from(report.exit_code())
+    terminal::show(&if json { report.json() } else { report.text() })?;
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 fn run(loaded: &Loaded) -> Result<ExitCode, Exit> {

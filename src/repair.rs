@@ -60,7 +60,7 @@ pub(crate) fn run(data_dir: &Path, wish: Wish) -> Result<ExitCode, Exit> {
         Err(error) => return Err(Exit::data(error.to_string())),
     }
     if wish.json {
-        terminal::show(&to_json(&told.report));
+        terminal::show(&to_json(&told.report))?;
     }
     Ok(ExitCode::from(if told.report.healthy { 0 } else { 3 }))
 }
@@ -164,7 +164,7 @@ impl Told {
     fn say(&mut self, text: &str) {
         self.text.push_str(text);
         if !self.json {
-            terminal::show(text);
+            terminal::mention(text);
         }
     }
 

@@ -2,16 +2,28 @@
 //! (`iris-shard inspect | head`, a supervisor that was restarted), and neither a
 //! server nor a repair ends because nobody listens any more.
 
-use std::io::{Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stderr, stdout};
+
+use crate::exit::Exit;
 
 /// A result, to stdout.
-pub(crate) fn show(text: &str) {
+///
+/// # Errors
+/// When it does not arrive although somebody wants it: a file on a full disk.
+pub(crate) fn show(text: &str) -> Result<(), Exit> {
     let mut out = stdout().lock();
-    let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    if let Err(error) = shown
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        tell(&format!("iris-shard: stdout cannot be written to: {error}"));
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Exit::disk(format!("stdout cannot be written to: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The same of what is done whether or not it arrives.
+pub(crate) fn mention(text: &str) {
+    if let Err(exit) = show(text) {
+        tell(&format!("iris-shard: {exit}"));
     }
 }
 

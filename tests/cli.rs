@@ -3,6 +3,7 @@
 
 mod server;
 
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
@@ -222,6 +223,14 @@ fn nobody_need_read_what_is_printed() {
         let ended = unheard(setup.data_dir(), arguments).output().expect("the binary runs");
         let told = |output: &Output| (output.status.code(), text(&output.stderr));
         assert_eq!(told(&ended), told(&heard), "{arguments:?}");
+    }
+    // Who wanted it and has not got it is told so.
+    for arguments in [&["inspect", "--json"][..], &["repair", "--json"], &["doctor"]] {
+        let full = File::options().write(true).open("/dev/full").expect("it takes nothing");
+        let mut command = on_data(setup.data_dir(), arguments);
+        let ended = command.stdout(full).stderr(Stdio::piped()).output().expect("the binary runs");
+        assert_eq!(ended.status.code(), Some(74), "{arguments:?}");
+        assert!(text(&ended.stderr).contains("stdout cannot be written to"), "{arguments:?}");
     }
     let mut child = unheard(setup.data_dir(), &[]).spawn().expect("the binary starts");
     let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
