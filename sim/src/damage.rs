@@ -258,18 +258,18 @@ impl World {
             self.stats.forgotten += 1;
             finding.salvage.forget(self.now().wall_ms);
         }
-        let tears = Tears {
-            permille: self.knobs.repair_tears,
-            goes_on: finding.fresh.lsn == finding.end,
-            chance: &mut self.fault_chance,
-        };
+        let goes_on = finding.fresh.lsn == finding.end;
+        let tears =
+            Tears { permille: self.knobs.repair_tears, goes_on, chance: &mut self.fault_chance };
         let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
         let disk = &mut self.layout.disks[shard];
         let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
         let records = repair.records;
         self.stats.torn_repairs += u64::from(copied.is_none());
-        let Some((start, last)) = copied.filter(|_| dies_at > 0) else {
+        // See `Tears::goes_on`; older worlds die here as they did.
+        let dies = dies_at == 0 && !(goes_on && self.knobs.repair_tears > 0);
+        let Some((start, last)) = copied.filter(|_| !dies) else {
             return Ok(false);
         };
         let disk = &mut self.layout.disks[shard];
