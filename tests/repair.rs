@@ -4,6 +4,7 @@
 mod server;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use client::Session;
 use client::blocking::Client;
 use serde_json::Value;
 use server::files::{
-    body, check, contents, filled, find, flip, iris_shard, json, numbers, segment, snapshots,
+    body, check, contents, fill, filled, find, flip, iris_shard, json, numbers, segment, snapshots,
     taken, waiting, written,
 };
+use server::mounted::Mounted;
 use server::peer::{Peer, hello, send};
 use server::{Deadline, PATIENCE, Server, Setup};
 use wire::id::Class;
@@ -532,6 +534,32 @@ fn what_is_set_aside_outlives_a_server_that_comes_too_early() {
         deadline.pause(|| "the segment stays open".to_owned());
     }
     assert!(fs::read(&aside[0]).unwrap() == damaged);
+}
+
+/// A repair needs room for what it copies and for its snapshots.
+#[test]
+fn a_repair_without_space_changes_nothing() {
+    let Some(disk) = Mounted::tmpfs("32m") else { return };
+    let setup = fill(&Setup::in_dir(&disk.path().join("data")).shards(1), 300);
+    let (path, dir) = (segment(&setup, 1), setup.data_dir());
+    flip(&path, find(&path, "xxxx") + 40_000);
+    let before = contents(dir);
+    let ballast = disk.path().join("ballast");
+    let mut file = fs::File::create(&ballast).unwrap();
+    while file.write_all(&[1; 4096]).is_ok() {}
+    for _ in 0..2 {
+        check(&iris_shard("repair", dir, &["--yes"]), 3, &["no space is left"]);
+        let after = contents(dir);
+        assert!(before.iter().all(|(path, bytes)| {
+            // The log may have gone on in the zeroes of a segment that was made ahead.
+            let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+            after.iter().any(|(it, now)| it == path && now.starts_with(&bytes[..used]))
+        }));
+    }
+    drop(file);
+    fs::remove_file(ballast).unwrap();
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["Repaired"]);
+    assert_eq!(taken(&setup.start(), "bob").len(), 300 - 1);
 }
 
 /// A directory that was put together by hand.

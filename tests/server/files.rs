@@ -93,7 +93,11 @@ pub fn snapshots(setup: &Setup) -> Vec<PathBuf> {
 
 /// Messages of 10,000 bytes, so that there are segments and snapshots.
 pub fn filled(messages: u64) -> Setup {
-    let setup = Setup::new().shards(1);
+    fill(&Setup::new().shards(1), messages)
+}
+
+/// The same where somebody else says.
+pub fn fill(setup: &Setup, messages: u64) -> Setup {
     let server = setup.start();
     let mut alice = server.v2("alice", 1);
     for n in 1..=messages {
@@ -106,7 +110,7 @@ pub fn filled(messages: u64) -> Setup {
         if n == messages / 2 || n == messages {
             let expected = if n == messages { 2 } else { 1 };
             let deadline = Deadline::new();
-            while snapshots(&setup).len() < expected {
+            while snapshots(setup).len() < expected {
                 deadline.pause(|| format!("{expected} snapshots are not taken"));
             }
         }
