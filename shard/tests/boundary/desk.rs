@@ -107,7 +107,7 @@ fn options(logins_per_second: u32) -> Options {
         node: 1,
         users_max: 8,
         waiting_messages_max: 1000,
-        pairs_max: 1000,
+        pairs_max: 24,
         inbox_messages_max: 4,
         inbox_bytes_max: 1 << 20,
         retention_ms: 1_000_000,

@@ -110,6 +110,80 @@ fn what_is_too_large_consumes_its_number() {
     );
 }
 
+/// Eight names fit the table of the test's shard, and a quarter of it is for those who log in.
+#[test]
+fn who_writes_to_unknown_names_locks_nobody_out() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send n1 1 x
+         0 send n2 1 x
+         0 send n3 1 x
+         0 send n4 1 x
+         0 send n5 1 x
+         0 send n6 1 x
+         > 0 refused n6 1 Busy
+         0 send n1 2 y
+         commit
+         > 0 sent n1 1
+         > 0 sent n2 1
+         > 0 sent n3 1
+         > 0 sent n4 1
+         > 0 sent n5 1
+         > 0 sent n1 2
+         1 hello zoe 1
+         > 1 welcome 1..0
+         2 hello yan 1
+         > 2 welcome 1..0
+         3 hello xi 1
+         > 3 goaway Busy come back
+         > 3 close",
+    );
+}
+
+/// Nor can a shard be made to remember more of who has written to whom than it has room for.
+#[test]
+fn who_writes_from_ever_new_devices_is_refused() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello alice 2
+         > 1 welcome 1..0
+         2 hello alice 3
+         > 2 welcome 1..0
+         3 hello alice 4
+         > 3 welcome 1..0
+         0 send b 1 0
+         0 send c 1 0
+         0 send d 1 0
+         0 send e 1 0
+         0 send f 1 0
+         1 send b 1 1
+         1 send c 1 1
+         1 send d 1 1
+         1 send e 1 1
+         1 send f 1 1
+         2 send b 1 2
+         2 send c 1 2
+         2 send d 1 2
+         2 send e 1 2
+         2 send f 1 2
+         3 send b 1 3
+         3 send c 1 3
+         3 send d 1 3
+         3 send e 1 3
+         3 send f 1 3
+         0 send alice 1 0
+         1 send alice 1 1
+         2 send alice 1 2
+         3 send alice 1 3
+         4 hello zoe 1
+         > 4 welcome 1..0
+         4 send b 1 z
+         > 4 refused b 1 Busy",
+    );
+}
+
 #[test]
 fn a_full_inbox_keeps_the_number() {
     check(
