@@ -19,7 +19,7 @@ use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Quota, Waker};
 use shard::KeyHasher;
 use tuning::{Machine, Plan};
-use wal::disk::{DataDir, DirectMode, OpenOptions, ShardDir};
+use wal::disk::{DataDir, DataDirError, DirectMode, OpenOptions, ShardDir};
 use wal::{Log, LogOptions};
 use wire::id::ShardId;
 
@@ -37,6 +37,9 @@ use crate::turn::{Core, MeshCargo, Shared};
 /// How long a taken port is tried again, and how often.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 const PORT_RETRY: Duration = Duration::from_millis(20);
+/// How long a data directory in use is tried again: whoever only looks into it
+/// keeps its lock for a moment, and a server before this one until it has ended.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the cores have to end: what they need themselves, several times.
 const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -158,7 +161,16 @@ fn open_data(config: &Config, plan: &Plan) -> Result<DataDir, Exit> {
         default_shards: plan.shards,
         segment_bytes: plan.segment_bytes,
     };
-    DataDir::open(&config.data_dir, options).map_err(|error| Exit::data(error.to_string()))
+    let began = Instant::now();
+    loop {
+        match DataDir::open(&config.data_dir, options) {
+            Ok(data) => return Ok(data),
+            Err(DataDirError::Locked { .. }) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::park_timeout(PORT_RETRY);
+            }
+            Err(error) => return Err(Exit::data(error.to_string())),
+        }
+    }
 }
 
 /// How commits may become durable at best.

@@ -21,7 +21,8 @@ Examples:
   iris-shard repair --data-dir /var/lib/iris   what is damaged there; changes nothing without --yes
 
 Exit codes: 0 fine, 1 a defect, 2 command line or configuration, 3 data directory,
-4 network, 5 machine, 74 the disk failed while serving: start again.";
+4 network, 5 machine, 74 the disk failed while serving: start again; or took no
+result of a command.";
 
 /// A messaging engine: one binary turns a Linux host into a messaging node.
 #[derive(Debug, Parser)]

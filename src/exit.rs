@@ -49,7 +49,8 @@ impl Exit {
         Exit { code: 5, sentence: sentence.into() }
     }
 
-    /// The disk failed while serving. The code is EX_IOERR of sysexits.h.
+    /// The disk failed while serving, or took no result of a command. The code is
+    /// EX_IOERR of sysexits.h.
     pub(crate) fn disk(sentence: impl Into<String>) -> Exit {
         Exit { code: 74, sentence: sentence.into() }
     }

@@ -2,7 +2,8 @@
 //! in exact words; and, only when told to, a directory that a server starts on.
 //!
 //! Every message outside the damaged bytes is kept. What is cut out is moved
-//! aside, never deleted. Shard by shard: read whatever is left (`finding`), copy
+//! aside, never deleted. Shard by shard: read whatever is left (`finding`), give
+//! segments that were mixed up their names, copy
 //! messages out of the segments that are given up, take a snapshot after them,
 //! move the rest aside (`mend`), and read it back as a start would.
 
@@ -89,6 +90,7 @@ fn look_and_mend(
                     finding.rename()?;
                     let renamed = finding.misnamed.len() as u64;
                     told.say(&format!("  Done: {} segments have their names\n", count(renamed)));
+                    report.renamed(renamed);
                     finding = look(held, id, &mut teller)?;
                 }
                 if !finding.is_healthy() {
@@ -145,6 +147,7 @@ struct Told {
     refused: usize,
     /// For whoever asks later.
     text: String,
+    is_heard: bool,
     report: DirectoryReport,
 }
 
@@ -158,14 +161,13 @@ impl Told {
             aside: None,
             shards: Vec::new(),
         };
-        Told { json, damaged: 0, refused: 0, text: String::new(), report }
+        Told { json, damaged: 0, refused: 0, text: String::new(), is_heard: true, report }
     }
 
     fn say(&mut self, text: &str) {
         self.text.push_str(text);
-        if !self.json {
-            terminal::mention(text);
-        }
+        // Nobody hears the rest either.
+        self.is_heard = self.is_heard && (self.json || terminal::mention(text));
     }
 
     /// What a start says of a shard that was mended.
@@ -238,5 +240,10 @@ fn now_ms() -> u64 {
 /// A name that nothing has yet.
 fn aside_dir(data_dir: &Path, now_ms: u64) -> PathBuf {
     let stamp: String = time(now_ms).chars().filter(|c| !"-:.".contains(*c)).collect();
-    data_dir.join(format!("damaged-{stamp}"))
+    let names = (1..).map(|n| match n {
+        1 => format!("damaged-{stamp}"),
+        _ => format!("damaged-{stamp}-{n}"),
+    });
+    let mut paths = names.map(|name| data_dir.join(name));
+    paths.find(|path| !path.exists()).expect("there are ever more names")
 }

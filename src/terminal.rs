@@ -20,11 +20,13 @@ pub(crate) fn show(text: &str) -> Result<(), Exit> {
     }
 }
 
-/// The same of what is done whether or not it arrives.
-pub(crate) fn mention(text: &str) {
-    if let Err(exit) = show(text) {
+/// The same of what is done whether or not it arrives, which it returns.
+pub(crate) fn mention(text: &str) -> bool {
+    let shown = show(text);
+    if let Err(exit) = &shown {
         tell(&format!("iris-shard: {exit}"));
     }
+    shown.is_ok()
 }
 
 /// A line for a person, to stderr.

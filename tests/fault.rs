@@ -186,7 +186,7 @@ fn check_eio(broken: Broken, without: Option<&str>) -> Option<()> {
     let disk = Mounted::ext4_in(device.path(), 128 << 20)?;
     let setup = in_this_way(Setup::in_dir(&disk.path().join("data")).shards(2), without);
     let server = setup.start();
-    let confirmed = AtomicU64::new(0);
+    let confirmed: [AtomicU64; PAIRS] = Default::default();
     let (shuts_down, loads) = thread::scope(|scope| {
         let clients: Vec<Client> =
             (0..PAIRS).map(|n| server.v2(&format!("sender {n}"), 1)).collect();
@@ -194,10 +194,10 @@ fn check_eio(broken: Broken, without: Option<&str>) -> Option<()> {
         let threads: Vec<_> = clients
             .into_iter()
             .enumerate()
-            .map(|(n, client)| scope.spawn(move || send_until_the_end(client, n, confirmed)))
+            .map(|(n, client)| scope.spawn(move || send_until_the_end(client, n, &confirmed[n])))
             .collect();
         let deadline = Deadline::new();
-        while confirmed.load(Ordering::Relaxed) < 300 {
+        while confirmed.iter().any(|count| count.load(Ordering::Relaxed) < 40) {
             deadline.pause(|| format!("{what}: {confirmed:?} confirmed"));
         }
         let shuts_down = match broken {

@@ -163,7 +163,7 @@ impl Finding {
         });
         let misnamed = self.misnamed.iter().map(|it| {
             let belongs = it.belongs.file_name().unwrap_or_default().to_string_lossy();
-            format!("{} is whole, but has the place of {belongs}", it.path.display())
+            format!("{} is by its head {belongs}: their names were mixed up", it.path.display())
         });
         let missing = found.missing.iter().map(|path| format!("{} is missing", path.display()));
         let before = found.lost_before.iter().map(|lsn| {
@@ -245,8 +245,10 @@ impl Finding {
     fn tell_plan(&self, out: &mut String) {
         if !self.misnamed.is_empty() {
             let files = count(self.misnamed.len() as u64);
-            let _ =
-                writeln!(out, "  A repair gives {files} segments the names that they belong under");
+            let _ = writeln!(
+                out,
+                "  A repair gives {files} segments their names, and then looks again"
+            );
             if self.is_whole() {
                 return;
             }

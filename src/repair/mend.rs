@@ -1,8 +1,9 @@
 //! Makes one shard whole again, from what was found.
 //!
-//! Safe to be interrupted anywhere, see `wal::disk`'s repair: nothing that is
-//! there is written to or moved before the new snapshot has its name, and what is
-//! to be moved has a second name by then.
+//! Safe to be interrupted anywhere, see `wal::disk`'s repair: before the new
+//! snapshot has its name the log only gets longer, and nothing but a damaged
+//! snapshot under that very name is moved; what is to be moved then has a second
+//! name before anything is done.
 
 use std::fmt::Write;
 use std::io;
@@ -25,9 +26,13 @@ impl Finding {
     /// found counts no more then, and is to be looked at again.
     pub(super) fn rename(&self) -> Result<(), Exit> {
         self.dir.rename(&self.misnamed).map_err(|error| {
+            let moves = self.misnamed.iter().map(|it| {
+                format!("\n  {} belongs at {}", it.path.display(), it.belongs.display())
+            });
             Exit::data(format!(
-                "the names of segments in {} cannot be exchanged: {error}",
-                self.dir.path().display()
+                "the file system cannot exchange the names of segments ({error}); do it by hand, by \
+                 way of names of another directory, and run this again:{}",
+                moves.collect::<String>()
             ))
         })
     }
@@ -44,7 +49,10 @@ impl Finding {
         if self.has_forgotten() {
             self.salvage.forget(now_ms);
         }
+        assert!(self.misnamed.is_empty(), "segments have their names by now");
         dir.make_ready().map_err(failed)?;
+        let used = self.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
+        let single = dir.keep(aside, &self.salvaged.aside, used).map_err(failed)?;
         dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
         let (start, last) = self.copy(teller).map_err(failed)?;
@@ -58,7 +66,6 @@ impl Finding {
         let log = Log::new(log_options(self.segment_bytes), start);
         let mut shard = self.salvage.finish(&start, log, segments);
         // If nothing had to be appended, the snapshot that was read is as good.
-        let used = self.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
         let mut starts = vec![start, last];
         starts.dedup();
         starts.retain(|start| used != Some(start.lsn));
@@ -66,11 +73,10 @@ impl Finding {
         for start in &starts {
             moved.extend(dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?);
         }
-        dir.keep(aside, &self.salvaged.aside, [start.lsn, last.lsn]).map_err(failed)?;
         take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
         let rest = dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]);
         moved.extend(rest.map_err(failed)?);
-        Ok(Mended { copied, snapshots: [start.lsn, last.lsn], moved })
+        Ok(Mended { copied, snapshots: [start.lsn, last.lsn], moved, single })
     }
 
     /// Copies what waits in segments that are given up to the end of the log.
@@ -106,6 +112,7 @@ impl Finding {
             append(&mut log, &mut file, &record)?;
         }
         write_all(&mut log, &mut file)?;
+        file.name()?;
         let start = log.checkpoint();
         if let Some(record) = self.salvage.idle() {
             append(&mut log, &mut file, &record)?;
@@ -124,6 +131,8 @@ pub(super) struct Mended {
     pub(super) snapshots: [u64; 2],
     /// Files that were moved aside, where they were.
     pub(super) moved: Vec<PathBuf>,
+    /// Those of them that had no second name there meanwhile.
+    single: Vec<PathBuf>,
 }
 
 impl Mended {
@@ -138,6 +147,12 @@ impl Mended {
             1 => writeln!(out, ", 1 file moved to {}", aside.display()),
             files => writeln!(out, ", {files} files moved to {}", aside.display()),
         };
+        if !self.single.is_empty() {
+            out.push_str(
+                "  (files have no second names here: had this been interrupted, a server that was \
+                 started then could have deleted them)\n",
+            );
+        }
         for path in &self.moved {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let _ = writeln!(out, "    {name}");

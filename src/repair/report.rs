@@ -40,6 +40,9 @@ pub(super) struct ShardReport {
     to_copy_bytes: u64,
     /// Segments to move aside.
     to_move_segments: Vec<u64>,
+    /// Segments that were given their names; what they cost is told as it was
+    /// found before.
+    renamed_segments: u64,
     done: Option<DoneReport>,
     /// Why a start is still refused although that was done: a defect.
     still_refused: Option<String>,
@@ -49,8 +52,8 @@ pub(super) struct ShardReport {
 struct DamageReport {
     snapshots: Vec<FlawReport>,
     segments: Vec<FlawReport>,
-    /// Whole segments under each other's names; the rest is told as if each had
-    /// its own.
+    /// Segments under each other's names, by their heads; the rest is told as if
+    /// each had its own.
     misnamed_segments: Vec<MisnamedReport>,
     missing_segments: Vec<String>,
     /// No snapshot can be read, and the log before this position is not there.
@@ -149,9 +152,14 @@ impl ShardReport {
             to_copy_messages: to_copy.len() as u64,
             to_copy_bytes: to_copy.iter().map(|it| u64::from(it.len)).sum(),
             to_move_segments: found.aside.clone(),
+            renamed_segments: 0,
             done: None,
             still_refused: None,
         }
+    }
+
+    pub(super) fn renamed(&mut self, segments: u64) {
+        self.renamed_segments = segments;
     }
 
     /// Whether a start is still refused.

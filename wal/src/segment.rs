@@ -116,8 +116,8 @@ impl SegmentHeader {
     /// should stand there.
     ///
     /// # Errors
-    /// The first [`HeaderError`] that applies; the format is looked at before
-    /// the checksum, because a newer format may keep it elsewhere.
+    /// The first [`HeaderError`] that applies; the checksum comes before the
+    /// format, so that rot is not taken for a newer one.
     pub fn expect(&self, block: &[u8]) -> Result<(), HeaderError> {
         let found = decode(block)?;
         if found.log_id != self.log_id {

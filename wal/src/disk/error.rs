@@ -226,6 +226,10 @@ fn advice(error: &io::Error) -> &'static str {
         }
         Some(libc::ENFILE) => "; the whole machine has too many files open: raise fs.file-max",
         Some(libc::ENOMEM) => "; there is too little memory, or `ulimit -v` allows too little",
+        Some(libc::EXDEV) => {
+            "; it is on another file system than what is beside it in the data directory, and files \
+             are moved within one only: put all of it on one"
+        }
         Some(libc::EIO) => "; the disk, or what connects it, fails: the kernel's log says more",
         _ => "",
     }
@@ -396,18 +400,17 @@ impl fmt::Display for RecoverError {
 
 impl RecoverError {
     /// The same, unless a link stands where something is missed.
-    pub(super) fn or_linked(self, link: Option<PathBuf>) -> RecoverError {
-        match (self, link) {
-            (
-                RecoverError::MissingSegment { .. }
-                | RecoverError::MissingMessages { .. }
-                | RecoverError::NoLog { .. }
-                | RecoverError::NoSnapshot { .. }
-                | RecoverError::NoState { .. },
-                Some(path),
-            ) => RecoverError::Linked { path },
-            (error, _) => error,
-        }
+    pub(super) fn or_linked(self, links: &[PathBuf]) -> RecoverError {
+        let link = match &self {
+            RecoverError::MissingSegment { path } | RecoverError::MissingMessages { path, .. } => {
+                links.iter().find(|link| *link == path)
+            }
+            RecoverError::NoLog { .. }
+            | RecoverError::NoSnapshot { .. }
+            | RecoverError::NoState { .. } => links.first(),
+            _ => None,
+        };
+        link.cloned().map_or(self, |path| RecoverError::Linked { path })
     }
 }
 

@@ -109,15 +109,22 @@ impl ShardDir {
     pub fn rename(&self, misnamed: &[Misnamed]) -> io::Result<()> {
         let mut left: BTreeMap<u64, u64> =
             misnamed.iter().map(|it| (it.name, it.segment)).collect();
-        while let Some((name, segment)) = left.pop_first() {
-            let [from, to] = [name, segment].map(|it| self.path.join(segment_name(it)));
-            sys::exchange(&from, &to)?;
-            // What stood there stands here now.
-            if let Some(other) = left.remove(&segment).filter(|other| *other != name) {
-                left.insert(name, other);
-            }
+        while !left.is_empty() {
+            self.rename_one(&mut left)?;
         }
         sync_dir(&self.path)
+    }
+
+    /// Gives the first of these its name; what is left, by name.
+    fn rename_one(&self, left: &mut BTreeMap<u64, u64>) -> io::Result<()> {
+        let Some((name, segment)) = left.pop_first() else { return Ok(()) };
+        let [from, to] = [name, segment].map(|it| self.path.join(segment_name(it)));
+        sys::exchange(&from, &to)?;
+        // What stood there stands here now.
+        if let Some(other) = left.remove(&segment).filter(|other| *other != name) {
+            left.insert(name, other);
+        }
+        Ok(())
     }
 }
 
@@ -157,8 +164,14 @@ mod tests {
             let mut expected: Vec<u64> = there.map(|segment| *segment as u64).collect();
             expected.sort_unstable();
             assert_eq!(by_heads.list().unwrap().segments, expected);
-            shard.rename(&misnamed).unwrap();
-            assert_eq!(shard.misnamed().unwrap(), []);
+            // Interrupted after each of them, and begun again.
+            let mut left = misnamed;
+            while !left.is_empty() {
+                shard
+                    .rename_one(&mut left.iter().map(|it| (it.name, it.segment)).collect())
+                    .unwrap();
+                left = shard.misnamed().unwrap();
+            }
             for segment in expected {
                 let bytes = fs::read(segment_path(&dir, segment)).unwrap();
                 assert!(bytes == whole[segment as usize], "{names:?}: segment {segment}");

@@ -104,8 +104,8 @@ impl ShardDir {
         into: &mut dyn Restore,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Recovered, Lsn), RecoverError> {
-        let link = listing.links().next().cloned();
-        self.read_files(listing, into, progress).map_err(|error| error.or_linked(link))
+        let links: Vec<PathBuf> = listing.links().cloned().collect();
+        self.read_files(listing, into, progress).map_err(|error| error.or_linked(&links))
     }
 
     fn read_files(

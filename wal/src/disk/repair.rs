@@ -1,15 +1,17 @@
 //! The disk's side of a repair: reading whatever can still be read of a shard,
 //! writing what is to be kept, and moving aside, never deleting, what is not.
 //!
-//! The order makes it safe to be interrupted anywhere: copies go into segments
-//! that nothing refers to yet, then a snapshot gets its name that makes them
-//! count, and only then are old files moved. Done again, it goes on from there.
+//! The order makes it safe to be interrupted anywhere: what is to go has a second
+//! name where it goes, copies go behind the end of the log or into segments that
+//! nothing refers to yet, then a snapshot gets its name that makes them count, and
+//! only then do old files lose their first names. Done again, it goes on from
+//! there.
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,7 +21,7 @@ use super::inspect::Inspection;
 use super::manifest_copy;
 use super::probe::DirectMode;
 use super::recovery::{Phase, Progress};
-use super::segments::make_segment;
+use super::segments::{Unnamed, make_unnamed};
 use super::shard_dir::{Listing, ShardDir};
 use super::snapshots::Loaded;
 use crate::clean::Walker;
@@ -368,33 +370,38 @@ impl ShardDir {
         make_all(to)?;
         for path in paths {
             let there = name_in(to, path);
-            if there.try_exists()? { fs::remove_file(path) } else { fs::rename(path, there) }?;
+            match fs::symlink_metadata(&there) {
+                Ok(it) if is_same(&it, &fs::symlink_metadata(path)?) => fs::remove_file(path)?,
+                Ok(_) => return Err(io::ErrorKind::AlreadyExists.into()),
+                Err(_) => fs::rename(path, there)?,
+            }
         }
         sync_dir(to)?;
         sync_dir(&self.path)
     }
 
     /// Gives what [`ShardDir::set_aside`] is to move its name in this directory,
-    /// too. To be done before the new snapshots count: from then on a server that
-    /// is started before the move may find that nothing needs these files, and
-    /// delete them. Where the file system has no second names that is so.
+    /// too. To be done before anything is written: once the new snapshots count, a
+    /// server that is started before the move may find that nothing needs these
+    /// files, and delete them. Returns those that cannot have a second name.
     ///
     /// # Errors
-    /// What the system said.
-    pub fn keep(&self, to: &Path, segments: &[u64], but: [Lsn; 2]) -> io::Result<()> {
-        let outgoing = self.outgoing(segments, but)?;
+    /// What the system said; nothing can be moved there then either.
+    pub fn keep(&self, to: &Path, segments: &[u64], but: Option<Lsn>) -> io::Result<Vec<PathBuf>> {
+        let mut outgoing = self.outgoing(segments, but.as_slice())?;
         if outgoing.is_empty() {
-            return Ok(());
+            return Ok(outgoing);
         }
         make_all(to)?;
-        for path in outgoing {
-            match fs::hard_link(&path, name_in(to, &path)) {
-                Ok(()) => {}
-                Err(error) if has_no_links(&error) => break,
-                Err(error) => return Err(error),
-            }
-        }
-        sync_dir(to)
+        let link = |path: &PathBuf| match fs::hard_link(path, name_in(to, path)) {
+            Ok(()) => Ok(None),
+            Err(error) if has_no_link(&error) => Ok(Some(path.clone())),
+            Err(error) => Err(error),
+        };
+        let single: io::Result<Vec<Option<PathBuf>>> = outgoing.iter().map(link).collect();
+        outgoing = single?.into_iter().flatten().collect();
+        sync_dir(to)?;
+        Ok(outgoing)
     }
 
     /// Moves these segments, and all snapshots but those that begin at `but`, into
@@ -408,7 +415,7 @@ impl ShardDir {
         segments: &[u64],
         but: [Lsn; 2],
     ) -> io::Result<Vec<PathBuf>> {
-        let moved = self.outgoing(segments, but)?;
+        let moved = self.outgoing(segments, &but)?;
         if !moved.is_empty() {
             self.move_to(to, &moved)?;
         }
@@ -416,7 +423,7 @@ impl ShardDir {
     }
 
     /// The files of a repair that are to go.
-    fn outgoing(&self, segments: &[u64], but: [Lsn; 2]) -> io::Result<Vec<PathBuf>> {
+    fn outgoing(&self, segments: &[u64], but: &[Lsn]) -> io::Result<Vec<PathBuf>> {
         let listing = self.list()?;
         let snapshots = listing.snapshots.iter().filter(|start| !but.contains(start));
         let mut files: Vec<PathBuf> = segments.iter().map(|it| self.segment_path(*it)).collect();
@@ -441,8 +448,12 @@ fn name_in(to: &Path, path: &Path) -> PathBuf {
     to.join(path.file_name().expect("a file has a name"))
 }
 
-/// Whether a file cannot have two names here.
-fn has_no_links(error: &io::Error) -> bool {
+fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Whether this file cannot have two names.
+fn has_no_link(error: &io::Error) -> bool {
     let codes = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS, libc::EMLINK];
     error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
@@ -452,12 +463,14 @@ pub struct Continuation {
     dir: ShardDir,
     mode: DirectMode,
     open: Option<(u64, File)>,
+    /// The open one has no name yet.
+    unnamed: Option<Unnamed>,
 }
 
 impl Continuation {
     /// Of this shard's log.
     pub fn new(dir: &ShardDir, mode: DirectMode) -> Continuation {
-        Continuation { dir: dir.clone(), mode, open: None }
+        Continuation { dir: dir.clone(), mode, open: None, unnamed: None }
     }
 
     /// Writes whole blocks at this position and makes them durable, in a new
@@ -469,24 +482,38 @@ impl Continuation {
         self.prepare(lsn)?;
         let (_, file) = self.open.as_ref().expect("opened above");
         file.write_all_at(bytes, segment::file_offset(lsn, self.dir.segment_bytes))?;
-        file.sync_data()
+        file.sync_data()?;
+        self.name()
     }
 
-    /// Has the segment that holds this position.
+    /// Has the segment that holds this position. If it is a new one it gets its
+    /// name with the first commit in it: of a log that has lost all others, an
+    /// empty one would pass for one that was never written to.
     ///
     /// # Errors
     /// As for [`Continuation::write`].
     pub fn prepare(&mut self, lsn: Lsn) -> io::Result<()> {
         let index = segment::index(lsn, self.dir.segment_bytes);
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
+            self.name()?;
             let path = self.dir.segment_path(index);
-            if !path.try_exists()? {
-                make_segment(&self.dir, index, self.mode)?;
-            }
-            let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+            let file = if path.try_exists()? {
+                fs::OpenOptions::new().read(true).write(true).open(path)?
+            } else {
+                let unnamed = make_unnamed(&self.dir, index, self.mode)?;
+                self.unnamed.insert(unnamed).file()?
+            };
             self.open = Some((index, file));
         }
         Ok(())
+    }
+
+    /// Everything is written: a segment that nothing had to be written to counts.
+    ///
+    /// # Errors
+    /// As for [`Continuation::write`].
+    pub fn name(&mut self) -> io::Result<()> {
+        self.unnamed.take().map_or(Ok(()), |unnamed| unnamed.name().map(|_| ()))
     }
 }
 

@@ -277,24 +277,50 @@ impl Prepare {
     /// What the system said, most likely that no space is left. Nothing is left
     /// behind then, and the job may be tried again.
     pub fn run(self) -> io::Result<Prepared> {
-        let path = self.dir.segment_path(self.index);
-        let temporary = path.with_extension("log.tmp");
-        let header = self.dir.header(self.index);
-        let made = fill(&temporary, &header, self.mode).and_then(|file| {
-            fs::rename(&temporary, &path)?;
-            sync_dir(&self.dir.path)?;
-            Ok(file)
-        });
-        if made.is_err() {
-            let _ = fs::remove_file(&temporary); // otherwise the next boot does
-        }
-        Ok(Prepared { index: self.index, file: made? })
+        let file = make_unnamed(&self.dir, self.index, self.mode)?.name()?;
+        Ok(Prepared { index: self.index, file })
     }
 }
 
-/// Makes a segment that is not there, as [`Prepare::run`].
-pub(super) fn make_segment(dir: &ShardDir, index: u64, mode: DirectMode) -> io::Result<()> {
-    Prepare { dir: dir.clone(), mode, index }.run().map(|_| ())
+/// A segment that is complete but for its name. Without it the next boot removes
+/// the file.
+pub(super) struct Unnamed {
+    path: PathBuf,
+    file: File,
+}
+
+impl Unnamed {
+    /// Its file.
+    pub(super) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Gives it its name, durably.
+    pub(super) fn name(self) -> io::Result<File> {
+        let temporary = temporary(&self.path);
+        let dir = self.path.parent().expect("in the shard's directory");
+        let named = fs::rename(&temporary, &self.path).and_then(|()| sync_dir(dir));
+        if named.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        named.map(|()| self.file)
+    }
+}
+
+/// Makes a segment that is not there, as [`Prepare::run`], but for its name.
+pub(super) fn make_unnamed(dir: &ShardDir, index: u64, mode: DirectMode) -> io::Result<Unnamed> {
+    let path = dir.segment_path(index);
+    match fill(&temporary(&path), &dir.header(index), mode) {
+        Ok(file) => Ok(Unnamed { path, file }),
+        Err(error) => {
+            let _ = fs::remove_file(temporary(&path));
+            Err(error)
+        }
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_extension("log.tmp")
 }
 
 fn open(path: &Path, mode: DirectMode) -> io::Result<File> {
