@@ -3,9 +3,9 @@
 //!
 //! Every message outside the damaged bytes is kept. What is cut out is moved
 //! aside, never deleted. Shard by shard: read whatever is left (`finding`), give
-//! segments that were mixed up their names, copy
-//! messages out of the segments that are given up, take a snapshot after them,
-//! move the rest aside (`mend`), and read it back as a start would.
+//! segments that were mixed up their names, copy messages out of the segments that
+//! are given up, take a snapshot after them, move the rest aside (`mend`), and read
+//! it back as a start would.
 
 mod finding;
 mod mend;

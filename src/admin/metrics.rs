@@ -254,19 +254,18 @@ fn shards(text: &mut Text, shards: &[Latest], now_ns: u64) {
             text.sample(name, &[("shard", &latest.shard)], age.as_secs_f64());
         }
     }
-    let name = "iris_snapshot_slice_seconds_max";
-    let help = "The longest that a slice of a snapshot has held up a turn since the start.";
-    text.family(name, Kind::Gauge, help);
-    for latest in shards {
-        let longest = Duration::from_nanos(latest.snapshot_slice.wall_ns);
-        text.sample(name, &[("shard", &latest.shard)], longest.as_secs_f64());
-    }
-    let name = "iris_snapshot_slice_cpu_seconds_max";
-    let help = "The most of the core's own time that one has taken; the rest is the machine's.";
-    text.family(name, Kind::Gauge, help);
-    for latest in shards {
-        let longest = Duration::from_nanos(latest.snapshot_slice.cpu_ns);
-        text.sample(name, &[("shard", &latest.shard)], longest.as_secs_f64());
+    let wall = "The longest that a slice of a snapshot has held up a turn since the start.";
+    let cpu = "The most of the core's own time that one has taken; the rest is the machine's.";
+    type Of = fn(&Latest) -> u64;
+    for (name, help, of) in [
+        ("iris_snapshot_slice_seconds_max", wall, (|it| it.snapshot_slice.wall_ns) as Of),
+        ("iris_snapshot_slice_cpu_seconds_max", cpu, |it| it.snapshot_slice.cpu_ns),
+    ] {
+        text.family(name, Kind::Gauge, help);
+        for latest in shards {
+            let longest = Duration::from_nanos(of(latest));
+            text.sample(name, &[("shard", &latest.shard)], longest.as_secs_f64());
+        }
     }
     for family in &BY_SHARD {
         text.family(family.name, family.kind, family.help);

@@ -388,20 +388,21 @@ impl ShardDir {
     /// # Errors
     /// What the system said; nothing can be moved there then either.
     pub fn keep(&self, to: &Path, segments: &[u64], but: Option<Lsn>) -> io::Result<Vec<PathBuf>> {
-        let mut outgoing = self.outgoing(segments, but.as_slice())?;
+        let outgoing = self.outgoing(segments, but.as_slice())?;
+        let mut single = Vec::new();
         if outgoing.is_empty() {
-            return Ok(outgoing);
+            return Ok(single);
         }
         make_all(to)?;
-        let link = |path: &PathBuf| match fs::hard_link(path, name_in(to, path)) {
-            Ok(()) => Ok(None),
-            Err(error) if has_no_link(&error) => Ok(Some(path.clone())),
-            Err(error) => Err(error),
-        };
-        let single: io::Result<Vec<Option<PathBuf>>> = outgoing.iter().map(link).collect();
-        outgoing = single?.into_iter().flatten().collect();
+        for path in outgoing {
+            match fs::hard_link(&path, name_in(to, &path)) {
+                Ok(()) => {}
+                Err(error) if has_no_link(&error) => single.push(path),
+                Err(error) => return Err(error),
+            }
+        }
         sync_dir(to)?;
-        Ok(outgoing)
+        Ok(single)
     }
 
     /// Moves these segments, and all snapshots but those that begin at `but`, into

@@ -209,11 +209,14 @@ pub struct Loaded {
     pub bytes: u64,
 }
 
+/// The frame that says the format is shorter, in later formats as well.
+const FIRST_BYTES_MAX: u64 = 4096;
+
 /// The format of a snapshot of a newer version, which its checksum vouches for.
 pub(super) fn newer_format(dir: &ShardDir, start: Lsn) -> Option<u32> {
     let mut bytes = Vec::new();
     let file = File::open(dir.snapshot_path(start)).ok()?;
-    file.take(FRAME_BYTES_MAX as u64).read_to_end(&mut bytes).ok()?;
+    file.take(FIRST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     match Reader::new(dir.salt, dir.shard).frame(&bytes) {
         Err(Broken { what: Flaw::OtherFormat(format), .. }) if format > FORMAT => Some(format),
         _ => None,
