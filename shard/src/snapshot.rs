@@ -30,6 +30,10 @@ const PATIENCE_NS: u64 = 60_000_000_000;
 /// large as the last one.
 const DEAD_PER_SNAPSHOT: u64 = 2;
 
+/// A disk that was slow may be so again: what a slow snapshot has shown is
+/// forgotten by one part in so many with each one.
+const SPAN_FORGOTTEN: u64 = 8;
+
 /// Whether a snapshot has more slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -55,7 +59,8 @@ pub(crate) struct Snapshots {
     kept: (Option<Lsn>, Option<Lsn>),
     /// How large the newest one is.
     bytes: u64,
-    /// How much was appended while it was written.
+    /// How much was appended while it was written, or while others were that took
+    /// longer: of those a part is forgotten with each one that does not.
     spanned: u64,
     /// When the newest one was begun or, after a failure, when to try again.
     begun_ns: u64,
@@ -135,7 +140,8 @@ impl Shard {
         self.snapshots.taking = None;
         self.snapshots.kept = (Some(start), self.snapshots.kept.0);
         self.snapshots.bytes = bytes;
-        self.snapshots.spanned = self.log.end() - start;
+        let lately = self.snapshots.spanned - self.snapshots.spanned / SPAN_FORGOTTEN;
+        self.snapshots.spanned = lately.max(self.log.end() - start);
         self.metrics.counters.snapshots += 1;
         self.metrics.counters.snapshot_bytes = bytes;
     }
