@@ -18,7 +18,7 @@ use wal::Lsn;
 use crate::chance::Chance;
 
 /// What a disk writes whole or not at all.
-pub(crate) const SECTOR: usize = 512;
+pub const SECTOR: usize = 512;
 
 /// How the writes in flight end at a crash.
 #[derive(Clone, Copy, Debug)]
@@ -38,15 +38,24 @@ struct Flight {
 }
 
 /// A snapshot under its final name.
-pub(crate) struct SnapshotFile {
-    pub(crate) start: Lsn,
-    pub(crate) bytes: Vec<u8>,
+pub struct SnapshotFile {
+    /// Where its replay begins.
+    pub start: Lsn,
+    /// The whole file.
+    pub bytes: Vec<u8>,
     /// A bit of it has flipped.
     pub(crate) is_rotten: bool,
 }
 
+impl SnapshotFile {
+    /// As it was written.
+    pub fn new(start: Lsn, bytes: Vec<u8>) -> SnapshotFile {
+        SnapshotFile { start, bytes, is_rotten: false }
+    }
+}
+
 /// See the module.
-pub(crate) struct Disk {
+pub struct Disk {
     segment_bytes: u64,
     bytes: Vec<u8>,
     /// Segments made so far.
@@ -60,7 +69,7 @@ pub(crate) struct Disk {
     /// Deleted segments, and whether that is certain to survive a crash.
     deleted: BTreeMap<u64, bool>,
     /// Oldest first.
-    pub(crate) snapshots: Vec<SnapshotFile>,
+    pub snapshots: Vec<SnapshotFile>,
     /// Where a cache was written to, and what the disk has there.
     unsynced: Vec<(Lsn, Vec<u8>)>,
     /// The log alone leads to nothing, so that one snapshot must stay good.
@@ -80,7 +89,7 @@ pub(crate) struct HalfMended {
 
 impl Disk {
     /// An empty disk.
-    pub(crate) fn new(segment_bytes: u64) -> Disk {
+    pub fn new(segment_bytes: u64) -> Disk {
         Disk {
             segment_bytes,
             bytes: Vec::new(),
@@ -139,7 +148,7 @@ impl Disk {
     ///
     /// # Errors
     /// When the snapshot before the newest one needs it, or there is none.
-    pub(crate) fn delete(&mut self, segment: u64) -> Result<(), String> {
+    pub fn delete(&mut self, segment: u64) -> Result<(), String> {
         let mut good = self.snapshots.iter().rev().filter(|it| !it.is_rotten);
         let older = good.nth(1).map_or(0, |it| it.start);
         self.deleted.insert(segment, false);
@@ -150,36 +159,36 @@ impl Disk {
     }
 
     /// The next segment is there, with nothing in it.
-    pub(crate) fn make_segment(&mut self) {
+    pub fn make_segment(&mut self) {
         self.made = self.place_end() / self.segment_bytes + 1;
     }
 
     /// Where the last segment ends.
-    pub(crate) fn place_end(&self) -> Lsn {
+    pub fn place_end(&self) -> Lsn {
         // Where space has no bound nobody says that a segment is made.
         let used = (self.bytes.len() as u64).div_ceil(self.segment_bytes);
         self.made.max(used) * self.segment_bytes
     }
 
     /// Whether everything before this position has a segment.
-    pub(crate) fn has_place_for(&self, end: Lsn) -> bool {
+    pub fn has_place_for(&self, end: Lsn) -> bool {
         end <= self.place_end()
     }
 
     /// What the segments take that are there.
-    pub(crate) fn segment_bytes_taken(&self) -> u64 {
+    pub fn segment_bytes_taken(&self) -> u64 {
         let segments = self.place_end() / self.segment_bytes;
         let deleted = self.deleted.range(..segments).count() as u64;
         (segments - deleted) * self.segment_bytes
     }
 
     /// What the snapshots take.
-    pub(crate) fn snapshot_bytes_taken(&self) -> u64 {
+    pub fn snapshot_bytes_taken(&self) -> u64 {
         self.snapshots.iter().map(|it| it.bytes.len() as u64).sum()
     }
 
     /// Whether this segment was deleted.
-    pub(crate) fn lacks(&self, segment: u64) -> bool {
+    pub fn lacks(&self, segment: u64) -> bool {
         self.deleted.contains_key(&segment)
     }
 
@@ -190,8 +199,8 @@ impl Disk {
 
     /// A snapshot gets its name and, unless a crash comes first, those before
     /// the one before it go.
-    pub(crate) fn name_snapshot(&mut self, start: Lsn, bytes: Vec<u8>, goes_on: bool) {
-        self.snapshots.push(SnapshotFile { start, bytes, is_rotten: false });
+    pub fn name_snapshot(&mut self, start: Lsn, bytes: Vec<u8>, goes_on: bool) {
+        self.snapshots.push(SnapshotFile::new(start, bytes));
         if goes_on {
             self.snapshots.drain(..self.snapshots.len().saturating_sub(2));
         }
@@ -276,7 +285,7 @@ impl Disk {
     }
 
     /// A segment to its end.
-    pub(crate) fn whole_segment(&self, segment: u64) -> Vec<u8> {
+    pub fn whole_segment(&self, segment: u64) -> Vec<u8> {
         let from = (segment * self.segment_bytes) as usize;
         let to = self.bytes.len().min(from + self.segment_bytes as usize);
         let mut bytes = self.bytes[from..to].to_vec();
@@ -291,7 +300,7 @@ impl Disk {
     }
 
     /// A repair writes.
-    pub(crate) fn write_durably(&mut self, lsn: Lsn, bytes: &[u8]) {
+    pub fn write_durably(&mut self, lsn: Lsn, bytes: &[u8]) {
         let (at, end) = (lsn as usize, lsn as usize + bytes.len());
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
@@ -302,11 +311,11 @@ impl Disk {
 
     /// A repair has taken a snapshot.
     pub(crate) fn put_snapshot(&mut self, start: Lsn, bytes: Vec<u8>) {
-        self.snapshots.push(SnapshotFile { start, bytes, is_rotten: false });
+        self.snapshots.push(SnapshotFile::new(start, bytes));
     }
 
     /// A repair moves a segment aside.
-    pub(crate) fn set_aside(&mut self, segment: u64) {
+    pub fn set_aside(&mut self, segment: u64) {
         self.deleted.insert(segment, true);
     }
 
@@ -324,7 +333,7 @@ impl Disk {
     }
 
     /// Takes a write; nothing of it is on the disk yet.
-    pub(crate) fn submit(&mut self, id: u64, lsn: Lsn, bytes: &[u8]) {
+    pub fn submit(&mut self, id: u64, lsn: Lsn, bytes: &[u8]) {
         let end = lsn as usize + bytes.len();
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
@@ -333,7 +342,7 @@ impl Disk {
     }
 
     /// The write reaches the disk.
-    pub(crate) fn complete(&mut self, id: u64, faults: &mut Chance) {
+    pub fn complete(&mut self, id: u64, faults: &mut Chance) {
         if self.is_doubtful {
             // An error is told once: the next sync of the same pages is called
             // good, whatever has become of them.
@@ -349,7 +358,7 @@ impl Disk {
     }
 
     /// The write fails; what it leaves behind is anything.
-    pub(crate) fn fail(&mut self, id: u64, chance: &mut Chance, garbage_permille: u32) {
+    pub fn fail(&mut self, id: u64, chance: &mut Chance, garbage_permille: u32) {
         let flight = self.land(id);
         self.tear(&flight, Tear::Sectors, chance, garbage_permille);
     }
@@ -363,7 +372,7 @@ impl Disk {
     }
 
     /// The process or the machine dies.
-    pub(crate) fn crash(&mut self, chance: &mut Chance, garbage_permille: u32) {
+    pub fn crash(&mut self, chance: &mut Chance, garbage_permille: u32) {
         let tears = [Tear::Nothing, Tear::Everything, Tear::Prefix, Tear::Sectors];
         for flight in std::mem::take(&mut self.flights) {
             let tear = chance.pick(&tears);
@@ -385,7 +394,7 @@ impl Disk {
     }
 
     /// Recovery found the end of the log here, and the boot flushed the disk.
-    pub(crate) fn recovered(&mut self, end: Lsn) {
+    pub fn recovered(&mut self, end: Lsn) {
         self.durable = end;
         self.rotten.retain(|at| *at < end);
     }
@@ -394,7 +403,7 @@ impl Disk {
     ///
     /// # Errors
     /// When the segment was deleted.
-    pub(crate) fn read(&self, lsn: Lsn, len: usize) -> Result<&[u8], String> {
+    pub fn read(&self, lsn: Lsn, len: usize) -> Result<&[u8], String> {
         if self.lacks(self.segment(lsn)) {
             return Err(format!("a read at {lsn}, which was deleted"));
         }
@@ -405,7 +414,7 @@ impl Disk {
 
     /// The segments from the one that holds `start`, as recovery reads them:
     /// number, base and bytes.
-    pub(crate) fn segments(&self, start: Lsn) -> impl Iterator<Item = (u64, Lsn, &[u8])> {
+    pub fn segments(&self, start: Lsn) -> impl Iterator<Item = (u64, Lsn, &[u8])> {
         let size = self.segment_bytes as usize;
         let first = self.segment(start) as usize;
         let all = self.bytes.chunks(size).enumerate().skip(first);

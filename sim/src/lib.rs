@@ -46,6 +46,8 @@ mod space;
 mod verdict;
 mod watch;
 
+pub use chance::Chance;
+pub use disk::{Disk, SECTOR, SnapshotFile};
 pub use image::{Image, Wreck};
 pub use plant::Plant;
 pub use stats::Stats;

@@ -6,6 +6,7 @@
 //! is shown; and a server that panicked or died by itself fails its test.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
+pub mod deadline;
 pub mod files;
 pub mod halt;
 pub mod mounted;
@@ -24,37 +25,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use client::blocking::{Client, ClientV1};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
-/// How long a test waits for something that must come.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-/// The end of such a wait, for conditions that can only be asked for again.
-pub struct Deadline(Instant);
-
-impl Deadline {
-    /// From now on.
-    #[allow(clippy::new_without_default, reason = "a default would hide that time runs")]
-    pub fn new() -> Deadline {
-        Deadline(Instant::now() + PATIENCE)
-    }
-
-    /// Fails when it is over.
-    #[track_caller]
-    pub fn check(&self, what: impl Fn() -> String) {
-        assert!(Instant::now() < self.0, "{} after {PATIENCE:?}", what());
-    }
-
-    /// Lets others run before asking again; fails when it is over.
-    #[track_caller]
-    pub fn pause(&self, what: impl Fn() -> String) {
-        self.check(what);
-        thread::park_timeout(Duration::from_millis(20));
-    }
-}
+pub use deadline::{Deadline, PATIENCE};
 
 /// `IRIS_TEST_DEBUG_WITHOUT=all cargo test` gives every server the variable
 /// `IRIS_DEBUG_WITHOUT=all`, and so on for each setting: the whole suite under

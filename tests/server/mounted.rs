@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::ioctl::{Setter, ioctl};
 
-use super::Deadline;
+use super::deadline::Deadline;
 use super::skipped::skipped;
 
 /// From the kernel's `fs/ext4/ext4.h`.
