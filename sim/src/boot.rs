@@ -244,6 +244,9 @@ impl World {
         self.cores.clear();
         for disk in &mut self.layout.disks {
             disk.crash(&mut self.chance, self.knobs.garbage_sectors);
+            if self.knobs.snapshots_return {
+                self.stats.snapshots_back += disk.return_snapshots(&mut self.store_chance);
+            }
         }
         self.decay();
         for link in 0..self.links.len() {

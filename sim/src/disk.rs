@@ -5,8 +5,9 @@
 //! disks, garbage. What was cut by a recovery stays where it is: only the
 //! log's chain tells that it is stale. A sync may fail by itself: its write is
 //! there or partly there, nobody knows, and what completes afterwards is as
-//! doubtful until somebody reads it back. A deleted segment may come back with a
-//! crash. Snapshots are files of their own, there with their name or not at all.
+//! doubtful until somebody reads it back. A deleted segment or
+//! snapshot may come back with a crash. Snapshots are files of their own, there
+//! with their name or not at all.
 //!
 //! A new layout is written through a cache: what was not synced can be read, and
 //! ends at a crash as a write in flight does.
@@ -45,12 +46,14 @@ pub struct SnapshotFile {
     pub bytes: Vec<u8>,
     /// A bit of it has flipped.
     pub(crate) is_rotten: bool,
+    /// It was deleted and came back: segments that it needs may be gone.
+    is_back: bool,
 }
 
 impl SnapshotFile {
     /// As it was written.
     pub fn new(start: Lsn, bytes: Vec<u8>) -> SnapshotFile {
-        SnapshotFile { start, bytes, is_rotten: false }
+        SnapshotFile { start, bytes, is_rotten: false, is_back: false }
     }
 }
 
@@ -70,6 +73,8 @@ pub struct Disk {
     deleted: BTreeMap<u64, bool>,
     /// Oldest first.
     pub snapshots: Vec<SnapshotFile>,
+    /// Those that the newest one replaced, as long as a crash may bring them back.
+    replaced: Vec<SnapshotFile>,
     /// Where a cache was written to, and what the disk has there.
     unsynced: Vec<(Lsn, Vec<u8>)>,
     /// The log alone leads to nothing, so that one snapshot must stay good.
@@ -100,6 +105,7 @@ impl Disk {
             is_doubtful: false,
             deleted: BTreeMap::new(),
             snapshots: Vec::new(),
+            replaced: Vec::new(),
             unsynced: Vec::new(),
             needs_snapshot: false,
             rotten: Vec::new(),
@@ -138,6 +144,7 @@ impl Disk {
         let segments = self.bytes.len() as u64 / self.segment_bytes;
         self.deleted = (0..=segments).map(|segment| (segment, true)).collect();
         self.snapshots.clear();
+        self.replaced.clear();
     }
 
     fn segment(&self, lsn: Lsn) -> u64 {
@@ -202,13 +209,24 @@ impl Disk {
     pub fn name_snapshot(&mut self, start: Lsn, bytes: Vec<u8>, goes_on: bool) {
         self.snapshots.push(SnapshotFile::new(start, bytes));
         if goes_on {
-            self.snapshots.drain(..self.snapshots.len().saturating_sub(2));
+            let older = self.snapshots.len().saturating_sub(2);
+            self.replaced = self.snapshots.drain(..older).collect();
         }
+    }
+
+    /// A crash, for those that were deleted last: nothing depends on that.
+    pub(crate) fn return_snapshots(&mut self, chance: &mut Chance) -> u64 {
+        let mut replaced = std::mem::take(&mut self.replaced);
+        replaced.retain(|_| chance.below(2) == 0);
+        replaced.iter_mut().for_each(|it| it.is_back = true);
+        let count = replaced.len() as u64;
+        self.snapshots.splice(..0, replaced);
+        count
     }
 
     /// A bit of the newest snapshot flips, when something is left to start from.
     pub(crate) fn rot(&mut self, chance: &mut Chance) -> bool {
-        let good = self.snapshots.iter().filter(|it| !it.is_rotten).count();
+        let good = self.snapshots.iter().filter(|it| !it.is_rotten && !it.is_back).count();
         let is_last = good < 2 && (self.needs_snapshot || !self.deleted.is_empty());
         if is_last {
             return false;
@@ -311,6 +329,7 @@ impl Disk {
 
     /// A repair has taken a snapshot.
     pub(crate) fn put_snapshot(&mut self, start: Lsn, bytes: Vec<u8>) {
+        self.replaced.clear();
         self.snapshots.push(SnapshotFile::new(start, bytes));
     }
 

@@ -108,6 +108,10 @@ pub struct Knobs {
     /// A repair dies in the middle of a write; see [`TEAR_FROM`].
     pub(crate) repair_tears: u32,
 
+    /// A crash may bring back the snapshot that was deleted last; see
+    /// [`RETURN_FROM`].
+    pub(crate) snapshots_return: bool,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -127,6 +131,8 @@ pub(crate) const READS_FROM: u64 = 7_000_000;
 pub(crate) const GATHER_FROM: u64 = 8_000_000;
 /// Below this one a repair dies between its steps only, for the same reason.
 pub(crate) const TEAR_FROM: u64 = 10_000_000;
+/// Below this one a snapshot that was deleted stays so, for the same reason.
+pub(crate) const RETURN_FROM: u64 = 11_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -219,6 +225,8 @@ impl Knobs {
             busy,
 
             repair_tears: if seed >= TEAR_FROM { 200 } else { 0 },
+
+            snapshots_return: seed >= RETURN_FROM,
 
             is_steady: false,
         };

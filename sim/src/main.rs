@@ -112,7 +112,7 @@ fn live_many(args: &Args) -> ExitCode {
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
          ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, \
-         {} snapshots, {} starts from one, {} rotten, {} messages moved, {} segments deleted, \
+         {} snapshots, {} starts from one, {} rotten and {} back, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
          {} snapshots and {} starts without space, {} times rescued, \
@@ -137,6 +137,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.snapshots,
         sum.stats.loads,
         sum.stats.rotten,
+        sum.stats.snapshots_back,
         sum.stats.moved,
         sum.stats.deleted,
         sum.stats.reshardings,

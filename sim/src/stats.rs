@@ -74,6 +74,8 @@ pub struct Stats {
     pub loads: u64,
     /// Snapshots in which a bit flipped.
     pub rotten: u64,
+    /// Deleted ones that a crash brought back.
+    pub snapshots_back: u64,
     /// Messages copied by cleaning.
     pub moved: u64,
     /// Segments deleted.
@@ -124,6 +126,7 @@ impl Stats {
         self.snapshots += other.snapshots;
         self.loads += other.loads;
         self.rotten += other.rotten;
+        self.snapshots_back += other.snapshots_back;
         self.moved += other.moved;
         self.deleted += other.deleted;
         self.reshardings += other.reshardings;

@@ -18,13 +18,14 @@ use wal::{FORMAT, Log, LogOptions, Lsn, Record};
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
 /// messages are set aside, and some in which appends gather.
-const SEEDS: [std::ops::Range<u64>; 6] = [
+const SEEDS: [std::ops::Range<u64>; 7] = [
     0..10,
     10_000..10_030,
     3_000_000..3_000_040,
     6_000_000..6_000_020,
     7_000_000..7_000_020,
     8_000_000..8_000_020,
+    11_000_000..11_000_020,
 ];
 
 #[test]
