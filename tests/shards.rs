@@ -9,28 +9,12 @@ use client::blocking::Client;
 use server::halt::Halted;
 use server::peer::{Peer, hello, send};
 use server::skipped::skipped;
-use server::{PATIENCE, Server, Setup};
-use shard::KeyHasher;
-use wal::manifest::Manifest;
+use server::{PATIENCE, Setup};
 use wire::id::Class;
 use wire::v1::Packet;
 use wire::v2::{self, Reply, Request};
 
 const COUNTS: [u16; 4] = [1, 2, 3, 7];
-
-/// `count` user names for each shard, those of one shard together.
-fn users(server: &Server, shards: u16, count: usize) -> Vec<String> {
-    let manifest = Manifest::load(server.setup().data_dir()).expect("the server wrote it");
-    assert_eq!(manifest.shards, shards);
-    let hasher = KeyHasher::new(manifest.seed);
-    let mut found = Vec::new();
-    for shard in 0..shards {
-        let names = (0..).map(|n| format!("user-{n}"));
-        let owned = names.filter(|name| hasher.key(name.as_bytes()).owner(shards) == shard);
-        found.extend(owned.take(count));
-    }
-    found
-}
 
 /// Every user sends to every user, itself included; each pair stays in order.
 #[test]
@@ -38,7 +22,7 @@ fn every_pair_of_shards_keeps_its_order() {
     const EACH: usize = 40;
     for shards in COUNTS {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 2);
+        let names = server.names("user", 2);
         let mut clients: Vec<Client> = names.iter().map(|name| server.v2(name, 1)).collect();
         for n in 0..EACH {
             for client in &mut clients {
@@ -81,7 +65,7 @@ fn a_flood_across_shards_keeps_its_order() {
     const COUNT: u64 = 6_000;
     for shards in [2, 7] {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 1);
+        let names = server.names("user", 1);
         let (from, to) = (&names[0], &names[names.len() - 1]);
         let mut receiver = server.v2(to, 1);
         let mut sender = Peer::v2(server.addr(), &hello(from, 1)).0;
@@ -123,7 +107,7 @@ fn a_flood_across_shards_keeps_its_order() {
 fn what_is_behind_the_login_moves_along() {
     for shards in COUNTS {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 6);
+        let names = server.names("user", 6);
         for name in &names {
             let mut stream = v2::PREFACE.to_vec();
             v2::put_request(&mut stream, &Request::Hello(hello(name, 1)));
@@ -161,7 +145,7 @@ fn what_is_behind_the_login_moves_along() {
 fn status_is_known_everywhere() {
     for shards in COUNTS {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 3);
+        let names = server.names("user", 3);
         let mut peers: Vec<Peer> = names.iter().map(|name| Peer::v1(server.addr(), name)).collect();
         let mut stranger = Peer::connect(server.addr());
         for asking in peers.iter_mut().chain([&mut stranger]) {
@@ -193,7 +177,7 @@ fn status_is_known_everywhere() {
 fn v1_users_of_all_shards_reach_each_other() {
     for shards in COUNTS {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 1);
+        let names = server.names("user", 1);
         let mut peers: Vec<Peer> = names.iter().map(|name| Peer::v1(server.addr(), name)).collect();
         for (peer, from) in peers.iter_mut().zip(&names) {
             for to in &names {
@@ -249,7 +233,7 @@ fn every_address_serves_everybody() {
 fn a_restart_finds_every_shard_again() {
     for shards in COUNTS {
         let server = Setup::new().shards(shards).start();
-        let names = users(&server, shards, 3);
+        let names = server.names("user", 3);
         let mut sender = server.v2("sender", 1);
         for name in &names {
             for n in 0..20_u8 {
@@ -276,7 +260,7 @@ fn a_restart_finds_every_shard_again() {
 #[test]
 fn a_core_that_stands_still_is_named_and_rung() {
     let server = Setup::new().shards(2).start();
-    let names = users(&server, 2, 2);
+    let names = server.names("user", 2);
     let (here, there) = names.split_at(2);
     let mut clients: Vec<Client> = names.iter().map(|name| server.v2(name, 1)).collect();
     let halted = match Halted::new(server.pid(), "shard-1") {

@@ -29,7 +29,9 @@ use std::time::Instant;
 
 use client::blocking::{Client, ClientV1};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
+use shard::KeyHasher;
 use tempfile::TempDir;
+use wal::manifest::Manifest;
 
 pub use deadline::{Deadline, PATIENCE};
 
@@ -356,6 +358,21 @@ impl Server {
     pub fn v1(&self, user: &str) -> ClientV1 {
         ClientV1::connect(self.addr(), user.as_bytes())
             .unwrap_or_else(|error| panic!("{user} cannot log in: {error}"))
+    }
+
+    /// `count` user names for each shard, those of one shard together.
+    #[track_caller]
+    pub fn names(&self, prefix: &str, count: usize) -> Vec<String> {
+        let manifest = Manifest::load(self.setup.data_dir()).expect("the server wrote it");
+        let hasher = KeyHasher::new(manifest.seed);
+        let mut found = Vec::new();
+        for shard in 0..manifest.shards {
+            let names = (0..).map(|n| format!("{prefix}-{n}"));
+            let is_its =
+                |name: &String| hasher.key(name.as_bytes()).owner(manifest.shards) == shard;
+            found.extend(names.filter(is_its).take(count));
+        }
+        found
     }
 
     /// What it has said on stderr so far.
