@@ -7,6 +7,8 @@
 
 #[path = "fixtures/dump.rs"]
 mod dump;
+#[path = "fixtures/mended.rs"]
+mod mended;
 mod server;
 
 use std::fs;
@@ -393,6 +395,11 @@ fn what_is_written_today_is_loaded() {
     server.stop();
 }
 
+#[test]
+fn what_is_mended_today_is_loaded() {
+    mended::check_loaded(wal::FORMAT, &mended::written());
+}
+
 /// Writes the fixtures of the present format that are not there yet.
 #[test]
 #[ignore = "for whoever changes the format"]
@@ -407,4 +414,5 @@ fn write_fixtures() {
         }
     };
     write(format!("format-{}.hex", wal::FORMAT), &written);
+    write(format!("format-{}-mended.hex", wal::FORMAT), &mended::written);
 }
