@@ -14,6 +14,7 @@ mod log;
 mod progress;
 mod pulse;
 mod read_back;
+mod remains;
 mod repair;
 mod reshard;
 mod signal;

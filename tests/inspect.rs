@@ -4,10 +4,13 @@
 mod server;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use serde_json::Value;
-use server::files::{body, check, contents, filled, iris_shard, json, written};
+use server::files::{
+    body, check, contents, filled, find, flip, iris_shard, json, segment, written,
+};
 use server::{PATIENCE, Setup};
 
 #[test]
@@ -101,4 +104,105 @@ fn snapshots_are_shown() {
     fs::write(&newest, bytes).unwrap();
     check(&iris_shard("inspect", setup.data_dir(), &[]), 0, &["damaged: the checksum"]);
     assert!(newest.exists(), "looking sets nothing aside");
+}
+
+/// How much waits in each file of a segment: messages and bytes.
+fn live(shard: &Value) -> Vec<[u64; 2]> {
+    let segments = shard["segments"].as_array().unwrap();
+    let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("in {shard}"));
+    segments.iter().map(|it| ["live_messages", "live_bytes"].map(|key| number(&it[key]))).collect()
+}
+
+/// A start is refused, and what is shown is what a repair keeps, to the byte.
+#[track_caller]
+fn check_kept(setup: &Setup, messages: u64) -> Vec<[u64; 2]> {
+    let dir = setup.data_dir();
+    let before = contents(dir);
+    let kept = format!("a repair would keep: {messages} messages (");
+    let text = check(&iris_shard("inspect", dir, &[]), 3, &[&kept, "LIVE, SHARE and MESSAGES"]);
+    assert!(!text.contains(" ?"), "all is known: {text}");
+    let shown = json(&iris_shard("inspect", dir, &["--json"]), 3);
+    assert!(contents(dir) == before, "looking changes nothing");
+    let shard = &shown["shards"][0];
+    assert_eq!((&shown["starts"], &shard["holds"]), (&false.into(), &Value::Null));
+    let live = live(shard);
+    let total = |which: usize| live.iter().map(|it| it[which]).sum::<u64>();
+    assert_eq!(
+        (total(0), &shard["repair_keeps"]["waiting_messages"]),
+        (messages, &messages.into())
+    );
+    assert_eq!(shard["repair_keeps"]["waiting_bytes"], total(1));
+    let looked = json(&iris_shard("repair", dir, &["--json"]), 3);
+    assert_eq!(looked["shards"][0]["kept_messages"], messages);
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["Repaired"]);
+    let shown = json(&iris_shard("inspect", dir, &["--json"]), 0);
+    let shard = &shown["shards"][0];
+    assert_eq!((&shown["starts"], &shard["repair_keeps"]), (&true.into(), &Value::Null));
+    assert_eq!(shard["holds"]["waiting_messages"], messages);
+    assert_eq!(shard["holds"]["waiting_bytes"], total(1));
+    live
+}
+
+#[test]
+fn of_a_damaged_directory_what_a_repair_keeps_is_shown() {
+    // One rotten record.
+    let setup = written(60);
+    let path = segment(&setup, 0);
+    flip(&path, find(&path, &body(30)));
+    check_kept(&setup, 59);
+    // A segment in the middle is gone.
+    let setup = filled(600);
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    let mut expected = live(&shown["shards"][0]);
+    let [gone, _] = expected.remove(2);
+    assert!(gone > 50, "{expected:?}");
+    fs::remove_file(segment(&setup, 2)).unwrap();
+    assert_eq!(check_kept(&setup, 600 - gone), expected);
+}
+
+/// Each is told of under the name that it has.
+#[test]
+fn segments_under_each_others_names_are_shown_with_what_is_in_them() {
+    let server = filled(600).start();
+    let mut bob = server.v2("bob", 1);
+    for _ in 0..30 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    drop(bob);
+    let setup = server.stop();
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    let mut expected = live(&shown["shards"][0]);
+    assert!(expected[0] < expected[1], "the first ones are acknowledged: {expected:?}");
+    let [first, second] = [0, 1].map(|index| segment(&setup, index));
+    let between = first.with_extension("between");
+    for (from, to) in [(&first, &between), (&second, &first), (&between, &second)] {
+        fs::rename(from, to).unwrap();
+    }
+    expected.swap(0, 1);
+    assert_eq!(check_kept(&setup, 570), expected);
+}
+
+/// What is there may only seem to be damaged, and nothing is repaired now.
+#[test]
+fn beside_a_server_nothing_is_said_of_a_repair() {
+    let server = Setup::new().shards(1).start();
+    server.v2("alice", 1).send_and_wait(b"bob", body(1).as_bytes(), PATIENCE).unwrap();
+    // Two writes: what no later one vouches for would be a torn end.
+    server.v2("alice", 2).send_and_wait(b"bob", body(2).as_bytes(), PATIENCE).unwrap();
+    let path = segment(server.setup(), 0);
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(b"T", find(&path, &body(1)) as u64).unwrap();
+    let dir = server.setup().data_dir();
+    check(&iris_shard("inspect", dir, &[]), 3, &["is damaged at file offset", " ?"]);
+    let shown = json(&iris_shard("inspect", dir, &["--json"]), 3);
+    let shard = &shown["shards"][0];
+    assert_eq!(
+        (&shown["running"]["pid"], &shard["repair_keeps"]),
+        (&server.pid().into(), &Value::Null)
+    );
+    assert_eq!(shard["segments"][0]["live_bytes"], Value::Null);
+    let setup = server.kill();
+    check_kept(&setup, 1);
 }

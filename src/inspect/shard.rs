@@ -2,13 +2,15 @@
 
 use std::fmt::Write;
 
+use ::shard::{Contents, Replay};
 use serde::Serialize;
 use wal::Restore;
-use wal::disk::{Files, Recovered, SegmentFile, SnapshotSeen};
+use wal::disk::{Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
 use wire::id::ShardId;
 
 use super::{Look, bytes, count, table};
 use crate::progress::Teller;
+use crate::remains::Remains;
 
 /// What is there of one shard.
 #[derive(Debug, Serialize)]
@@ -19,6 +21,9 @@ pub(super) struct ShardReport {
     refusal: Option<String>,
     log: Option<LogReport>,
     holds: Option<HoldsReport>,
+    /// Where a start would be refused and no server is at work: what a repair
+    /// would keep.
+    repair_keeps: Option<HoldsReport>,
     segments: Vec<SegmentReport>,
     snapshots: Vec<SnapshotReport>,
     set_aside: Vec<String>,
@@ -59,7 +64,8 @@ struct SegmentReport {
     segment: u64,
     file: String,
     bytes: u64,
-    /// Of what waits; unknown when the log cannot be read back.
+    /// Of what waits, or else of what a repair would keep; unknown when that is
+    /// not known either.
     live_bytes: Option<u64>,
     live_messages: Option<u64>,
     live_share: Option<f64>,
@@ -80,6 +86,29 @@ struct SnapshotReport {
     flaw: Option<String>,
 }
 
+impl HoldsReport {
+    fn new(contents: &Contents) -> HoldsReport {
+        HoldsReport {
+            users: contents.users,
+            devices: contents.devices,
+            waiting_messages: contents.waiting_messages,
+            waiting_bytes: contents.waiting_bytes,
+            pairs: contents.pairs,
+        }
+    }
+
+    fn text(&self) -> String {
+        format!(
+            "{} messages ({}) that wait, {} users with {} devices, {} pairs of sender and inbox",
+            count(self.waiting_messages),
+            bytes(self.waiting_bytes),
+            count(self.users),
+            count(self.devices),
+            count(self.pairs)
+        )
+    }
+}
+
 impl ShardReport {
     pub(super) fn look(look: &Look, id: ShardId, teller: &mut Teller) -> ShardReport {
         let dir = look.inspection.shard(id);
@@ -89,6 +118,7 @@ impl ShardReport {
             refusal: None,
             log: None,
             holds: None,
+            repair_keeps: None,
             segments: Vec::new(),
             snapshots: Vec::new(),
             set_aside: Vec::new(),
@@ -111,7 +141,14 @@ impl ShardReport {
                 live = Some(replay.needed());
                 report.read_back(&recovered, &replay);
             }
-            Err(error) => report.refusal = Some(error.to_string()),
+            Err(error) => {
+                report.refusal = Some(error.to_string());
+                drop(replay);
+                // What a server is at work on may only seem to be damaged.
+                if look.running.is_none() {
+                    live = report.read_remains(look, &dir, teller);
+                }
+            }
         }
         let size = look.inspection.manifest().segment_bytes;
         report.list(&files, size, used, live.as_deref());
@@ -123,7 +160,7 @@ impl ShardReport {
         self.refusal.is_none()
     }
 
-    fn read_back(&mut self, recovered: &Recovered, replay: &shard::Replay) {
+    fn read_back(&mut self, recovered: &Recovered, replay: &Replay) {
         let torn = recovered.torn.as_ref();
         self.log = Some(LogReport {
             end: recovered.start.lsn,
@@ -132,18 +169,24 @@ impl ShardReport {
             unchecked_below: None,
             torn: torn.map(|torn| TornReport { position: torn.lsn, bytes: torn.bytes }),
         });
-        let contents = replay.contents();
-        self.holds = Some(HoldsReport {
-            users: contents.users,
-            devices: contents.devices,
-            waiting_messages: contents.waiting_messages,
-            waiting_bytes: contents.waiting_bytes,
-            pairs: contents.pairs,
-        });
+        self.holds = Some(HoldsReport::new(&replay.contents()));
         let contradictions = replay.contradictions();
         if contradictions > 0 {
             self.refusal = Some(format!("the log contradicts itself in {contradictions} records"));
         }
+    }
+
+    /// Looks for whatever a repair would keep; how much of that each segment holds.
+    fn read_remains(
+        &mut self,
+        look: &Look,
+        dir: &ShardDir,
+        teller: &mut Teller,
+    ) -> Option<Vec<(u64, u64, u64)>> {
+        let manifest = look.inspection.manifest();
+        let remains = Remains::read(manifest, dir, self.shard, teller).ok()?;
+        self.repair_keeps = Some(HoldsReport::new(&remains.salvage.contents()));
+        Some(remains.live())
     }
 
     fn list(
@@ -222,15 +265,13 @@ impl ShardReport {
             );
         }
         if let Some(holds) = &self.holds {
+            let _ = writeln!(out, "  holds: {}", holds.text());
+        }
+        if let Some(kept) = &self.repair_keeps {
             let _ = writeln!(
                 out,
-                "  holds: {} messages ({}) that wait, {} users with {} devices, {} pairs of sender \
-                 and inbox",
-                count(holds.waiting_messages),
-                bytes(holds.waiting_bytes),
-                count(holds.users),
-                count(holds.devices),
-                count(holds.pairs)
+                "  a repair would keep: {}; LIVE, SHARE and MESSAGES are of that",
+                kept.text()
             );
         }
         out.push_str(&self.segments_text());

@@ -3,12 +3,12 @@
 use std::fmt::Write;
 
 use shard::{KeyHasher, Missing, Placed, Salvage};
-use wal::disk::{DataDir, Misnamed, Records, RecoverError, Salvaged, ShardDir};
-use wal::record::Record;
+use wal::disk::{DataDir, Misnamed, RecoverError, Salvaged, ShardDir};
 use wire::id::ShardId;
 
-use crate::inspect::{bytes, count, name, options, replay};
+use crate::inspect::{bytes, count, name, replay};
 use crate::progress::Teller;
+use crate::remains::Remains;
 
 /// Lines of one kind that a person is shown.
 const LINES_MAX: usize = 20;
@@ -37,39 +37,11 @@ impl Finding {
         id: ShardId,
         teller: &mut Teller,
     ) -> Result<Finding, RecoverError> {
-        let manifest = data.manifest();
-        let (shards, segment_bytes) = (manifest.shards, manifest.segment_bytes);
-        let hasher = KeyHasher::new(manifest.seed);
-        let dir = data.shard(id);
-        let misnamed = dir.misnamed().unwrap_or_default();
-        let dir = dir.read_by_heads(&misnamed);
         let refusal = Finding::refusal_now(data, id, teller);
-        let mut salvage = Salvage::new(options(id, shards), hasher, segment_bytes);
-        let salvaged = dir.salvage(&mut salvage, &mut |at| teller.reading(id, at))?;
-        let mut finding =
-            Finding { id, dir, refusal, misnamed, salvaged, salvage, given_up: 0, segment_bytes };
-        finding.give_up_unreadable(teller);
-        Ok(finding)
-    }
-
-    /// Whatever waits must be there.
-    fn give_up_unreadable(&mut self, teller: &mut Teller) {
-        let mut records = Records::new(&self.dir);
-        let (id, waiting) = (self.id, self.salvage.waiting());
-        let total = waiting.len() as u64;
-        for (done, placed) in waiting.into_iter().enumerate() {
-            teller.tell(|| {
-                let (done, total) = (count(done as u64), count(total));
-                format!("shard {id}: looked at {done} of {total} messages that wait")
-            });
-            let found = records.get(placed.lsn, placed.len);
-            let message = found.as_ref().and_then(Record::message);
-            let is_there = message.is_some_and(|message| self.salvage.is_it(&placed, message));
-            if !is_there {
-                self.salvage.give_up(&placed);
-                self.given_up += 1;
-            }
-        }
+        let segment_bytes = data.manifest().segment_bytes;
+        let Remains { misnamed, dir, salvaged, salvage, given_up } =
+            Remains::read(data.manifest(), &data.shard(id), id, teller)?;
+        Ok(Finding { id, dir, refusal, misnamed, salvaged, salvage, given_up, segment_bytes })
     }
 
     /// Whether a start succeeds and everything that waits can be delivered.

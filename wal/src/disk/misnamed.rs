@@ -23,8 +23,10 @@ pub struct Misnamed {
     pub path: PathBuf,
     /// Where it belongs.
     pub belongs: PathBuf,
-    name: u64,
-    segment: u64,
+    /// The number in its name.
+    pub name: u64,
+    /// Its own.
+    pub segment: u64,
 }
 
 /// Which names segments have that do not have their own.
