@@ -199,6 +199,9 @@ fn from_hex(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
 
     fn manifest() -> Manifest {
@@ -308,5 +311,123 @@ mod tests {
         other.store(dir.path()).unwrap();
         assert_eq!(Manifest::load(dir.path()).unwrap(), other);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
+    }
+    #[test]
+    fn half_a_text_is_none() {
+        let text = manifest().encode();
+        // All but the last line's end is needed.
+        for len in 0..text.len() - 1 {
+            assert!(Manifest::decode(&text[..len]).is_err(), "{len} bytes");
+        }
+        assert_eq!(Manifest::decode(text.trim_end()).unwrap(), manifest());
+    }
+
+    /// All but the format.
+    const FIELDS: [&str; 6] =
+        ["shards", "segment_bytes", "generation", "seed", "salts", "checksum"];
+    /// TOML's integers end at 2^63.
+    const INTEGER_MAX: u64 = i64::MAX as u64;
+
+    fn any_manifest() -> impl Strategy<Value = Manifest> {
+        (
+            FORMAT_OLDEST..=FORMAT,
+            any::<[u64; 2]>(),
+            prop::collection::vec(any::<u64>(), 1..20),
+            0..=INTEGER_MAX,
+            0..=INTEGER_MAX,
+        )
+            .prop_map(|(format, seed, salts, segment_bytes, generation)| Manifest {
+                format,
+                shards: salts.len() as u16,
+                seed,
+                salts,
+                segment_bytes,
+                generation: if format >= 2 { generation } else { 0 },
+            })
+    }
+
+    /// What is said of a text, without what was decoded.
+    fn refusal(text: &str) -> String {
+        Manifest::decode(text).map_or_else(|error| error.to_string(), |_| "none".into())
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(manifest in any_manifest()) {
+            let text = manifest.encode();
+            let found = Manifest::decode(&text).unwrap();
+            prop_assert_eq!(found.encode(), text);
+            prop_assert_eq!(found, manifest);
+        }
+
+        /// A field of another manifest is noticed, whichever it is.
+        #[test]
+        fn a_mixture_is_refused(
+            one in any_manifest(),
+            other in any_manifest(),
+            field in prop::sample::select(FIELDS.to_vec()),
+        ) {
+            let (text, other) = (one.encode(), other.encode());
+            let is_it = |line: &&str| line.starts_with(&format!("{field} = "));
+            // Format 1 has no generation.
+            let found = text.lines().find(is_it).zip(other.lines().find(is_it));
+            if let Some((from, to)) = found.filter(|(from, to)| from != to) {
+                let said = refusal(&text.replace(from, to));
+                prop_assert!(said.contains("checksum does not fit"), "{}", said);
+            }
+        }
+
+        #[test]
+        fn any_other_format_is_named(
+            manifest in any_manifest(),
+            format in prop_oneof![0..FORMAT_OLDEST, FORMAT + 1..FORMAT + 4, FORMAT + 1..=u32::MAX],
+        ) {
+            let was = format!("format = {}\n", manifest.format);
+            let text = manifest.encode().replace(&was, &format!("format = {format}\n"));
+            let found = Manifest::decode(&text);
+            prop_assert!(
+                matches!(found, Err(ManifestError::OtherFormat(told)) if told == format),
+                "{:?}", found
+            );
+            // Whatever else a newer one says.
+            let found = Manifest::decode(&format!("format = {format}\nlayers = [2, 7]\n"));
+            prop_assert!(matches!(found, Err(ManifestError::OtherFormat(_))), "{:?}", found);
+        }
+
+        #[test]
+        fn each_shard_has_one_salt(manifest in any_manifest(), by in 1..=u16::MAX) {
+            let shards = manifest.shards ^ by;
+            let said = refusal(&Manifest { shards, ..manifest }.encode());
+            prop_assert!(said.contains("one salt for each shard"), "{}", said);
+        }
+
+        #[test]
+        fn garbage_is_refused(text: String, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert!(Manifest::decode(&text).is_err());
+            prop_assert!(Manifest::decode(&String::from_utf8_lossy(&bytes)).is_err());
+            // Behind a format that is known.
+            let lines = format!("format = {FORMAT}\n{text}");
+            prop_assert!(Manifest::decode(&lines).is_err());
+        }
+
+        /// Cut, pieced together or written over: it is refused, or what has
+        /// changed says nothing, as a comment does.
+        #[test]
+        fn no_edit_changes_what_it_says(
+            manifest in any_manifest(),
+            (from, to) in any::<(Index, Index)>(),
+            with in prop_oneof!["", "[0-9a-f]{1,3}", "[ -~\n]{0,40}", any::<String>()],
+        ) {
+            let text = manifest.encode();
+            let (from, to) = (from.index(text.len() + 1), to.index(text.len() + 1));
+            let edited = [&text[..from.min(to)], &with, &text[from.max(to)..]].concat();
+            let extended = [&text, &with[..]].concat();
+            let twice = [&text[..from], &text[from.min(to)..]].concat();
+            for edited in [edited, extended, twice] {
+                if let Ok(found) = Manifest::decode(&edited) {
+                    prop_assert_eq!(&found, &manifest, "{}", edited);
+                }
+            }
+        }
     }
 }

@@ -168,6 +168,8 @@ fn fields(take: &mut Take<'_>) -> Option<SegmentHeader> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const MINE: SegmentHeader =
@@ -221,8 +223,7 @@ mod tests {
         }
         let mut block = MINE.encode();
         block[8] = 4;
-        let crc = crc32c::crc32c(&block[..CHECKED_BYTES]);
-        block[CHECKED_BYTES..][..4].copy_from_slice(&crc.to_le_bytes());
+        seal(&mut block);
         assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(4)));
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
@@ -239,6 +240,12 @@ mod tests {
         }
     }
 
+    /// Has the checksum fit whatever stands before it.
+    fn seal(block: &mut [u8]) {
+        let crc = crc32c::crc32c(&block[..CHECKED_BYTES]);
+        block[CHECKED_BYTES..][..4].copy_from_slice(&crc.to_le_bytes());
+    }
+
     #[test]
     fn positions_map_to_files() {
         let bytes = 1 << 20;
@@ -246,5 +253,86 @@ mod tests {
         assert_eq!((index(bytes - 1, bytes), file_offset(bytes - 1, bytes)), (0, bytes + 4095));
         assert_eq!((index(bytes, bytes), file_offset(bytes, bytes)), (1, 4096));
         assert_eq!(base(3, bytes), 3 * bytes);
+    }
+    fn any_header() -> impl Strategy<Value = SegmentHeader> {
+        any::<(u64, ShardId, Lsn, u64)>().prop_map(|(log_id, shard, base, segment_bytes)| {
+            SegmentHeader { log_id, shard, base, segment_bytes }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(header in any_header(), behind in prop::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert_eq!(header.expect(&header.encode()), Ok(()));
+            // What follows is not its own.
+            let block = [&header.encode()[..CHECKED_BYTES + 4], &behind].concat();
+            prop_assert_eq!(header.expect(&block), Ok(()));
+        }
+
+        #[test]
+        fn what_differs_is_named(
+            mine in any_header(),
+            which in 0..4,
+            by in 1..=u16::MAX,
+            shift in 0..=48,
+        ) {
+            let (mut other, wide) = (mine, u64::from(by) << shift);
+            let expected = match which {
+                0 => {
+                    other.log_id ^= wide;
+                    HeaderError::OtherLog
+                }
+                1 => {
+                    other.shard ^= by;
+                    HeaderError::OtherShard(other.shard)
+                }
+                2 => {
+                    other.segment_bytes ^= wide;
+                    HeaderError::OtherSize(other.segment_bytes)
+                }
+                _ => {
+                    other.base ^= wide;
+                    HeaderError::OtherBase(other.base)
+                }
+            };
+            prop_assert_eq!(mine.expect(&other.encode()), Err(expected));
+        }
+
+        /// Of a newer format nothing is believed but its number.
+        #[test]
+        fn any_other_format_is_named(
+            header in any_header(),
+            format in prop_oneof![any::<u32>(), 0..=FORMAT + 3],
+            others: [u8; 28],
+        ) {
+            let mut block = header.encode();
+            block[8..12].copy_from_slice(&format.to_le_bytes());
+            let is_ours = (FORMAT_OLDEST..=FORMAT).contains(&format);
+            if !is_ours {
+                block[12..40].copy_from_slice(&others);
+            }
+            seal(&mut block);
+            let expected = if is_ours { Ok(()) } else { Err(HeaderError::OtherFormat(format)) };
+            prop_assert_eq!(header.expect(&block), expected);
+        }
+
+        #[test]
+        fn garbage_is_refused(
+            header in any_header(),
+            garbage in prop::collection::vec(any::<u8>(), 0..100),
+            at in 0..CHECKED_BYTES + 4,
+        ) {
+            prop_assert_eq!(header.expect(&garbage), Err(HeaderError::NotASegment));
+            let is_too_short = garbage.len() < CHECKED_BYTES - 4;
+            let expected =
+                if is_too_short { HeaderError::NotASegment } else { HeaderError::Checksum };
+            prop_assert_eq!(header.expect(&[&MAGIC[..], &garbage].concat()), Err(expected));
+            // And where it stands in a header, unless it is what stood there.
+            let whole = header.encode();
+            let mut block = whole;
+            let len = garbage.len().min(CHECKED_BYTES + 4 - at);
+            block[at..at + len].copy_from_slice(&garbage[..len]);
+            prop_assert_eq!(header.expect(&block).is_ok(), block == whole);
+        }
     }
 }
