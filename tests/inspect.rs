@@ -184,6 +184,27 @@ fn segments_under_each_others_names_are_shown_with_what_is_in_them() {
     assert_eq!(check_kept(&setup, 570), expected);
 }
 
+#[test]
+fn of_a_lost_shard_is_said_what_a_start_says() {
+    let server = Setup::new().shards(2).start();
+    let mut alice = server.v2("alice", 1);
+    // One of each shard.
+    for name in server.names("user", 1) {
+        alice.send_and_wait(name.as_bytes(), b"for you", PATIENCE).unwrap();
+    }
+    drop(alice);
+    let setup = server.stop();
+    let dir = setup.data_dir();
+    fs::remove_dir_all(dir.join("shard-0001")).unwrap();
+    let words = ["shard-0001 is missing, and with it the messages", "would keep: 0 messages"];
+    check(&iris_shard("inspect", dir, &[]), 3, &words);
+    setup.check_refused(3, &words[..1]);
+    let shown = json(&iris_shard("inspect", dir, &["--json"]), 3);
+    let [kept, lost] = [0, 1].map(|shard| &shown["shards"][shard]);
+    assert_eq!((&kept["refusal"], &kept["holds"]["waiting_messages"]), (&Value::Null, &1.into()));
+    assert_eq!(lost["repair_keeps"]["waiting_messages"], 0);
+}
+
 /// What is there may only seem to be damaged, and nothing is repaired now.
 #[test]
 fn beside_a_server_nothing_is_said_of_a_repair() {

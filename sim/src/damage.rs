@@ -267,7 +267,7 @@ impl World {
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
         let records = repair.records;
         self.stats.torn_repairs += u64::from(copied.is_none());
-        // See `Tears::goes_on`; older worlds die here as they did.
+        // See `Tears::goes_on`; where nothing is torn they die here, too.
         let dies = dies_at == 0 && !(goes_on && self.knobs.repair_tears > 0);
         let Some((start, last)) = copied.filter(|_| !dies) else {
             return Ok(false);

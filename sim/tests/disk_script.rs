@@ -3,9 +3,11 @@
 //! what a crash or a failing disk leaves on the real one is among what the
 //! simulated one may leave.
 //!
-//! The steps are the ones that a shard and its core take: append, sync, make the
+//! The steps are those of the log's disk half: write a commit, sync, make the
 //! next segment, delete a dead one, write a snapshot piece by piece and give it
-//! its name. A seed draws the script.
+//! its name. A seed draws the script; where a power cut has lost something the
+//! rest of it may differ from one time to the next. A core of the server writes
+//! its commits through its ring instead (`net/tests/disk.rs`), into the same files.
 
 #[path = "../../tests/server"]
 #[allow(dead_code, unreachable_pub, reason = "what the server's tests know of disks")]
@@ -61,7 +63,7 @@ fn a_full_disk_refuses_what_the_simulated_one_refuses() {
         let memory = Mounted::tmpfs(&room.to_string())?;
         Some(Twin::new(seed, Place::Memory(memory), DirectMode::BufferedFdatasync, Some(SPACE)))
     });
-    assert!(tally.is_empty() || tally.full > 10, "{tally:?}");
+    assert!(tally.is_empty() || tally.full > 5, "{tally:?}");
 }
 
 #[test]
@@ -71,10 +73,15 @@ fn a_power_cut_and_a_failing_disk_leave_what_the_simulated_one_may_leave() {
         Some(Twin::new(seed, Place::Disk(disk), DirectMode::BufferedFdatasync, None))
     });
     // What was not synced is lost, and not all of it was synced.
-    assert!(tally.is_empty() || tally.lost > 0 && tally.failed > 0, "{tally:?}");
+    let shows = tally.lost > 0 && tally.simulated_lost > 0 && tally.failed > 0;
+    assert!(tally.cut == 0 || shows, "{tally:?}");
     play("a disk written to directly", 300..303, |seed| {
         let disk = Mounted::ext4(96 << 20)?;
         let mode = probe(disk.path());
+        if !mode.is_direct() {
+            server::skipped::skipped(format!("no direct writes here: {mode:?}"));
+            return None;
+        }
         Some(Twin::new(seed, Place::Disk(disk), mode, None))
     });
 }

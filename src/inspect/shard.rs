@@ -1,16 +1,17 @@
 //! One shard of a data directory: its files, its log, how much waits.
 
 use std::fmt::Write;
+use std::io;
 
 use ::shard::{Contents, Replay};
 use serde::Serialize;
 use wal::Restore;
-use wal::disk::{Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
+use wal::disk::{DataDirError, Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
 use wire::id::ShardId;
 
 use super::{Look, bytes, count, table};
+use crate::kept::Kept;
 use crate::progress::Teller;
-use crate::remains::Remains;
 
 /// What is there of one shard.
 #[derive(Debug, Serialize)]
@@ -24,6 +25,8 @@ pub(super) struct ShardReport {
     /// Where a start would be refused and no server is at work: what a repair
     /// would keep.
     repair_keeps: Option<HoldsReport>,
+    /// Why that is not known, when it was looked for.
+    repair_keeps_unknown: Option<String>,
     segments: Vec<SegmentReport>,
     snapshots: Vec<SnapshotReport>,
     set_aside: Vec<String>,
@@ -119,6 +122,7 @@ impl ShardReport {
             log: None,
             holds: None,
             repair_keeps: None,
+            repair_keeps_unknown: None,
             segments: Vec::new(),
             snapshots: Vec::new(),
             set_aside: Vec::new(),
@@ -127,6 +131,8 @@ impl ShardReport {
         };
         let files = match dir.files() {
             Ok(files) => files,
+            // A repair makes it anew.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Files::default(),
             Err(error) => {
                 report.refusal = Some(format!("{} cannot be read: {error}", report.directory));
                 return report;
@@ -142,11 +148,16 @@ impl ShardReport {
                 report.read_back(&recovered, &replay);
             }
             Err(error) => {
-                report.refusal = Some(error.to_string());
+                let path = dir.path().to_owned();
+                report.refusal = Some(if path.exists() {
+                    error.to_string()
+                } else {
+                    DataDirError::ShardMissing { path }.to_string()
+                });
                 drop(replay);
                 // What a server is at work on may only seem to be damaged.
                 if look.running.is_none() {
-                    live = report.read_remains(look, &dir, teller);
+                    live = report.read_kept(look, &dir, teller);
                 }
             }
         }
@@ -177,16 +188,22 @@ impl ShardReport {
     }
 
     /// Looks for whatever a repair would keep; how much of that each segment holds.
-    fn read_remains(
+    fn read_kept(
         &mut self,
         look: &Look,
         dir: &ShardDir,
         teller: &mut Teller,
     ) -> Option<Vec<(u64, u64, u64)>> {
-        let manifest = look.inspection.manifest();
-        let remains = Remains::read(manifest, dir, self.shard, teller).ok()?;
-        self.repair_keeps = Some(HoldsReport::new(&remains.salvage.contents()));
-        Some(remains.live())
+        match Kept::read(look.inspection.manifest(), dir, self.shard, teller) {
+            Ok(kept) => {
+                self.repair_keeps = Some(HoldsReport::new(&kept.salvage.contents()));
+                Some(kept.live())
+            }
+            Err(error) => {
+                self.repair_keeps_unknown = Some(error.to_string());
+                None
+            }
+        }
     }
 
     fn list(
@@ -273,6 +290,9 @@ impl ShardReport {
                 "  a repair would keep: {}; LIVE, SHARE and MESSAGES are of that",
                 kept.text()
             );
+        }
+        if let Some(why) = &self.repair_keeps_unknown {
+            let _ = writeln!(out, "  what a repair would keep is not known: {why}");
         }
         out.push_str(&self.segments_text());
         out.push_str(&self.snapshots_text());

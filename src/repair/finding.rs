@@ -7,8 +7,8 @@ use wal::disk::{DataDir, Misnamed, RecoverError, Salvaged, ShardDir};
 use wire::id::ShardId;
 
 use crate::inspect::{bytes, count, name, replay};
+use crate::kept::Kept;
 use crate::progress::Teller;
-use crate::remains::Remains;
 
 /// Lines of one kind that a person is shown.
 const LINES_MAX: usize = 20;
@@ -39,8 +39,8 @@ impl Finding {
     ) -> Result<Finding, RecoverError> {
         let refusal = Finding::refusal_now(data, id, teller);
         let segment_bytes = data.manifest().segment_bytes;
-        let Remains { misnamed, dir, salvaged, salvage, given_up } =
-            Remains::read(data.manifest(), &data.shard(id), id, teller)?;
+        let Kept { misnamed, dir, salvaged, salvage, given_up } =
+            Kept::read(data.manifest(), &data.shard(id), id, teller)?;
         Ok(Finding { id, dir, refusal, misnamed, salvaged, salvage, given_up, segment_bytes })
     }
 

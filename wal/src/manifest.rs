@@ -312,6 +312,7 @@ mod tests {
         assert_eq!(Manifest::load(dir.path()).unwrap(), other);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left over");
     }
+
     #[test]
     fn half_a_text_is_none() {
         let text = manifest().encode();

@@ -254,6 +254,7 @@ mod tests {
         assert_eq!((index(bytes, bytes), file_offset(bytes, bytes)), (1, 4096));
         assert_eq!(base(3, bytes), 3 * bytes);
     }
+
     fn any_header() -> impl Strategy<Value = SegmentHeader> {
         any::<(u64, ShardId, Lsn, u64)>().prop_map(|(log_id, shard, base, segment_bytes)| {
             SegmentHeader { log_id, shard, base, segment_bytes }

@@ -1,5 +1,8 @@
 //! A disk twice, a simulated one and a real one, which are told the same.
 
+mod check;
+mod crash;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -8,17 +11,12 @@ use std::path::PathBuf;
 
 use sim::{Chance, Disk, SECTOR};
 use tempfile::TempDir;
-use wal::disk::{
-    DataDir, DataDirError, DirectMode, OpenOptions, SEGMENT_BYTES_MIN, Segments, ShardDir,
-    SnapshotFile,
-};
+use wal::disk::{DataDir, DirectMode, SEGMENT_BYTES_MIN, Segments, ShardDir, SnapshotFile};
 use wal::record::Malformed;
-use wal::recover::Scanner;
 use wal::snapshot::{FRAME_BYTES, Kind, Writer};
 use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Message, Record, Restore, Write};
 use wire::id::{Class, MessageId, UserKey};
 
-use super::server::deadline::Deadline;
 use super::server::mounted::Mounted;
 
 const SEGMENT_BYTES: u64 = SEGMENT_BYTES_MIN;
@@ -53,10 +51,14 @@ pub(crate) struct Tally {
     /// Steps that found no space.
     pub(crate) full: u32,
     pub(crate) crashes: u32,
-    /// Of these after the disk had failed.
+    /// Of these the power was cut, or the disk failed.
+    pub(crate) cut: u32,
+    /// Of these a write was tried on the failed disk.
     pub(crate) failed: u32,
     /// Sectors that were written and not there afterwards.
     pub(crate) lost: u32,
+    /// The same on the simulated disk.
+    pub(crate) simulated_lost: u32,
     /// Files that were deleted and there afterwards.
     pub(crate) came_back: u32,
 }
@@ -75,8 +77,10 @@ impl AddAssign for Tally {
         self.snapshots += other.snapshots;
         self.full += other.full;
         self.crashes += other.crashes;
+        self.cut += other.cut;
         self.failed += other.failed;
         self.lost += other.lost;
+        self.simulated_lost += other.simulated_lost;
         self.came_back += other.came_back;
     }
 }
@@ -93,6 +97,19 @@ struct Flight {
     write: Write,
     before: Vec<u8>,
     bytes: Vec<u8>,
+}
+
+impl Flight {
+    /// How many sectors are as they were before it.
+    fn lost_of(&self, found: &[u8]) -> u32 {
+        let is_lost = |(n, found): (usize, &[u8])| {
+            let at = n * SECTOR..n * SECTOR + found.len();
+            let is_new = self.bytes[at.clone()] == *found;
+            assert!(is_new || self.before[at] == *found, "sector {n} of {:?}", self.write);
+            u32::from(!is_new)
+        };
+        found.chunks(SECTOR).enumerate().map(is_lost).sum()
+    }
 }
 
 /// A snapshot that is being written.
@@ -120,8 +137,8 @@ pub(crate) struct Twin {
     writing: Option<Writing>,
     /// Where the replay of each snapshot begins and how far it vouches.
     starts: BTreeMap<Lsn, (LogStart, Lsn)>,
-    /// Deleted since the last crash, and not known to stay so: segments, and
-    /// snapshots with their bytes.
+    /// Segments deleted since the last crash, and the snapshots that the newest
+    /// one replaced since then, with their bytes: they may come back.
     deleted: Vec<u64>,
     older: BTreeMap<Lsn, Vec<u8>>,
     pub(crate) tally: Tally,
@@ -283,11 +300,10 @@ impl Twin {
 
     /// Begins one, goes on with it, or gives it its name.
     fn snapshot(&mut self) {
+        let has_space = self.free_bytes() >= PIECE;
         let Some(mut writing) = self.writing.take() else { return self.begin_snapshot() };
         let left = writing.bytes.len() as u64 - writing.written;
         if left > 0 {
-            let free = self.free_bytes() - if self.space.is_some() { writing.written } else { 0 };
-            let has_space = free >= PIECE;
             match writing.file.write(&writing.bytes[writing.written as usize..][..PIECE as usize]) {
                 Ok(()) => {
                     assert!(has_space, "the simulated disk had no space for a piece");
@@ -311,7 +327,9 @@ impl Twin {
         self.sim.name_snapshot(start, writing.bytes, true);
         self.starts.insert(start, (writing.start, writing.end));
         let is_kept = |start: &Lsn| self.sim.snapshots.iter().any(|it| it.start == *start);
-        self.older.extend(known.into_iter().filter(|(start, _)| !is_kept(start)));
+        // Before it got its name the directory was synced, and with it what went
+        // before.
+        self.older = known.into_iter().filter(|(start, _)| !is_kept(start)).collect();
         self.tally.snapshots += 1;
     }
 
@@ -349,212 +367,9 @@ impl Twin {
         }
     }
 
-    /// The process dies, or the machine, or the disk and then the process.
-    pub(crate) fn crash(&mut self) {
-        self.tally.crashes += 1;
-        let is_cut = match &self.place {
-            Place::Disk(disk) => {
-                let is_cut = self.chance.below(3) > 0;
-                is_cut && disk.fail_with_eio().is_some()
-            }
-            _ => false,
-        };
-        if is_cut && self.chance.below(2) == 0 {
-            self.fail();
-        }
-        self.writing = None;
-        self.real = None;
-        if let Place::Disk(disk) = &self.place
-            && is_cut
-        {
-            disk.unmount();
-            disk.mount();
-        }
-        self.sim.crash(&mut self.chance, 0);
-        self.align_segments(is_cut);
-        self.align_bytes(is_cut);
-        self.align_snapshots(is_cut);
-        self.start();
-    }
-
-    /// The disk answers nothing but errors.
-    fn fail(&mut self) {
-        self.tally.failed += 1;
-        let has_place = self.sim.has_place_for(self.log.end() + 2 * COMMIT_BYTES_MAX as Lsn);
-        let is_taken = has_place && self.log.append(&message(&[1; 9_000]), 1).is_ok();
-        if let Some(write) = is_taken.then(|| self.log.next_write()).flatten() {
-            let written = self.submit(write);
-            let synced = self.real().segments.sync();
-            assert!(written.and(synced).is_err(), "a write on a failing disk");
-            self.sim.fail(write.lsn, &mut self.chance, 0);
-            self.log.written(write.lsn, false);
-            assert!(self.log.is_poisoned());
-        }
-        let next = self.real().segments.wants_next(Lsn::MAX).expect("one is always due then");
-        assert!(next.run().is_err(), "a segment on a failing disk");
-        if let Some(writing) = self.writing.take() {
-            assert!(writing.file.finish().is_err(), "a snapshot on a failing disk");
-        }
-    }
-
-    /// Segments stay, and deleted ones stay so or, after a power cut, come back
-    /// as they were.
-    fn align_segments(&mut self, is_cut: bool) {
-        for segment in std::mem::take(&mut self.deleted) {
-            let base = segment * SEGMENT_BYTES;
-            if self.segment_path(segment).exists() {
-                assert!(is_cut, "segment {segment} came back from nowhere");
-                let bytes = self.sim.whole_segment(segment);
-                assert!(self.real_segment(segment) == bytes, "segment {segment} came back changed");
-                self.sim.write_durably(base, &bytes);
-                self.tally.came_back += 1;
-            } else {
-                self.sim.set_aside(segment);
-            }
-        }
-    }
-
-    /// Of what was written and not synced each sector is the old one or the new.
-    fn align_bytes(&mut self, is_cut: bool) {
-        for Flight { write, before, bytes } in std::mem::take(&mut self.flights) {
-            let from = (write.lsn % SEGMENT_BYTES) as usize;
-            let found =
-                self.real_segment(write.lsn / SEGMENT_BYTES)[from..][..bytes.len()].to_vec();
-            let sectors = found.chunks(SECTOR).zip(bytes.chunks(SECTOR).zip(before.chunks(SECTOR)));
-            for (n, (found, (new, old))) in sectors.enumerate() {
-                assert!(found == new || is_cut && found == old, "sector {n} of {write:?}");
-                self.tally.lost += u32::from(found != new);
-            }
-            self.sim.write_durably(write.lsn, &found);
-        }
-    }
-
-    /// Snapshots stay, and after a power cut older ones may come back.
-    fn align_snapshots(&mut self, is_cut: bool) {
-        for (start, bytes) in std::mem::take(&mut self.older).into_iter().rev() {
-            let path = self.shard_path().join(format!("snapshot-{start:020}.snap"));
-            if path.exists() {
-                assert!(is_cut, "{} came back from nowhere", path.display());
-                assert!(fs::read(&path).unwrap() == bytes, "{} came back changed", path.display());
-                self.sim.snapshots.insert(0, sim::SnapshotFile::new(start, bytes));
-                self.tally.came_back += 1;
-            }
-        }
-    }
-
-    /// Both go on where the log ends, which is the same place.
-    fn start(&mut self) {
-        let open = OpenOptions { shards: None, default_shards: 1, segment_bytes: SEGMENT_BYTES };
-        let data = self.open(open);
-        let (shard, salt) = (data.shard(0), data.manifest().salts[0]);
-        let recovered = shard.recover(&mut Nobody, &mut |_| {}).unwrap();
-        let (start, cut) = self.read_back(salt);
-        assert_eq!((recovered.start, recovered.torn.map(|torn| torn.bytes)), (start, cut));
-        let newest = recovered.snapshot.map(|it| it.start.lsn);
-        assert_eq!(newest, self.sim.snapshots.last().map(|it| it.start));
-        self.sim.recovered(start.lsn);
-        self.log = Log::new(options(), start);
-        let needs_segment = !self.sim.has_place_for(start.lsn + 1);
-        if needs_segment && self.free_bytes() < SEGMENT_BYTES {
-            let refused = shard.open_segments(start.lsn, self.mode).err();
-            let refused = refused.expect("the simulated disk had no space to start").to_string();
-            assert!(refused.contains("space"), "{refused}");
-            self.tally.full += 1;
-            self.others_write();
-        }
-        let segments = shard.open_segments(start.lsn, self.mode).unwrap();
-        if needs_segment {
-            self.sim.make_segment();
-        }
-        self.real = Some(Real { _data: data, shard, segments });
-    }
-
-    /// A program that another test has just started may still have the lock.
-    fn open(&self, options: OpenOptions) -> DataDir {
-        let deadline = Deadline::new();
-        loop {
-            match DataDir::open(self.root().join("data"), options) {
-                Err(error @ DataDirError::Locked { .. }) => deadline.pause(|| error.to_string()),
-                opened => return opened.unwrap(),
-            }
-        }
-    }
-
-    /// Where the simulated log ends, and how much is cut off there.
-    fn read_back(&self, salt: u64) -> (LogStart, Option<u64>) {
-        let newest = self.sim.snapshots.last().map(|it| self.starts[&it.start]);
-        let (from, vouched) = newest.unwrap_or((LogStart::fresh(salt), 0));
-        let mut scanner = Scanner::resume(from, vouched, options());
-        for (index, base, bytes) in self.sim.segments(from.lsn) {
-            assert!(!self.sim.lacks(index), "segment {index} is needed");
-            scanner.segment(base, bytes, &mut |_, _, _| {}).unwrap();
-        }
-        let (start, torn) = scanner.finish().unwrap();
-        (start, torn.map(|torn| torn.bytes))
-    }
-
     /// The real segment's log bytes.
     fn real_segment(&self, segment: u64) -> Vec<u8> {
         fs::read(self.segment_path(segment)).unwrap().split_off(BLOCK)
-    }
-
-    /// Both say the same.
-    fn check(&mut self) {
-        let end = self.sim.place_end();
-        let real = self.real.as_ref().expect("it is open");
-        assert!(real.segments.has_space_for(end) && !real.segments.has_space_for(end + 1));
-        let mut expected: Vec<String> = Vec::new();
-        for segment in 0..end / SEGMENT_BYTES {
-            let lsn = segment * SEGMENT_BYTES;
-            let is_there = !self.sim.lacks(segment);
-            assert_eq!(real.segments.locate(lsn).is_some(), is_there, "segment {segment}");
-            if is_there {
-                expected.push(format!("segment-{segment:010}.log"));
-            } else if lsn < self.log.end() {
-                assert!(self.sim.read(lsn, 1).is_err());
-            }
-        }
-        for it in &self.sim.snapshots {
-            let name = format!("snapshot-{:020}.snap", it.start);
-            assert!(fs::read(self.shard_path().join(&name)).unwrap() == it.bytes, "{name}");
-            expected.push(name);
-        }
-        if let Some(writing) = &self.writing {
-            expected.push(format!("snapshot-{:020}.snap.tmp", writing.start.lsn));
-        }
-        expected.sort_unstable();
-        assert_eq!(self.names(), expected);
-        self.check_bytes();
-        self.check_space();
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.shard_path()).unwrap();
-        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string();
-        let mut names: Vec<String> = entries.map(|entry| name(entry).unwrap()).collect();
-        names.sort_unstable();
-        names
-    }
-
-    /// A segment, as far as the log is durable.
-    fn check_bytes(&mut self) {
-        let durable = self.log.durable();
-        let segment = self.chance.below(durable / SEGMENT_BYTES + 1);
-        if self.sim.lacks(segment) || segment * SEGMENT_BYTES >= durable {
-            return;
-        }
-        let lsn = segment * SEGMENT_BYTES;
-        let len = SEGMENT_BYTES.min(durable - lsn) as usize;
-        let real = self.real_segment(segment);
-        let simulated = self.sim.read(lsn, len).unwrap();
-        assert!(real[..len] == *simulated, "the bytes of segment {segment}");
-    }
-
-    fn check_space(&self) {
-        let (Some(_), Place::Memory(memory)) = (self.space, &self.place) else { return };
-        let stat = rustix::fs::statvfs(memory.path()).unwrap();
-        let (real, simulated) = (stat.f_bavail * stat.f_frsize, self.free_bytes());
-        assert!((simulated..simulated + 2 * BESIDE).contains(&real), "{real} of {simulated}");
     }
 }
 

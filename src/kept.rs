@@ -1,6 +1,6 @@
-//! What is left of one shard, whatever happened to its files: the newest whole
-//! snapshot and every valid record since, without the messages that cannot be
-//! read. A repair keeps this; an inspection shows it where a start is refused.
+//! What a repair keeps of one shard, whatever happened to its files: the newest
+//! whole snapshot and every valid record since, without the messages that cannot
+//! be read. An inspection shows it where a start is refused.
 //!
 //! Changes nothing.
 
@@ -15,7 +15,7 @@ use crate::inspect::{count, options};
 use crate::progress::Teller;
 
 /// See the module.
-pub(crate) struct Remains {
+pub(crate) struct Kept {
     /// Segments under each other's names. Everything else is told as if each had
     /// its own.
     pub(crate) misnamed: Vec<Misnamed>,
@@ -27,7 +27,7 @@ pub(crate) struct Remains {
     pub(crate) given_up: u64,
 }
 
-impl Remains {
+impl Kept {
     /// Looks at every byte of every segment.
     ///
     /// # Errors
@@ -37,16 +37,16 @@ impl Remains {
         dir: &ShardDir,
         id: ShardId,
         teller: &mut Teller,
-    ) -> Result<Remains, RecoverError> {
+    ) -> Result<Kept, RecoverError> {
         let misnamed = dir.misnamed().unwrap_or_default();
         let dir = dir.read_by_heads(&misnamed);
         let hasher = KeyHasher::new(manifest.seed);
         let options = options(id, manifest.shards);
         let mut salvage = Salvage::new(options, hasher, manifest.segment_bytes);
         let salvaged = dir.salvage(&mut salvage, &mut |at| teller.reading(id, at))?;
-        let mut remains = Remains { misnamed, dir, salvaged, salvage, given_up: 0 };
-        remains.give_up_unreadable(id, teller);
-        Ok(remains)
+        let mut kept = Kept { misnamed, dir, salvaged, salvage, given_up: 0 };
+        kept.give_up_unreadable(id, teller);
+        Ok(kept)
     }
 
     /// Whatever waits must be there.
