@@ -276,6 +276,9 @@ impl Disk {
     pub(crate) fn rot_all(&mut self, chance: &mut Chance) -> u64 {
         let mut count = 0;
         for it in self.snapshots.iter_mut().filter(|it| !it.is_rotten) {
+            if it.is_back && chance.below(2) == 0 {
+                continue;
+            }
             let at = chance.below(it.bytes.len() as u64) as usize;
             it.bytes[at] ^= 1 << chance.below(8);
             it.is_rotten = true;
@@ -287,7 +290,8 @@ impl Disk {
     /// Whether a start may find damage that cleaning up one snapshot does not
     /// mend.
     pub(crate) fn has_rotted(&self) -> bool {
-        let are_all = !self.snapshots.is_empty() && self.snapshots.iter().all(|it| it.is_rotten);
+        let is_lost = |it: &SnapshotFile| it.is_rotten || it.is_back;
+        let are_all = !self.snapshots.is_empty() && self.snapshots.iter().all(is_lost);
         !self.rotten.is_empty() || are_all || self.half_mended.is_some()
     }
 
