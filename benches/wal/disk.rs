@@ -1,20 +1,18 @@
 //! What the log costs with a disk, each beside what the plain disk does with
-//! the same bytes: a group commit, reading back at boot with and without a
-//! snapshot, catching up, and walking through a segment to clean it.
+//! the same bytes: a group commit, and reading back at boot with and without a
+//! snapshot.
 //!
 //! Every read really reads: the page cache is emptied of the file before it.
 
 use std::fs::{self, File, OpenOptions};
 use std::hint::black_box;
 use std::io;
-use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use rustix::fs::{Advice, fadvise};
 use tempfile::TempDir;
-use wal::clean::Walker;
 use wal::disk::{DataDir, DirectMode, Segments, ShardDir, SnapshotFile};
 use wal::record::Malformed;
 use wal::snapshot::{Kind, Writer};
@@ -22,12 +20,10 @@ use wal::{Log, LogOptions, LogStart, Lsn, Record, Restore};
 
 use super::message;
 
-const SEGMENT_BYTES: u64 = 16 << 20;
+pub(crate) const SEGMENT_BYTES: u64 = 16 << 20;
 /// Segments that are full.
 const SEGMENTS: u64 = 4;
-const BODY: [u8; 100] = [5; 100];
-/// What one read of the server brings at most.
-const READ_BYTES: u32 = 256 << 10;
+pub(crate) const BODY: [u8; 100] = [5; 100];
 /// Waiting messages in the snapshot, of 16 bytes each.
 const ENTRIES: usize = 1 << 20;
 
@@ -64,22 +60,20 @@ impl Restore for Count {
     }
 }
 
-/// A log on a disk, in the directory for temporary files or `IRIS_BENCH_DIR`.
-struct Store {
+/// A log on a disk.
+pub(crate) struct Store {
     _dir: TempDir,
     _data: DataDir,
-    shard: ShardDir,
-    segments: Segments,
-    log: Log,
+    pub(crate) shard: ShardDir,
+    pub(crate) segments: Segments,
+    pub(crate) log: Log,
+    /// The segment that was written to last.
+    open: Option<(u64, File)>,
 }
 
 impl Store {
-    fn new() -> Store {
-        let dir = match std::env::var_os("IRIS_BENCH_DIR") {
-            Some(path) => TempDir::new_in(path),
-            None => TempDir::new(),
-        };
-        let dir = dir.expect("a directory");
+    pub(crate) fn new() -> Store {
+        let dir = temporary_dir();
         let options = wal::disk::OpenOptions {
             shards: None,
             default_shards: 1,
@@ -90,24 +84,37 @@ impl Store {
         let start = recover(&shard).0;
         let segments =
             shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).expect("there is space");
-        let options = LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::default() };
-        Store { _dir: dir, _data: data, shard, segments, log: Log::new(options, start) }
+        let log = Log::new(log_options(), start);
+        Store { _dir: dir, _data: data, shard, segments, log, open: None }
     }
 
     /// With full segments, and a little in the next one.
     fn filled() -> Store {
         let mut store = Store::new();
         while store.log.end() < SEGMENTS * SEGMENT_BYTES + 1000 {
-            while store.log.append(&message(&BODY), 1).is_ok() {}
-            store.write_out(|_, bytes, file, offset| file.write_all_at(bytes, offset));
+            store.append(&message(&BODY));
         }
-        for index in store.segments.present() {
-            File::open(path(&store.shard, index)).unwrap().sync_all().unwrap();
-        }
+        store.settle();
         store
     }
 
-    fn write_out(&mut self, write: impl Fn(Lsn, &[u8], &File, u64) -> io::Result<()>) {
+    /// Appends a record, and writes out what is in its way.
+    pub(crate) fn append(&mut self, record: &Record<'_>) {
+        if self.log.append(record, 1).is_err() {
+            self.write_out(|bytes, file, offset| file.write_all_at(bytes, offset));
+            self.log.append(record, 1).expect("everything before is written");
+        }
+    }
+
+    /// Brings everything that was appended to the disk.
+    pub(crate) fn settle(&mut self) {
+        self.write_out(|bytes, file, offset| file.write_all_at(bytes, offset));
+        for index in self.segments.present() {
+            File::open(path(&self.shard, index)).unwrap().sync_all().unwrap();
+        }
+    }
+
+    pub(crate) fn write_out(&mut self, mut write: impl FnMut(&[u8], &File, u64) -> io::Result<()>) {
         while let Some(commit) = self.log.next_write() {
             let end = commit.lsn + Lsn::from(commit.len);
             while !self.segments.has_space_for(end) {
@@ -115,9 +122,15 @@ impl Store {
                 self.segments.adopt(job.run().expect("there is space"));
             }
             let index = commit.lsn / SEGMENT_BYTES;
-            let file = OpenOptions::new().write(true).open(path(&self.shard, index)).unwrap();
+            let (_, file) = match self.open.take() {
+                Some((open, file)) if open == index => self.open.insert((open, file)),
+                _ => {
+                    let file = OpenOptions::new().write(true).open(path(&self.shard, index));
+                    self.open.insert((index, file.unwrap()))
+                }
+            };
             let offset = wal::segment::file_offset(commit.lsn, SEGMENT_BYTES);
-            write(commit.lsn, self.log.write_bytes(&commit), &file, offset).expect("a write");
+            write(self.log.write_bytes(&commit), file, offset).expect("a write");
             self.log.written(commit.lsn, true);
         }
     }
@@ -144,7 +157,20 @@ impl Store {
     }
 }
 
-fn path(shard: &ShardDir, index: u64) -> PathBuf {
+/// In the directory for temporary files or `IRIS_BENCH_DIR`.
+pub(crate) fn temporary_dir() -> TempDir {
+    let dir = match std::env::var_os("IRIS_BENCH_DIR") {
+        Some(path) => TempDir::new_in(path),
+        None => TempDir::new(),
+    };
+    dir.expect("a directory")
+}
+
+pub(crate) fn log_options() -> LogOptions {
+    LogOptions { segment_bytes: SEGMENT_BYTES, ..LogOptions::default() }
+}
+
+pub(crate) fn path(shard: &ShardDir, index: u64) -> PathBuf {
     shard.path().join(format!("segment-{index:010}.log"))
 }
 
@@ -172,7 +198,7 @@ fn read_plain(paths: &[PathBuf], buffer: &mut [u8]) -> u64 {
     total
 }
 
-fn cold(path: &Path) -> File {
+pub(crate) fn cold(path: &Path) -> File {
     let file = File::open(path).unwrap();
     fadvise(&file, 0, None, Advice::DontNeed).unwrap();
     file
@@ -192,7 +218,7 @@ pub(crate) fn group_commit(criterion: &mut Criterion) {
                 for _ in 0..batch {
                     store.log.append(&message(&BODY), 1).expect("everything is durable");
                 }
-                store.write_out(|_, bytes, file, offset| {
+                store.write_out(|bytes, file, offset| {
                     file.write_all_at(bytes, offset)?;
                     file.sync_data()
                 });
@@ -237,86 +263,4 @@ pub(crate) fn recovery(criterion: &mut Criterion) {
         bencher.iter(|| read_plain(&paths, &mut buffer));
     });
     group.finish();
-}
-
-pub(crate) fn clean_and_catch_up(criterion: &mut Criterion) {
-    let store = Store::filled();
-    let salt = store.log.checkpoint().salt;
-    let first = path(&store.shard, 0);
-    let mut buffer = vec![0; READ_BYTES as usize];
-    let mut group = criterion.benchmark_group("wal/read a segment");
-    group.sample_size(20);
-    group.throughput(Throughput::Bytes(SEGMENT_BYTES));
-    // What cleaning does, but for the inboxes.
-    group.bench_function("walk", |bencher| {
-        bencher.iter_batched(
-            || cold(&first),
-            |file| {
-                let mut walker = Walker::new(salt, 0, SEGMENT_BYTES, READ_BYTES);
-                let mut records = 0u64;
-                while let Some(want) = walker.want() {
-                    let bytes = &mut buffer[..want.len as usize];
-                    let offset = wal::segment::file_offset(want.lsn, SEGMENT_BYTES);
-                    file.read_exact_at(bytes, offset).unwrap();
-                    let sink = &mut |_, _, record: Record<'_>| {
-                        black_box(record);
-                        records += 1;
-                        ControlFlow::Continue(())
-                    };
-                    walker.feed(want.lsn, bytes, sink).unwrap();
-                }
-                records
-            },
-            BatchSize::PerIteration,
-        );
-    });
-    // What catching up does: the places are known, each record is checked.
-    let places = places(&store, salt);
-    group.bench_function("catch up", |bencher| {
-        bencher.iter_batched(
-            || cold(&first),
-            |file| catch_up(&file, salt, &places, &mut buffer),
-            BatchSize::PerIteration,
-        );
-    });
-    group.bench_function("plain", |bencher| {
-        bencher.iter(|| read_plain(std::slice::from_ref(&first), &mut buffer));
-    });
-    group.finish();
-}
-
-/// Where the messages of the first segment are.
-fn places(store: &Store, salt: u64) -> Vec<(Lsn, u32)> {
-    let mut places = Vec::new();
-    let bytes = fs::read(path(&store.shard, 0)).unwrap();
-    let mut walker = Walker::new(salt, 0, SEGMENT_BYTES, SEGMENT_BYTES as u32);
-    while let Some(want) = walker.want() {
-        let at = wal::segment::file_offset(want.lsn, SEGMENT_BYTES) as usize;
-        let sink = &mut |lsn, len, _: Record<'_>| {
-            places.push((lsn, len));
-            ControlFlow::Continue(())
-        };
-        walker.feed(want.lsn, &bytes[at..], sink).unwrap();
-    }
-    places
-}
-
-fn catch_up(file: &File, salt: u64, places: &[(Lsn, u32)], buffer: &mut [u8]) -> u64 {
-    let (mut at, mut records) = (0, 0);
-    while at < places.len() {
-        let first = places[at].0;
-        let end_max = first + Lsn::from(READ_BYTES);
-        let count = places[at..].partition_point(|(lsn, len)| lsn + Lsn::from(*len) <= end_max);
-        let (last, len) = places[at + count - 1];
-        let bytes = &mut buffer[..(last - first) as usize + len as usize];
-        file.read_exact_at(bytes, wal::segment::file_offset(first, SEGMENT_BYTES)).unwrap();
-        for (lsn, len) in &places[at..at + count] {
-            let from = (lsn - first) as usize;
-            let record = &bytes[from..from + *len as usize];
-            black_box(wal::record::verify(record, salt, *lsn).expect("it is intact"));
-            records += 1;
-        }
-        at += count;
-    }
-    records
 }
