@@ -2,6 +2,8 @@
 //! next to the checksum and the copy alone, which are its floor; and reading a
 //! commit back. And what it costs with one, next to the disk alone.
 
+#[path = "wal/catch_up.rs"]
+mod catch_up;
 #[path = "wal/clean.rs"]
 mod clean;
 #[path = "wal/disk.rs"]
@@ -102,5 +104,5 @@ fn read_back(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, append_and_seal, floor, read_back);
-criterion_group!(on_disk, disk::group_commit, disk::recovery, clean::clean);
+criterion_group!(on_disk, disk::group_commit, disk::recovery, clean::clean, catch_up::catch_up);
 criterion_main!(benches, on_disk);
