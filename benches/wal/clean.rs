@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use wal::clean::Walker;
 use wal::{Lsn, Record};
 
-use super::disk::{BODY, SEGMENT_BYTES, Store, cold, path, temporary_dir};
+use super::disk::{BODY, SEGMENT_BYTES, Store, cold, forget_pages, path, temporary_dir};
 use super::message;
 
 /// One of so many records is live.
@@ -113,9 +113,7 @@ fn fill(store: &mut Store) -> u64 {
         store.append(&message(&BODY));
     }
     store.settle();
-    while let Some(job) = store.segments.wants_next(store.log.end()) {
-        store.segments.adopt(job.run().expect("there is space"));
-    }
+    store.make_segments();
     segment
 }
 
@@ -191,6 +189,7 @@ impl Plain {
     fn repeat(&self, steps: &[Step]) -> Duration {
         drop(full_file(&self.from, 5));
         let from = cold(&self.from);
+        forget_pages(&self.to);
         let mut buffer = vec![5; READ_BYTES as usize];
         let mut at = 0;
         let began = Instant::now();
