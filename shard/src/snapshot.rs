@@ -188,12 +188,12 @@ impl Shard {
     /// hold something and the two that are always there: two snapshots and one
     /// being written; the dead that these let go of, which are worth it when
     /// they are twice a snapshot or a segment, and what dies meanwhile; a second
-    /// segment made ahead.
+    /// segment made ahead; one for a load that grows or a disk that gets slower.
     pub(crate) fn bytes_beside(&self) -> u64 {
         let it = &self.snapshots;
         let snapshots = 3 * it.bytes;
         let dead = DEAD_PER_SNAPSHOT * it.bytes + 2 * it.spanned;
-        snapshots + dead + 2 * self.log.options().segment_bytes
+        snapshots + dead + 3 * self.log.options().segment_bytes
     }
 
     /// Segments that would be deleted if the snapshots that are kept began at
