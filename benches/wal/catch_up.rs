@@ -11,6 +11,7 @@
 use std::cell::{LazyCell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use wire::limits::CREDIT_MAX;
 use wire::v2::{Hello, Request, VERSION};
 
 use self::log_io::Reader;
-use self::reads::{Read, Reads, whole};
+use self::reads::{JOINED_MAX, Read, Reads, stretch};
 use super::disk::{SEGMENT_BYTES, Store, cold, log_options, path};
 use super::message;
 
@@ -146,6 +147,7 @@ struct Arrived {
     buffer: ReadBuf,
     len: u32,
     start: Lsn,
+    good: Range<Lsn>,
 }
 
 /// What one core of the server has for catching up.
@@ -155,9 +157,9 @@ struct Core {
     shard: Shard,
     out: Effects,
     events: Vec<Event>,
-    waiting: Reads,
-    /// Under way, by their tag.
-    reading: Vec<Vec<Read>>,
+    reads: Reads,
+    /// How many are under way.
+    under_way: usize,
     portions: VecDeque<Portion>,
     /// As often as somebody has logged in: no connection is the one before.
     lives: u32,
@@ -186,8 +188,8 @@ impl Core {
             shard,
             out: Effects::default(),
             events: Vec::new(),
-            waiting: Reads::default(),
-            reading: Vec::new(),
+            reads: Reads::default(),
+            under_way: 0,
             portions: VecDeque::new(),
             lives: 0,
             case,
@@ -255,8 +257,11 @@ impl Core {
             match effect {
                 Effect::Send { .. } => {}
                 Effect::TellDrained { conn } => self.portions.push_back(Portion::Drained(conn)),
-                Effect::Read { conn, lsn, len_min, len } => {
-                    self.waiting.push(Read::new(Reader::Device(conn), lsn, len_min, len));
+                Effect::Read { conn, lsn, len_min, len, len_wide } => {
+                    let read = Read::new(Reader::Device(conn), lsn, (len_min, len, len_wide));
+                    if let Some(read) = join(&mut self.portions, read) {
+                        self.reads.ask(read);
+                    }
                 }
                 other => unreachable!("nobody asked for {other:?}"),
             }
@@ -270,10 +275,14 @@ impl Core {
         self.hands.reap(&mut self.events);
         for event in self.events.drain(..) {
             let Event::Read { tag, result } = event else { continue };
-            let readers = VecDeque::from(std::mem::take(&mut self.reading[tag as usize]));
+            self.under_way -= 1;
+            let (readers, end) = self.reads.ended(tag as usize);
             let (buffer, len) = result.expect("the disk reads");
-            let start = readers[0].lsn / BLOCK as Lsn * BLOCK as Lsn;
-            self.portions.push_back(Portion::Read(Arrived { readers, buffer, len, start }));
+            let first = readers[0].lsn;
+            let start = first / BLOCK as Lsn * BLOCK as Lsn;
+            let good = first..end.min(start + Lsn::from(len));
+            let readers = readers.into();
+            self.portions.push_back(Portion::Read(Arrived { readers, buffer, len, start, good }));
         }
     }
 
@@ -288,7 +297,7 @@ impl Core {
         if arrived.readers.is_empty() {
             self.hands.release(arrived.buffer);
         } else {
-            self.portions.push_front(Portion::Read(arrived));
+            self.portions.push_back(Portion::Read(arrived));
         }
     }
 
@@ -296,21 +305,22 @@ impl Core {
     fn start_reads(&mut self) {
         loop {
             let file = |lsn: Lsn| self.segments.locate(lsn).map(|(fd, _)| fd);
-            let reads = self.waiting.next(|a, b| file(a) == file(b));
+            let reads = self.reads.next(|a, b| file(a) == file(b));
             let Some(first) = reads.first() else { return };
             let (fd, offset) = self.segments.locate(first.lsn).expect("nothing was deleted");
-            let (start, len) = aligned(offset, whole(&reads).len);
-            let tag = self.reading.iter().position(Vec::is_empty).unwrap_or(self.reading.len());
+            let lsn = first.lsn;
+            let file_end = (lsn / SEGMENT_BYTES + 1) * SEGMENT_BYTES;
+            let wanted = stretch(&reads, file_end.min(self.shard.log().durable()));
+            let (start, len) = aligned(offset, wanted);
+            let tag = self.reads.tag();
             if self.hands.read(tag as u64, fd, start, len).is_err() {
-                return self.waiting.put_back(reads);
+                return self.reads.put_back(reads);
             }
-            if tag == self.reading.len() {
-                self.reading.push(Vec::new());
-            }
-            self.reading[tag] = reads;
+            let end = lsn + u64::from(len) - (offset - start);
+            self.reads.began(tag, reads, end.min(lsn + u64::from(wanted)));
             self.trace.reads.push((fd, start, len));
-            let under_way = self.reading.iter().filter(|reads| !reads.is_empty()).count();
-            self.trace.under_way = self.trace.under_way.max(under_way);
+            self.under_way += 1;
+            self.trace.under_way = self.trace.under_way.max(self.under_way);
         }
     }
 
@@ -324,7 +334,7 @@ impl Core {
         }
         self.out.clear();
         self.portions.retain(|portion| matches!(portion, Portion::Read(_)));
-        let is_reading = self.reading.iter().any(|readers| !readers.is_empty());
+        let is_reading = self.under_way > 0 || !self.reads.is_empty();
         assert!(!is_reading && self.portions.is_empty(), "nobody waits for a read");
     }
 
@@ -387,6 +397,19 @@ impl Core {
     fn delivered(&mut self) -> u64 {
         self.shard.metrics().counters.delivered
     }
+}
+
+/// As in the server: a read that has come back, and is held for others, may do.
+fn join(portions: &mut VecDeque<Portion>, read: Read) -> Option<Read> {
+    let serves = |portion: &&mut Portion| match portion {
+        Portion::Read(arrived) => {
+            arrived.readers.len() < JOINED_MAX && read.is_served_by(&arrived.good)
+        }
+        Portion::Drained(_) => false,
+    };
+    let Some(Portion::Read(arrived)) = portions.iter_mut().find(serves) else { return Some(read) };
+    arrived.readers.push_back(read);
+    None
 }
 
 /// The whole blocks that a read of `len` bytes from `offset` on touches, as far as

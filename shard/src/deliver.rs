@@ -407,7 +407,9 @@ fn read_ahead(
     room: &Room,
     durable: Lsn,
 ) -> Effect {
-    let mut end = first.lsn + u64::from(first.len);
+    let mut wide_end = first.lsn + u64::from(first.len);
+    // Where the first gap is that is too wide for one alone.
+    let mut end = None;
     let mut next = seq + 1;
     let mut bytes = frame_bytes(first);
     let end_max = durable.min(first.lsn + u64::from(READ_BYTES_MAX));
@@ -419,15 +421,19 @@ fn read_ahead(
         }
         let entry_end = entry.lsn + u64::from(entry.len);
         // Behind a copy made by cleaning the next one may lie before it.
-        if entry.lsn < end || entry.lsn > end + READ_GAP_MAX || entry_end > end_max {
+        if entry.lsn < wide_end || entry_end > end_max {
             break;
         }
-        end = entry_end;
+        if entry.lsn > wide_end + READ_GAP_MAX {
+            end.get_or_insert(wide_end);
+        }
+        wide_end = entry_end;
         bytes += frame_bytes(entry);
         next += 1;
     }
-    let len = (end - first.lsn) as u32;
-    Effect::Read { conn, lsn: first.lsn, len_min: first.len, len }
+    let to = |end: Lsn| (end - first.lsn) as u32;
+    let len = to(end.unwrap_or(wide_end));
+    Effect::Read { conn, lsn: first.lsn, len_min: first.len, len, len_wide: to(wide_end) }
 }
 
 fn frame_bytes(entry: &Entry) -> usize {

@@ -120,8 +120,10 @@ pub enum Effect {
     Close { conn: Conn },
     /// Read the log for a connection that catches up. The answer may be longer
     /// or, at the end of a segment, shorter; it holds at least `len_min` bytes.
-    /// Each must be answered, also when the connection is gone.
-    Read { conn: Conn, lsn: Lsn, len_min: u32, len: u32 },
+    /// Each must be answered, also when the connection is gone. `len_wide`: as far
+    /// as more of it is wanted, with too much between that for one connection
+    /// alone; where others read the same stretch it is read at once.
+    Read { conn: Conn, lsn: Lsn, len_min: u32, len: u32, len_wide: u32 },
     /// Read the log for cleaning, like `Read` with nobody waiting for it.
     Survey { lsn: Lsn, len_min: u32, len: u32 },
     /// Delete this segment: nothing in it is needed any more, and no read of

@@ -390,7 +390,13 @@ impl Shard {
             self.shelves.tries.push(Try { seq: it.seq, lsn, ..from });
             self.metrics.counters.reads += 1;
             self.cleaner.read_begins(lsn);
-            return out.push(Effect::Read { conn: from.conn, lsn, len_min: len, len });
+            return out.push(Effect::Read {
+                conn: from.conn,
+                lsn,
+                len_min: len,
+                len,
+                len_wide: len,
+            });
         }
     }
 

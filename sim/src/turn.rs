@@ -219,8 +219,8 @@ impl World {
                 }
                 Effect::TellDrained { conn } => self.tell_drained(shard, conn),
                 Effect::Close { conn } => self.close(shard, conn),
-                Effect::Read { conn, lsn, len_min, len } => {
-                    self.start_read(shard, conn, lsn, len_min, len);
+                Effect::Read { conn, lsn, len_min, len_wide, .. } => {
+                    self.start_read(shard, conn, lsn, len_min, len_wide);
                 }
                 Effect::Survey { lsn, len_min, len } => {
                     self.start_survey(shard, lsn, len_min, len);

@@ -8,12 +8,13 @@
 //! reads go to the disk behind the commit, too.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use net::{ConnId, ReadBuf};
 use shard::{Input, Outcome};
 use wal::{BLOCK, Lsn};
 
-use super::reads::Read;
+use super::reads::{JOINED_MAX, Read};
 use super::{Core, clock, inbound, log_io};
 
 /// After this long no other portion is begun, nanoseconds. One takes about as
@@ -44,15 +45,34 @@ struct Arrived {
     len: u32,
     /// Where its first byte stands.
     start: Lsn,
+    /// What it is good for.
+    good: Range<Lsn>,
 }
 
 impl CatchUp {
-    /// A read has brought so many bytes.
-    pub(super) fn arrived(&mut self, reads: Vec<Read>, buffer: ReadBuf, len: u32) {
+    /// A read up to `end` has brought so many bytes.
+    pub(super) fn arrived(&mut self, reads: Vec<Read>, end: Lsn, buffer: ReadBuf, len: u32) {
         let first = reads.first().expect("a completion has its read").lsn;
         let start = first / BLOCK as Lsn * BLOCK as Lsn;
-        let read = Arrived { readers: reads.into(), buffer, len, start };
+        let good = first..end.min(start + Lsn::from(len));
+        let read = Arrived { readers: reads.into(), buffer, len, start, good };
         self.waiting.push_back(Portion::Read(read));
+    }
+
+    /// Whether a read that has come back, and is held for others, serves this one,
+    /// too; the read, if none does.
+    pub(super) fn join(&mut self, read: Read) -> Option<Read> {
+        let serves = |portion: &&mut Portion| match portion {
+            Portion::Read(arrived) => {
+                arrived.readers.len() < JOINED_MAX && read.is_served_by(&arrived.good)
+            }
+            Portion::Drained(_) => false,
+        };
+        let Some(Portion::Read(arrived)) = self.waiting.iter_mut().find(serves) else {
+            return Some(read);
+        };
+        arrived.readers.push_back(read);
+        None
     }
 
     /// Whether the next turn has something to do for it.
@@ -101,7 +121,8 @@ impl Core {
         }
     }
 
-    /// The first of those for whom a read was made; the others are next.
+    /// The first of those for whom a read was made; the others come when everybody
+    /// else has had a portion.
     fn serve_reader(&mut self, mut read: Arrived) {
         let Read { reader, lsn, len_min, .. } = read.readers.pop_front().expect("one waits");
         let bytes = &self.hands.read_bytes(&read.buffer)[..read.len as usize];
@@ -114,7 +135,7 @@ impl Core {
             self.hands.release(read.buffer);
             self.log.buffer_is_back();
         } else {
-            self.catch_up.waiting.push_front(Portion::Read(read));
+            self.catch_up.waiting.push_back(Portion::Read(read));
         }
     }
 }

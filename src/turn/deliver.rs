@@ -6,6 +6,7 @@ use shard::Effect;
 use super::Core;
 use super::inbound::id;
 use super::log_io::Reader;
+use super::reads::Read;
 
 impl Core {
     /// Carries out what the shard wants done. Bytes go to the connections'
@@ -45,11 +46,11 @@ impl Core {
             }
             Effect::TellDrained { conn } => self.hands.tell_drained(id(conn)),
             Effect::Close { conn } => self.hands.close(id(conn), After::Flush),
-            Effect::Read { conn, lsn, len_min, len } => {
-                self.read_log(Reader::Device(conn), lsn, len_min, len);
+            Effect::Read { conn, lsn, len_min, len, len_wide } => {
+                self.read_log(Read::new(Reader::Device(conn), lsn, (len_min, len, len_wide)));
             }
             Effect::Survey { lsn, len_min, len } => {
-                self.read_log(Reader::Cleaner, lsn, len_min, len);
+                self.read_log(Read::new(Reader::Cleaner, lsn, (len_min, len, len)));
             }
             Effect::Discard { segment } => self.discard(segment),
             Effect::Damaged { lsn } => tracing::error!(

@@ -15,7 +15,7 @@ use shard::{Conn, Input};
 use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
 
-use super::reads::{Read, Reads, whole};
+use super::reads::{Read, Reads, stretch};
 use super::{Core, Shared, clock};
 use crate::exit::Exit;
 
@@ -50,10 +50,8 @@ pub(super) struct LogIo {
     held: VecDeque<Write>,
     /// Lengths of the commits in flight, by their position.
     writing: Vec<Write>,
-    /// Reads that wait for a buffer.
-    waiting: Reads,
-    /// Reads in flight, each for one or several; the tag is the index.
-    reading: Vec<Vec<Read>>,
+    /// Reads that wait for a buffer, and those under way.
+    reads: Reads,
     /// Every buffer is taken: those that wait are not looked through again
     /// before one comes back.
     is_out_of_buffers: bool,
@@ -80,8 +78,7 @@ impl LogIo {
             mode,
             held: VecDeque::new(),
             writing: Vec::new(),
-            waiting: Reads::default(),
-            reading: Vec::new(),
+            reads: Reads::default(),
             is_out_of_buffers: false,
             preparing: None,
             removing: Rc::default(),
@@ -193,14 +190,16 @@ impl Core {
         self.shared.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Starts at the end of the turn.
-    pub(super) fn read_log(&mut self, reader: Reader, lsn: Lsn, len_min: u32, len: u32) {
-        self.log.waiting.push(Read::new(reader, lsn, len_min, len));
+    /// Starts at the end of the turn, if it is not served by what others read.
+    pub(super) fn read_log(&mut self, read: Read) {
+        if let Some(read) = self.catch_up.join(read) {
+            self.log.reads.ask(read);
+        }
     }
 
     /// Tries again what has failed a while ago.
     pub(super) fn retry_reads(&mut self) {
-        self.log.waiting.wake(self.now.mono_ns);
+        self.log.reads.wake(self.now.mono_ns);
     }
 
     /// Starts as many reads as there are buffers.
@@ -208,7 +207,7 @@ impl Core {
         while !self.log.is_out_of_buffers {
             let segments = &self.log.segments;
             let file = |lsn: Lsn| segments.locate(lsn).map(|(fd, _)| fd);
-            let reads = self.log.waiting.next(|a, b| file(a) == file(b));
+            let reads = self.log.reads.next(|a, b| file(a) == file(b));
             let Some(&first) = reads.first() else { return };
             let Some((fd, offset)) = segments.locate(first.lsn) else {
                 for read in reads {
@@ -221,29 +220,31 @@ impl Core {
                 }
                 continue;
             };
-            let (start, len) = aligned(offset, &whole(&reads));
-            let tag = self.log.reading.iter().position(Vec::is_empty);
-            let tag = tag.unwrap_or(self.log.reading.len());
+            let log = self.shard.log();
+            let segment_bytes = log.options().segment_bytes;
+            let file_end = (first.lsn / segment_bytes + 1) * segment_bytes;
+            let wanted = stretch(&reads, file_end.min(log.durable()));
+            let (start, len) = aligned(offset, wanted);
+            debug_assert!(offset - start + u64::from(first.len_min) <= len.into(), "it fits");
+            let tag = self.log.reads.tag();
             if self.hands.read(tag as u64, fd, start, len).is_err() {
-                self.log.waiting.put_back(reads);
+                self.log.reads.put_back(reads);
                 self.log.is_out_of_buffers = true;
                 return;
             }
-            match self.log.reading.get_mut(tag) {
-                Some(free) => *free = reads,
-                None => self.log.reading.push(reads),
-            }
+            let end = first.lsn + u64::from(len) - (offset - start);
+            self.log.reads.began(tag, reads, end.min(first.lsn + u64::from(wanted)));
         }
     }
 
     pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
-        let reads = std::mem::take(&mut self.log.reading[tag as usize]);
+        let (reads, end) = self.log.reads.ended(tag as usize);
         match result {
-            Ok((buffer, len)) => self.catch_up.arrived(reads, buffer, len),
+            Ok((buffer, len)) => self.catch_up.arrived(reads, end, buffer, len),
             Err(error) => {
                 self.log.buffer_is_back();
                 for read in reads {
-                    if self.log.waiting.failed(self.now.mono_ns, read) {
+                    if self.log.reads.failed(self.now.mono_ns, read) {
                         continue;
                     }
                     let lsn = read.lsn;
@@ -355,7 +356,7 @@ impl LogIo {
 
     /// Whether a read waits that could be started.
     pub(super) fn has_reads(&self) -> bool {
-        !self.is_out_of_buffers && !self.waiting.is_empty()
+        !self.is_out_of_buffers && !self.reads.is_empty()
     }
 
     /// One of those that everybody waits for may be taken again.
@@ -441,13 +442,12 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// The block-aligned range of a file that covers a read, as far as a buffer
-/// reaches.
-fn aligned(offset: u64, read: &Read) -> (u64, u32) {
+/// The block-aligned range of a file that covers a read of so many bytes, as far as
+/// a buffer reaches.
+fn aligned(offset: u64, len: u32) -> (u64, u32) {
     let block = BLOCK as u64;
     let start = offset / block * block;
-    let end = (offset + u64::from(read.len)).next_multiple_of(block);
+    let end = (offset + u64::from(len)).next_multiple_of(block);
     let len = (end - start).min(u64::from(net::READ_BYTES_MAX));
-    debug_assert!(offset - start + u64::from(read.len_min) <= len, "one record fits a buffer");
     (start, len as u32)
 }

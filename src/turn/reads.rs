@@ -1,16 +1,19 @@
-//! Reads of the log that wait for a buffer, in the order of the disk.
+//! Reads of the log: those that wait for a buffer, in the order of the disk, and
+//! those that are under way.
 //!
 //! When many come back at once their messages lie mixed in the same stretch of
 //! the log. In the order in which they asked, each message would be a read of
 //! its own; in the order of the log one read serves everybody who waits for
-//! something near. The sweep goes on from where it is and begins again at the
-//! start, so that nobody waits for more than one round of it.
+//! something near, and whoever asks for a part of what is under way waits for
+//! that. The sweep goes on from where it is and begins again at the start, so that
+//! nobody waits for more than one round of it.
 //!
 //! What the disk does not give is asked for again: less of it and by itself, so
 //! that a bad sector takes with it only what stands there, and in the end once
 //! more after a while.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use wal::Lsn;
 
@@ -32,7 +35,15 @@ const GIVEN_UP_NS: u64 = 60_000_000_000;
 
 /// Who is served by one read: its buffer is taken until each has had a burst of
 /// it.
-const JOINED_MAX: usize = 8;
+pub(super) const JOINED_MAX: usize = 64;
+
+/// So many together will soon ask for what lies between what they have asked for
+/// now.
+const CROWD: usize = 4;
+
+/// A read under way serves who gets so much of it, or all that was asked for: one
+/// burst.
+const SHARE_BYTES: u64 = 64 * 1024;
 
 /// A read of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +53,8 @@ pub(super) struct Read {
     /// Without so many bytes there is nothing to be had.
     pub(super) len_min: u32,
     pub(super) len: u32,
+    /// As far as more is wanted, with much between.
+    len_wide: u32,
     /// It has failed: nothing is read together with it.
     is_alone: bool,
     /// It is not tried again.
@@ -49,12 +62,35 @@ pub(super) struct Read {
 }
 
 impl Read {
-    pub(super) fn new(reader: Reader, lsn: Lsn, len_min: u32, len: u32) -> Read {
-        Read { reader, lsn, len_min, len, is_alone: false, is_last: false }
+    /// Of so many bytes: at least, better, and if others read there, too.
+    pub(super) fn new(reader: Reader, lsn: Lsn, (len_min, len, len_wide): (u32, u32, u32)) -> Read {
+        Read { reader, lsn, len_min, len, len_wide, is_alone: false, is_last: false }
     }
 
     fn end(&self) -> Lsn {
         self.lsn + u64::from(self.len)
+    }
+
+    /// Whether a stretch has enough of it.
+    pub(super) fn is_served_by(&self, stretch: &Range<Lsn>) -> bool {
+        let enough = u64::from(self.len).min(SHARE_BYTES).max(self.len_min.into());
+        !self.is_alone && stretch.start <= self.lsn && self.lsn + enough <= stretch.end
+    }
+}
+
+/// A read of the disk, for these.
+#[derive(Debug, Default)]
+struct Flight {
+    /// None when there is no such read.
+    reads: Vec<Read>,
+    end: Lsn,
+}
+
+impl Flight {
+    fn takes(&self, read: &Read) -> bool {
+        let first = self.reads.first().filter(|first| !first.is_alone);
+        self.reads.len() < JOINED_MAX
+            && first.is_some_and(|first| read.is_served_by(&(first.lsn..self.end)))
     }
 }
 
@@ -62,6 +98,8 @@ impl Read {
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<(Lsn, u64), Read>,
+    /// Under way, by their tag.
+    flights: Vec<Flight>,
     /// What has failed, and when it is tried again; the next one first.
     later: VecDeque<(u64, Read)>,
     /// Tells apart those that want the same place.
@@ -73,7 +111,35 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn push(&mut self, read: Read) {
+    /// Waits for its turn, or for one under way that will do.
+    pub(super) fn ask(&mut self, read: Read) {
+        match self.flights.iter_mut().find(|flight| flight.takes(&read)) {
+            Some(flight) => flight.reads.push(read),
+            None => self.push(read),
+        }
+    }
+
+    /// One that is free.
+    pub(super) fn tag(&self) -> usize {
+        let free = self.flights.iter().position(|flight| flight.reads.is_empty());
+        free.unwrap_or(self.flights.len())
+    }
+
+    /// A read of the disk for these has begun, up to `end`.
+    pub(super) fn began(&mut self, tag: usize, reads: Vec<Read>, end: Lsn) {
+        if tag == self.flights.len() {
+            self.flights.push(Flight::default());
+        }
+        self.flights[tag] = Flight { reads, end };
+    }
+
+    /// It has ended; whom it was for, the first one first, and up to where.
+    pub(super) fn ended(&mut self, tag: usize) -> (Vec<Read>, Lsn) {
+        let Flight { reads, end } = std::mem::take(&mut self.flights[tag]);
+        (reads, end)
+    }
+
+    fn push(&mut self, read: Read) {
         self.count += 1;
         self.waiting.insert((read.lsn, self.count), read);
     }
@@ -144,10 +210,18 @@ impl Reads {
     }
 }
 
-/// The whole stretch of reads that are served together.
-pub(super) fn whole(reads: &[Read]) -> Read {
-    let end = reads.iter().map(Read::end).max().expect("there is one at least");
-    Read { len: (end - reads[0].lsn) as u32, ..reads[0] }
+/// How much is read for those that are served together: as far as a crowd will
+/// want it, but not beyond `end_max`, where its file or the durable log ends.
+pub(super) fn stretch(reads: &[Read], end_max: Lsn) -> u32 {
+    let first = reads.first().expect("there is one at least").lsn;
+    let wide_max = end_max.min(first + JOINED_BYTES_MAX);
+    let is_crowd = reads.len() >= CROWD;
+    let end = |read: &Read| match is_crowd {
+        true => read.end().max(wide_max.min(read.lsn + u64::from(read.len_wide))),
+        false => read.end(),
+    };
+    let end = reads.iter().map(end).max().expect("there is one at least");
+    (end.min(end_max) - first) as u32
 }
 
 #[cfg(test)]
@@ -157,7 +231,7 @@ mod tests {
     fn reads(list: &[(Lsn, u32)]) -> Reads {
         let mut reads = Reads::default();
         for &(lsn, len) in list {
-            reads.push(Read::new(Reader::Cleaner, lsn, len, len));
+            reads.push(Read::new(Reader::Cleaner, lsn, (len, len, len)));
         }
         reads
     }
@@ -196,7 +270,7 @@ mod tests {
         let mut reads = reads(&[(999_900, 100), (1_000_000, 100), (1_200_000, 90_000)]);
         assert_eq!(next(&mut reads), [999_900]);
         assert_eq!(next(&mut reads), [1_000_000]);
-        reads.push(Read::new(Reader::Cleaner, 1_250_000, 1, 250_000));
+        reads.push(Read::new(Reader::Cleaner, 1_250_000, (1, 250_000, 250_000)));
         assert_eq!(next(&mut reads), [1_200_000]);
         assert_eq!(next(&mut reads), [1_250_000]);
     }
@@ -205,7 +279,7 @@ mod tests {
     fn the_sweep_goes_on_and_begins_again() {
         let mut reads = reads(&[(500_000, 100), (700_000, 100)]);
         assert_eq!(next(&mut reads), [500_000]);
-        reads.push(Read::new(Reader::Cleaner, 100, 1, 1));
+        reads.push(Read::new(Reader::Cleaner, 100, (1, 1, 1)));
         assert_eq!(next(&mut reads), [700_000]);
         assert_eq!(next(&mut reads), [100]);
     }
@@ -221,13 +295,13 @@ mod tests {
     #[test]
     fn what_has_failed_is_tried_again() {
         let mut reads = Reads::default();
-        reads.push(Read::new(Reader::Cleaner, 100, 150, 500));
+        reads.push(Read::new(Reader::Cleaner, 100, (150, 500, 500)));
         for len in [500, 250, 150] {
             let first = reads.next(|_, _| true)[0];
             assert_eq!((first.lsn, first.len), (100, len));
             assert!(reads.failed(7, first));
             if len == 500 {
-                reads.push(Read::new(Reader::Cleaner, 200, 100, 100));
+                reads.push(Read::new(Reader::Cleaner, 200, (100, 100, 100)));
             }
         }
         assert_eq!(next(&mut reads), [200], "nobody waits with it");
@@ -243,7 +317,7 @@ mod tests {
     fn a_lost_stretch_is_waited_for_once() {
         let mut reads = Reads::default();
         let place = NEAR_BYTES;
-        let read = |lsn| Read::new(Reader::Cleaner, lsn, 10, 10);
+        let read = |lsn| Read::new(Reader::Cleaner, lsn, (10, 10, 10));
         assert!(reads.failed(5, read(place)));
         reads.wake(5 + LATER_NS);
         let last = reads.next(|_, _| true)[0];
@@ -254,9 +328,62 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_reaches_to_the_last_end() {
+    fn the_stretch_reaches_to_the_last_end() {
         let mut reads = reads(&[(100, 5_000), (200, 50)]);
         let together = reads.next(|_, _| true);
-        assert_eq!((whole(&together).lsn, whole(&together).len), (100, 5_000));
+        assert_eq!(stretch(&together, Lsn::MAX), 5_000);
+        assert_eq!(stretch(&together, 4_100), 4_000);
+    }
+
+    fn wide(lsn: Lsn) -> Read {
+        Read::new(Reader::Cleaner, lsn, (10, 100, 500_000))
+    }
+
+    #[test]
+    fn a_crowd_reads_what_it_will_want() {
+        let few = [100, 200, 300].map(wide);
+        assert_eq!(stretch(&few, Lsn::MAX), 300);
+        let crowd = [100, 200, 300, 400].map(wide);
+        assert_eq!(u64::from(stretch(&crowd, Lsn::MAX)), JOINED_BYTES_MAX);
+        assert_eq!(stretch(&crowd, 50_100), 50_000, "nothing beyond the durable end");
+        let narrow = [100, 200, 300, 400].map(|lsn| Read { len_wide: 100, ..wide(lsn) });
+        assert_eq!(stretch(&narrow, Lsn::MAX), 400, "nobody wants more");
+    }
+
+    #[test]
+    fn who_asks_for_what_is_under_way_waits_for_it() {
+        let mut reads = reads(&[(1_000, 100_000)]);
+        let first = reads.next(|_, _| true);
+        let tag = reads.tag();
+        reads.began(tag, first, 101_000);
+        let ask = |reads: &mut Reads, lsn, len| {
+            reads.ask(Read::new(Reader::Cleaner, lsn, (10, len, len)));
+            !reads.is_empty() && !reads.next(|_, _| true).is_empty()
+        };
+        assert!(ask(&mut reads, 999, 10), "that lies before it");
+        assert!(!ask(&mut reads, 1_000, 10));
+        assert!(!ask(&mut reads, 100_990, 10));
+        assert!(ask(&mut reads, 100_991, 10), "that lies behind it");
+        assert!(!ask(&mut reads, 30_000, 200_000), "a burst of it is there");
+        assert!(ask(&mut reads, 40_000, 200_000), "less is not");
+        assert_eq!(reads.tag(), 1, "it is under way");
+        let lsns: Vec<Lsn> = reads.ended(tag).0.iter().map(|read| read.lsn).collect();
+        assert_eq!(lsns, [1_000, 1_000, 100_990, 30_000]);
+        assert_eq!(reads.tag(), tag);
+        assert!(ask(&mut reads, 1_000, 10), "it has ended");
+    }
+
+    #[test]
+    fn what_has_failed_waits_for_nobody() {
+        let mut reads = reads(&[(100, 1_000)]);
+        let first = reads.next(|_, _| true);
+        reads.began(0, first, 1_100);
+        let failed = Read { is_alone: true, ..wide(200) };
+        reads.ask(failed);
+        assert_eq!(reads.next(|_, _| true), [failed]);
+        reads.began(1, vec![failed], 1_100);
+        reads.ended(0);
+        reads.ask(wide(200));
+        assert_eq!(reads.next(|_, _| true).len(), 1, "nobody waits with it");
     }
 }

@@ -12,7 +12,7 @@
 //! 0 close    0 drained    0 open          0 got 1              drain    restart
 //! snapshot   snapshot begin | slice | end | fail | due         reads hold | go
 //! logins N (first of all: so many a second)                   memory PERMILLE
-//! 0 looked [same | moved]                                      rot LETTER   reads fail | work
+//! 0 looked [same | moved]                                      rot LETTER   reads fail | work | wide
 //! reads were N (since the start)             reads within N (the longest, in bytes)
 //! ```
 //!
@@ -88,6 +88,8 @@ struct Desk {
     held: Vec<(Option<Conn>, Lsn, u32)>,
     holds_reads: bool,
     fails_reads: bool,
+    /// As where others read the same stretch.
+    reads_wide: bool,
     read_bytes_max: u32,
     /// Effects not compared yet.
     seen: std::collections::VecDeque<String>,
@@ -169,6 +171,7 @@ impl Desk {
             held: Vec::new(),
             holds_reads: false,
             fails_reads: false,
+            reads_wide: false,
             read_bytes_max: 0,
             seen: std::collections::VecDeque::new(),
         }
@@ -265,6 +268,7 @@ impl Desk {
                 let (longest, bytes) = (self.read_bytes_max, bytes.parse::<u32>().unwrap());
                 assert!(longest <= bytes, "a read of {longest} bytes");
             }
+            ["reads", "wide"] => self.reads_wide = true,
             ["reads", how] => self.fails_reads = *how == "fail",
             ["rot", letter] => self.rot(letter.as_bytes()[0]),
             ["restart"] => {
@@ -476,7 +480,10 @@ impl Desk {
                     }
                     Effect::TellDrained { conn } => assert!(self.awaited.insert(conn)),
                     Effect::Close { conn } => self.seen.push_back(format!("{} close", conn.slot)),
-                    Effect::Read { conn, lsn, len, .. } => self.answer(Some(conn), lsn, len),
+                    Effect::Read { conn, lsn, len, len_wide, .. } => {
+                        let len = if self.reads_wide { len_wide } else { len };
+                        self.answer(Some(conn), lsn, len);
+                    }
                     Effect::Survey { lsn, len, .. } => self.answer(None, lsn, len),
                     Effect::Discard { segment } => self.wipe(segment),
                     Effect::Damaged { lsn } => self.seen.push_back(format!("damaged {lsn}")),

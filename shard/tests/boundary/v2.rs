@@ -436,6 +436,38 @@ fn a_read_is_as_long_as_the_window() {
     ));
 }
 
+/// What lies far from each other is read by itself, and at once where others read
+/// the same stretch.
+#[test]
+fn a_stretch_that_others_read_is_read_at_once() {
+    for (how, reads, within) in [("work", 3, 3_200), ("wide", 1, 60_000)] {
+        check(&format!(
+            "0 hello alice 1
+             > 0 welcome 1..0
+             0 send bob 1 a*3000
+             0 send dave 1 x*20000
+             0 send bob 2 b*3000
+             0 send erin 1 x*20000
+             0 send bob 3 c*3000
+             commit
+             > 0 sent bob 1
+             > 0 sent dave 1
+             > 0 sent bob 2
+             > 0 sent erin 1
+             > 0 sent bob 3
+             {PUSH_OUT}
+             reads {how}
+             1 hello bob 1
+             > 1 welcome 1..3
+             > 1 deliver 1 alice a…3000
+             > 1 deliver 2 alice b…3000
+             > 1 deliver 3 alice c…3000
+             reads were {reads}
+             reads within {within}"
+        ));
+    }
+}
+
 /// What expires while it is handed out leaves its window to the next.
 #[test]
 fn a_window_goes_on_behind_what_expires() {
