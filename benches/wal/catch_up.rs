@@ -11,13 +11,12 @@
 use std::cell::{LazyCell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::ops::Range;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use net::{Event, Hands, HandsOptions, READ_BYTES_MAX, ReadBuf};
+use net::{Event, Hands, HandsOptions, READ_BYTES_MAX};
 use shard::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
 use wal::disk::{Segments, probe};
 use wal::{BLOCK, Log, Lsn, Message, Record, segment};
@@ -25,7 +24,7 @@ use wire::limits::CREDIT_MAX;
 use wire::v2::{Hello, Request, VERSION};
 
 use self::log_io::Reader;
-use self::reads::{JOINED_MAX, Read, Reads, stretch};
+use self::reads::{Read, Reads, stretch};
 use super::disk::{SEGMENT_BYTES, Store, cold, log_options, path};
 use super::message;
 
@@ -136,18 +135,9 @@ impl Trace {
 
 /// What leads to one more burst for somebody, in the order in which it came.
 enum Portion {
-    Read(Arrived),
+    /// By its tag.
+    Read(usize),
     Drained(Conn),
-}
-
-/// What a read has brought, from `start` on.
-struct Arrived {
-    /// Those who wait for their part of it.
-    readers: VecDeque<Read>,
-    buffer: ReadBuf,
-    len: u32,
-    start: Lsn,
-    good: Range<Lsn>,
 }
 
 /// What one core of the server has for catching up.
@@ -242,7 +232,7 @@ impl Core {
         while let Some(portion) = self.portions.pop_front() {
             match portion {
                 Portion::Drained(conn) => self.take(Input::Drained { conn }),
-                Portion::Read(arrived) => self.serve(arrived),
+                Portion::Read(tag) => self.serve(tag),
             }
             if began.elapsed() >= BEGIN_MAX {
                 break;
@@ -259,9 +249,7 @@ impl Core {
                 Effect::TellDrained { conn } => self.portions.push_back(Portion::Drained(conn)),
                 Effect::Read { conn, lsn, len_min, len, len_wide } => {
                     let read = Read::new(Reader::Device(conn), lsn, (len_min, len, len_wide));
-                    if let Some(read) = join(&mut self.portions, read) {
-                        self.reads.ask(read);
-                    }
+                    self.reads.ask(read);
                 }
                 other => unreachable!("nobody asked for {other:?}"),
             }
@@ -276,28 +264,24 @@ impl Core {
         for event in self.events.drain(..) {
             let Event::Read { tag, result } = event else { continue };
             self.under_way -= 1;
-            let (readers, end) = self.reads.ended(tag as usize);
             let (buffer, len) = result.expect("the disk reads");
-            let first = readers[0].lsn;
-            let start = first / BLOCK as Lsn * BLOCK as Lsn;
-            let good = first..end.min(start + Lsn::from(len));
-            let readers = readers.into();
-            self.portions.push_back(Portion::Read(Arrived { readers, buffer, len, start, good }));
+            self.reads.came_back(tag as usize, buffer, len);
+            self.portions.push_back(Portion::Read(tag as usize));
         }
     }
 
-    /// The first of those for whom a read was made; the others are next.
-    fn serve(&mut self, mut arrived: Arrived) {
-        let read = arrived.readers.pop_front().expect("one waits");
+    /// The first of those for whom a read was made; the others have their turn
+    /// later.
+    fn serve(&mut self, tag: usize) {
+        let (read, buffer, len, start) = self.reads.reader(tag);
         let Reader::Device(conn) = read.reader else { unreachable!("nothing is cleaned") };
-        let bytes = &self.hands.read_bytes(&arrived.buffer)[..arrived.len as usize];
-        let bytes = &bytes[(read.lsn - arrived.start) as usize..];
+        let bytes = &self.hands.read_bytes(buffer)[..len as usize];
+        let bytes = &bytes[(read.lsn - start) as usize..];
         let input = Input::Read { conn, lsn: read.lsn, bytes: Some(bytes) };
         assert_eq!(self.shard.handle(NOW, input, &mut self.out), Outcome::Taken);
-        if arrived.readers.is_empty() {
-            self.hands.release(arrived.buffer);
-        } else {
-            self.portions.push_back(Portion::Read(arrived));
+        match self.reads.served(tag) {
+            Some(buffer) => self.hands.release(buffer),
+            None => self.portions.push_back(Portion::Read(tag)),
         }
     }
 
@@ -397,19 +381,6 @@ impl Core {
     fn delivered(&mut self) -> u64 {
         self.shard.metrics().counters.delivered
     }
-}
-
-/// As in the server: a read that has come back, and is held for others, may do.
-fn join(portions: &mut VecDeque<Portion>, read: Read) -> Option<Read> {
-    let serves = |portion: &&mut Portion| match portion {
-        Portion::Read(arrived) => {
-            arrived.readers.len() < JOINED_MAX && read.is_served_by(&arrived.good)
-        }
-        Portion::Drained(_) => false,
-    };
-    let Some(Portion::Read(arrived)) = portions.iter_mut().find(serves) else { return Some(read) };
-    arrived.readers.push_back(read);
-    None
 }
 
 /// The whole blocks that a read of `len` bytes from `offset` on touches, as far as

@@ -8,13 +8,10 @@
 //! reads go to the disk behind the commit, too.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 
-use net::{ConnId, ReadBuf};
+use net::ConnId;
 use shard::{Input, Outcome};
-use wal::{BLOCK, Lsn};
 
-use super::reads::{JOINED_MAX, Read};
 use super::{Core, clock, inbound, log_io};
 
 /// After this long no other portion is begun, nanoseconds. One takes about as
@@ -29,50 +26,18 @@ pub(super) struct CatchUp {
     has_handed: bool,
 }
 
-/// What leads to one burst for each of those it concerns.
+/// What leads to one burst.
 #[derive(Debug)]
 enum Portion {
-    Read(Arrived),
+    /// The read with this tag has something for somebody.
+    Read(usize),
     Drained(ConnId),
 }
 
-/// What a read has brought.
-#[derive(Debug)]
-struct Arrived {
-    /// Those who wait for their part of it.
-    readers: VecDeque<Read>,
-    buffer: ReadBuf,
-    len: u32,
-    /// Where its first byte stands.
-    start: Lsn,
-    /// What it is good for.
-    good: Range<Lsn>,
-}
-
 impl CatchUp {
-    /// A read up to `end` has brought so many bytes.
-    pub(super) fn arrived(&mut self, reads: Vec<Read>, end: Lsn, buffer: ReadBuf, len: u32) {
-        let first = reads.first().expect("a completion has its read").lsn;
-        let start = first / BLOCK as Lsn * BLOCK as Lsn;
-        let good = first..end.min(start + Lsn::from(len));
-        let read = Arrived { readers: reads.into(), buffer, len, start, good };
-        self.waiting.push_back(Portion::Read(read));
-    }
-
-    /// Whether a read that has come back, and is held for others, serves this one,
-    /// too; the read, if none does.
-    pub(super) fn join(&mut self, read: Read) -> Option<Read> {
-        let serves = |portion: &&mut Portion| match portion {
-            Portion::Read(arrived) => {
-                arrived.readers.len() < JOINED_MAX && read.is_served_by(&arrived.good)
-            }
-            Portion::Drained(_) => false,
-        };
-        let Some(Portion::Read(arrived)) = self.waiting.iter_mut().find(serves) else {
-            return Some(read);
-        };
-        arrived.readers.push_back(read);
-        None
+    /// The read with this tag has come back.
+    pub(super) fn arrived(&mut self, tag: usize) {
+        self.waiting.push_back(Portion::Read(tag));
     }
 
     /// Whether the next turn has something to do for it.
@@ -117,25 +82,26 @@ impl Core {
             // once more.
             Portion::Drained(conn) if self.hands.unsent(conn) > 0 => self.hands.tell_drained(conn),
             Portion::Drained(conn) => self.tell(Input::Drained { conn: inbound::name(conn) }),
-            Portion::Read(read) => self.serve_reader(read),
+            Portion::Read(tag) => self.serve_reader(tag),
         }
     }
 
     /// The first of those for whom a read was made; the others come when everybody
     /// else has had a portion.
-    fn serve_reader(&mut self, mut read: Arrived) {
-        let Read { reader, lsn, len_min, .. } = read.readers.pop_front().expect("one waits");
-        let bytes = &self.hands.read_bytes(&read.buffer)[..read.len as usize];
-        let bytes = bytes.get((lsn - read.start) as usize..);
-        let bytes = bytes.filter(|bytes| bytes.len() >= len_min as usize);
-        let input = log_io::answer(reader, lsn, bytes);
+    fn serve_reader(&mut self, tag: usize) {
+        let (read, buffer, len, start) = self.log.reads.reader(tag);
+        let bytes = &self.hands.read_bytes(buffer)[..len as usize];
+        let bytes = bytes.get((read.lsn - start) as usize..);
+        let bytes = bytes.filter(|bytes| bytes.len() >= read.len_min as usize);
+        let input = log_io::answer(read.reader, read.lsn, bytes);
         let outcome = self.shard.handle(self.now, input, &mut self.out);
         debug_assert_eq!(outcome, Outcome::Taken);
-        if read.readers.is_empty() {
-            self.hands.release(read.buffer);
-            self.log.buffer_is_back();
-        } else {
-            self.catch_up.waiting.push_back(Portion::Read(read));
+        match self.log.reads.served(tag) {
+            Some(buffer) => {
+                self.hands.release(buffer);
+                self.log.buffer_is_back();
+            }
+            None => self.catch_up.waiting.push_back(Portion::Read(tag)),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) struct LogIo {
     /// Lengths of the commits in flight, by their position.
     writing: Vec<Write>,
     /// Reads that wait for a buffer, and those under way.
-    reads: Reads,
+    pub(super) reads: Reads,
     /// Every buffer is taken: those that wait are not looked through again
     /// before one comes back.
     is_out_of_buffers: bool,
@@ -192,9 +192,7 @@ impl Core {
 
     /// Starts at the end of the turn, if it is not served by what others read.
     pub(super) fn read_log(&mut self, read: Read) {
-        if let Some(read) = self.catch_up.join(read) {
-            self.log.reads.ask(read);
-        }
+        self.log.reads.ask(read);
     }
 
     /// Tries again what has failed a while ago.
@@ -238,13 +236,18 @@ impl Core {
     }
 
     pub(super) fn read_done(&mut self, tag: u64, result: io::Result<(ReadBuf, u32)>) {
-        let (reads, end) = self.log.reads.ended(tag as usize);
+        let tag = tag as usize;
         match result {
-            Ok((buffer, len)) => self.catch_up.arrived(reads, end, buffer, len),
+            Ok((buffer, len)) => {
+                self.log.reads.came_back(tag, buffer, len);
+                self.catch_up.arrived(tag);
+            }
             Err(error) => {
                 self.log.buffer_is_back();
+                let reads = self.log.reads.failed(tag);
+                let are_many = reads.len() > 1;
                 for read in reads {
-                    if self.log.reads.failed(self.now.mono_ns, read) {
+                    if self.log.reads.try_again(self.now.mono_ns, read, are_many) {
                         continue;
                     }
                     let lsn = read.lsn;

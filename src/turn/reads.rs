@@ -1,21 +1,22 @@
-//! Reads of the log: those that wait for a buffer, in the order of the disk, and
-//! those that are under way.
+//! Reads of the log: those that wait for a buffer, in the order of the disk, those
+//! that are under way, and those that have come back.
 //!
 //! When many come back at once their messages lie mixed in the same stretch of
 //! the log. In the order in which they asked, each message would be a read of
 //! its own; in the order of the log one read serves everybody who waits for
-//! something near, and whoever asks for a part of what is under way waits for
-//! that. The sweep goes on from where it is and begins again at the start, so that
+//! something near, and whoever asks for a part of what is under way, or held for
+//! others, gets it from there. The sweep goes on from where it is and begins again at the start, so that
 //! nobody waits for more than one round of it.
 //!
-//! What the disk does not give is asked for again: less of it and by itself, so
+//! What the disk does not give is asked for again: by itself, then less of it, so
 //! that a bad sector takes with it only what stands there, and in the end once
 //! more after a while.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use wal::Lsn;
+use net::ReadBuf;
+use wal::{BLOCK, Lsn};
 
 use super::log_io::Reader;
 
@@ -35,14 +36,14 @@ const GIVEN_UP_NS: u64 = 60_000_000_000;
 
 /// Who is served by one read: its buffer is taken until each has had a burst of
 /// it.
-pub(super) const JOINED_MAX: usize = 64;
+const JOINED_MAX: usize = 64;
 
 /// So many together will soon ask for what lies between what they have asked for
 /// now.
 const CROWD: usize = 4;
 
-/// A read under way serves who gets so much of it, or all that was asked for: one
-/// burst.
+/// Another one's read serves who gets so much of it, or all that was asked for:
+/// one burst.
 const SHARE_BYTES: u64 = 64 * 1024;
 
 /// A read of the log.
@@ -52,7 +53,7 @@ pub(super) struct Read {
     pub(super) lsn: Lsn,
     /// Without so many bytes there is nothing to be had.
     pub(super) len_min: u32,
-    pub(super) len: u32,
+    len: u32,
     /// As far as more is wanted, with much between.
     len_wide: u32,
     /// It has failed: nothing is read together with it.
@@ -72,25 +73,29 @@ impl Read {
     }
 
     /// Whether a stretch has enough of it.
-    pub(super) fn is_served_by(&self, stretch: &Range<Lsn>) -> bool {
+    fn is_served_by(&self, stretch: &Range<Lsn>) -> bool {
         let enough = u64::from(self.len).min(SHARE_BYTES).max(self.len_min.into());
         !self.is_alone && stretch.start <= self.lsn && self.lsn + enough <= stretch.end
     }
 }
 
-/// A read of the disk, for these.
+/// A read of the disk.
 #[derive(Debug, Default)]
 struct Flight {
-    /// None when there is no such read.
-    reads: Vec<Read>,
-    end: Lsn,
+    /// Those who wait for their part of it; none when there is no such read.
+    readers: VecDeque<Read>,
+    /// What it is good for.
+    good: Range<Lsn>,
+    /// Nobody else is served by it.
+    is_alone: bool,
+    /// What it has brought.
+    back: Option<(ReadBuf, u32)>,
 }
 
 impl Flight {
     fn takes(&self, read: &Read) -> bool {
-        let first = self.reads.first().filter(|first| !first.is_alone);
-        self.reads.len() < JOINED_MAX
-            && first.is_some_and(|first| read.is_served_by(&(first.lsn..self.end)))
+        let has_room = (1..JOINED_MAX).contains(&self.readers.len());
+        has_room && !self.is_alone && read.is_served_by(&self.good)
     }
 }
 
@@ -98,7 +103,7 @@ impl Flight {
 #[derive(Debug, Default)]
 pub(super) struct Reads {
     waiting: BTreeMap<(Lsn, u64), Read>,
-    /// Under way, by their tag.
+    /// Under way or held, by their tag.
     flights: Vec<Flight>,
     /// What has failed, and when it is tried again; the next one first.
     later: VecDeque<(u64, Read)>,
@@ -111,17 +116,17 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// Waits for its turn, or for one under way that will do.
+    /// Waits for its turn, or joins the readers of another one that will do.
     pub(super) fn ask(&mut self, read: Read) {
         match self.flights.iter_mut().find(|flight| flight.takes(&read)) {
-            Some(flight) => flight.reads.push(read),
+            Some(flight) => flight.readers.push_back(read),
             None => self.push(read),
         }
     }
 
     /// One that is free.
     pub(super) fn tag(&self) -> usize {
-        let free = self.flights.iter().position(|flight| flight.reads.is_empty());
+        let free = self.flights.iter().position(|flight| flight.readers.is_empty());
         free.unwrap_or(self.flights.len())
     }
 
@@ -130,13 +135,37 @@ impl Reads {
         if tag == self.flights.len() {
             self.flights.push(Flight::default());
         }
-        self.flights[tag] = Flight { reads, end };
+        let (good, is_alone) = (reads[0].lsn..end, reads[0].is_alone);
+        self.flights[tag] = Flight { readers: reads.into(), good, is_alone, back: None };
     }
 
-    /// It has ended; whom it was for, the first one first, and up to where.
-    pub(super) fn ended(&mut self, tag: usize) -> (Vec<Read>, Lsn) {
-        let Flight { reads, end } = std::mem::take(&mut self.flights[tag]);
-        (reads, end)
+    /// It has brought so many bytes, which are held until everybody is served.
+    pub(super) fn came_back(&mut self, tag: usize, buffer: ReadBuf, len: u32) {
+        let flight = &mut self.flights[tag];
+        flight.good.end = flight.good.end.min(block_start(flight.good.start) + Lsn::from(len));
+        flight.back = Some((buffer, len));
+    }
+
+    /// The next one to be served by what came back: the read, the buffer and how
+    /// much is in it, and the position of its first byte.
+    pub(super) fn reader(&self, tag: usize) -> (Read, &ReadBuf, u32, Lsn) {
+        let flight = &self.flights[tag];
+        let (buffer, len) = flight.back.as_ref().expect("it has come back");
+        let read = *flight.readers.front().expect("somebody waits for it");
+        (read, buffer, *len, block_start(flight.good.start))
+    }
+
+    /// That one is served. The buffer, if it was the last.
+    pub(super) fn served(&mut self, tag: usize) -> Option<ReadBuf> {
+        let flight = &mut self.flights[tag];
+        flight.readers.pop_front();
+        let (buffer, _) = flight.back.take_if(|_| flight.readers.is_empty())?;
+        Some(buffer)
+    }
+
+    /// It has failed; whom it was for.
+    pub(super) fn failed(&mut self, tag: usize) -> VecDeque<Read> {
+        std::mem::take(&mut self.flights[tag].readers)
     }
 
     fn push(&mut self, read: Read) {
@@ -155,10 +184,14 @@ impl Reads {
         reads.into_iter().for_each(|read| self.push(read));
     }
 
-    /// The disk did not give this one; whether it will be tried again.
-    pub(super) fn failed(&mut self, now_ns: u64, read: Read) -> bool {
+    /// The disk did not give this one, which it was asked for together with others
+    /// or not; whether it will be tried again.
+    pub(super) fn try_again(&mut self, now_ns: u64, read: Read, was_shared: bool) -> bool {
         let read = Read { is_alone: true, ..read };
-        if read.len > read.len_min {
+        if was_shared {
+            // It may be the others' part that is bad.
+            self.push(read);
+        } else if read.len > read.len_min {
             self.push(Read { len: read.len_min.max(read.len / 2), ..read });
         } else if !read.is_last && !self.is_near_given_up(now_ns, read.lsn) {
             self.later.push_back((now_ns + LATER_NS, Read { is_last: true, ..read }));
@@ -222,6 +255,11 @@ pub(super) fn stretch(reads: &[Read], end_max: Lsn) -> u32 {
     };
     let end = reads.iter().map(end).max().expect("there is one at least");
     (end.min(end_max) - first) as u32
+}
+
+/// Reads begin on a block.
+fn block_start(lsn: Lsn) -> Lsn {
+    lsn / BLOCK as Lsn * BLOCK as Lsn
 }
 
 #[cfg(test)]
@@ -299,7 +337,7 @@ mod tests {
         for len in [500, 250, 150] {
             let first = reads.next(|_, _| true)[0];
             assert_eq!((first.lsn, first.len), (100, len));
-            assert!(reads.failed(7, first));
+            assert!(reads.try_again(7, first, false));
             if len == 500 {
                 reads.push(Read::new(Reader::Cleaner, 200, (100, 100, 100)));
             }
@@ -309,7 +347,22 @@ mod tests {
         assert!(next(&mut reads).is_empty(), "it is not time yet");
         reads.wake(LATER_NS + 7);
         let last = reads.next(|_, _| true)[0];
-        assert!(!reads.failed(8, last));
+        assert!(!reads.try_again(8, last, false));
+    }
+
+    #[test]
+    fn what_has_failed_in_company_is_tried_by_itself() {
+        let mut reads = reads(&[(100, 10), (200, 10)]);
+        let both = reads.next(|_, _| true);
+        assert_eq!(both.len(), 2);
+        // Near what was given up just now, where nothing is waited for.
+        reads.given_up = Some((100, 5));
+        both.iter().for_each(|read| assert!(reads.try_again(6, *read, true)));
+        for lsn in [100, 200] {
+            let alone = reads.next(|_, _| true);
+            assert_eq!((alone.len(), alone[0].lsn, alone[0].len), (1, lsn, 10));
+            assert!(!reads.try_again(7, alone[0], false));
+        }
     }
 
     /// What lies beside it is given up at its first failure, for a while.
@@ -318,13 +371,19 @@ mod tests {
         let mut reads = Reads::default();
         let place = NEAR_BYTES;
         let read = |lsn| Read::new(Reader::Cleaner, lsn, (10, 10, 10));
-        assert!(reads.failed(5, read(place)));
+        assert!(reads.try_again(5, read(place), false));
         reads.wake(5 + LATER_NS);
         let last = reads.next(|_, _| true)[0];
-        assert!(!reads.failed(6 + LATER_NS, last));
-        assert!(!reads.failed(7 + LATER_NS, read(place + 100)));
-        assert!(reads.failed(7 + LATER_NS, read(place + 100 + NEAR_BYTES)), "that is far away");
-        assert!(reads.failed(7 + LATER_NS + GIVEN_UP_NS, read(place + 200)), "that is long ago");
+        assert!(!reads.try_again(6 + LATER_NS, last, false));
+        assert!(!reads.try_again(7 + LATER_NS, read(place + 100), false));
+        assert!(
+            reads.try_again(7 + LATER_NS, read(place + 100 + NEAR_BYTES), false),
+            "that is far away"
+        );
+        assert!(
+            reads.try_again(7 + LATER_NS + GIVEN_UP_NS, read(place + 200), false),
+            "that is long ago"
+        );
     }
 
     #[test]
@@ -367,7 +426,7 @@ mod tests {
         assert!(!ask(&mut reads, 30_000, 200_000), "a burst of it is there");
         assert!(ask(&mut reads, 40_000, 200_000), "less is not");
         assert_eq!(reads.tag(), 1, "it is under way");
-        let lsns: Vec<Lsn> = reads.ended(tag).0.iter().map(|read| read.lsn).collect();
+        let lsns: Vec<Lsn> = reads.failed(tag).iter().map(|read| read.lsn).collect();
         assert_eq!(lsns, [1_000, 1_000, 100_990, 30_000]);
         assert_eq!(reads.tag(), tag);
         assert!(ask(&mut reads, 1_000, 10), "it has ended");
@@ -382,7 +441,7 @@ mod tests {
         reads.ask(failed);
         assert_eq!(reads.next(|_, _| true), [failed]);
         reads.began(1, vec![failed], 1_100);
-        reads.ended(0);
+        reads.failed(0);
         reads.ask(wide(200));
         assert_eq!(reads.next(|_, _| true).len(), 1, "nobody waits with it");
     }
