@@ -86,9 +86,9 @@ fn look_and_mend(
             if wish.yes {
                 let writable = data.take().expect("held until the end").begin_to_write();
                 let held = data.insert(writable.map_err(|error| Exit::data(error.to_string()))?);
-                if !finding.misnamed.is_empty() {
+                if !finding.kept.misnamed.is_empty() {
                     finding.rename()?;
-                    let renamed = finding.misnamed.len() as u64;
+                    let renamed = finding.kept.misnamed.len() as u64;
                     told.say(&format!("  Done: {} segments have their names\n", count(renamed)));
                     report.renamed(renamed);
                     finding = look(held, id, &mut teller)?;

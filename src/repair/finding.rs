@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use shard::{KeyHasher, Missing, Placed, Salvage};
-use wal::disk::{DataDir, Misnamed, RecoverError, Salvaged, ShardDir};
+use shard::{KeyHasher, Missing, Placed};
+use wal::disk::{DataDir, RecoverError, ShardDir};
 use wire::id::ShardId;
 
 use crate::inspect::{bytes, count, name, replay};
@@ -16,16 +16,9 @@ const LINES_MAX: usize = 20;
 /// See the module.
 pub(super) struct Finding {
     pub(super) id: ShardId,
-    pub(super) dir: ShardDir,
     /// Why a start would be refused.
     pub(super) refusal: Option<String>,
-    /// Segments under each other's names. Everything else is told as if each had
-    /// its own.
-    pub(super) misnamed: Vec<Misnamed>,
-    pub(super) salvaged: Salvaged,
-    pub(super) salvage: Salvage,
-    /// Messages that waited and cannot be read.
-    pub(super) given_up: u64,
+    pub(super) kept: Kept,
     pub(super) segment_bytes: u64,
 }
 
@@ -39,20 +32,19 @@ impl Finding {
     ) -> Result<Finding, RecoverError> {
         let refusal = Finding::refusal_now(data, id, teller);
         let segment_bytes = data.manifest().segment_bytes;
-        let Kept { misnamed, dir, salvaged, salvage, given_up } =
-            Kept::read(data.manifest(), &data.shard(id), id, teller)?;
-        Ok(Finding { id, dir, refusal, misnamed, salvaged, salvage, given_up, segment_bytes })
+        let kept = Kept::read(data.manifest(), &data.shard(id), id, teller)?;
+        Ok(Finding { id, refusal, kept, segment_bytes })
     }
 
     /// Whether a start succeeds and everything that waits can be delivered.
     pub(super) fn is_healthy(&self) -> bool {
-        self.refusal.is_none() && self.misnamed.is_empty() && self.is_whole()
+        self.refusal.is_none() && self.kept.misnamed.is_empty() && self.is_whole()
     }
 
     /// Whether every byte that counts is there.
     fn is_whole(&self) -> bool {
-        let found = &self.salvaged;
-        self.given_up == 0
+        let found = &self.kept.salvaged;
+        self.kept.given_up == 0
             && found.flawed.is_empty()
             && found.missing.is_empty()
             && found.lost.is_empty()
@@ -68,39 +60,40 @@ impl Finding {
 
     /// What waits in segments that are given up.
     pub(super) fn to_copy(&self) -> Vec<Placed> {
-        let mut waiting = self.salvage.waiting();
-        let is_aside =
-            |it: &Placed| self.salvaged.aside.binary_search(&(it.lsn / self.segment_bytes)).is_ok();
+        let mut waiting = self.kept.salvage.waiting();
+        let is_aside = |it: &Placed| {
+            self.kept.salvaged.aside.binary_search(&(it.lsn / self.segment_bytes)).is_ok()
+        };
         waiting.retain(is_aside);
         waiting
     }
 
     /// Whether the log alone is left, and does not lead to the whole state.
     pub(super) fn has_lost_its_state(&self) -> bool {
-        self.dir.needs_snapshot() && self.salvaged.snapshot.is_none()
+        self.kept.dir.needs_snapshot() && self.kept.salvaged.snapshot.is_none()
     }
 
     /// Whether nothing at all is left of the shard, its directory perhaps neither.
     pub(super) fn has_lost_everything(&self) -> bool {
-        self.salvaged.snapshot.is_none() && self.salvage.contents().users == 0
+        self.kept.salvaged.snapshot.is_none() && self.kept.salvage.contents().users == 0
     }
 
     /// Whether there may have been users of whom nothing is left.
     pub(super) fn has_forgotten(&self) -> bool {
-        let is_whole = !self.dir.needs_snapshot() && self.salvaged.lost_before.is_none();
-        self.has_lost_everything() || self.salvaged.snapshot.is_none() && !is_whole
+        let is_whole = !self.kept.dir.needs_snapshot() && self.kept.salvaged.lost_before.is_none();
+        self.has_lost_everything() || self.kept.salvaged.snapshot.is_none() && !is_whole
     }
 
     /// All of it in words.
     pub(super) fn text(&self) -> String {
-        let contents = self.salvage.contents();
+        let contents = self.kept.salvage.contents();
         let (waiting, users) = (count(contents.waiting_messages), count(contents.users));
         if self.is_healthy() {
             let mut out = format!(
                 "Shard {}: healthy, {waiting} messages wait and all of them can be read\n",
                 self.id
             );
-            for (path, why) in &self.salvaged.damaged_snapshots {
+            for (path, why) in &self.kept.salvaged.damaged_snapshots {
                 let path = path.display();
                 let _ = writeln!(
                     out,
@@ -122,7 +115,7 @@ impl Finding {
     }
 
     fn tell_damage(&self, out: &mut String) {
-        let found = &self.salvaged;
+        let found = &self.kept.salvaged;
         out.push_str("  What is damaged:\n");
         let snapshots =
             found.damaged_snapshots.iter().map(|(path, why)| format!("{}: {why}", path.display()));
@@ -133,7 +126,7 @@ impl Finding {
                 path.parent().map_or(path.clone(), |dir| dir.join(&*name)).display()
             )
         });
-        let misnamed = self.misnamed.iter().map(|it| {
+        let misnamed = self.kept.misnamed.iter().map(|it| {
             let belongs = it.belongs.file_name().unwrap_or_default().to_string_lossy();
             format!("{} is by its head {belongs}: their names were mixed up", it.path.display())
         });
@@ -164,7 +157,7 @@ impl Finding {
     }
 
     fn tell_cost(&self, out: &mut String) {
-        let (places, lost) = self.salvaged.lost_total;
+        let (places, lost) = self.kept.salvaged.lost_total;
         out.push_str("  What would be lost:\n");
         if self.has_lost_everything() {
             out.push_str("    everything of this shard: its messages, devices and numbers\n");
@@ -172,7 +165,7 @@ impl Finding {
         let _ = writeln!(
             out,
             "    {} messages that wait and whose bytes are damaged or gone",
-            count(self.given_up)
+            count(self.kept.given_up)
         );
         if self.has_lost_its_state() {
             out.push_str(
@@ -194,7 +187,7 @@ impl Finding {
                 bytes(lost)
             );
         }
-        let missing: Vec<(&[u8], Missing)> = self.salvage.missing().collect();
+        let missing: Vec<(&[u8], Missing)> = self.kept.salvage.missing().collect();
         let lines = missing.iter().map(|(user, missing)| {
             let mut parts = Vec::new();
             if missing.given_up > 0 {
@@ -215,8 +208,8 @@ impl Finding {
     }
 
     fn tell_plan(&self, out: &mut String) {
-        if !self.misnamed.is_empty() {
-            let files = count(self.misnamed.len() as u64);
+        if !self.kept.misnamed.is_empty() {
+            let files = count(self.kept.misnamed.len() as u64);
             let _ = writeln!(
                 out,
                 "  A repair gives {files} segments their names, and then looks again"
@@ -225,7 +218,7 @@ impl Finding {
                 return;
             }
         }
-        let found = &self.salvaged;
+        let found = &self.kept.salvaged;
         let copied = self.to_copy();
         let copied_bytes = copied.iter().map(|it| u64::from(it.len)).sum();
         let aside: Vec<String> = found.aside.iter().map(u64::to_string).collect();

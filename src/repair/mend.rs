@@ -25,8 +25,8 @@ impl Finding {
     /// Gives segments that stand under each other's names their own. What was
     /// found counts no more then, and is to be looked at again.
     pub(super) fn rename(&self) -> Result<(), Exit> {
-        self.dir.rename(&self.misnamed).map_err(|error| {
-            let moves = self.misnamed.iter().map(|it| {
+        self.kept.dir.rename(&self.kept.misnamed).map_err(|error| {
+            let moves = self.kept.misnamed.iter().map(|it| {
                 format!("\n  {} belongs at {}", it.path.display(), it.belongs.display())
             });
             Exit::data(format!(
@@ -44,16 +44,16 @@ impl Finding {
         now_ms: u64,
         teller: &mut Teller,
     ) -> Result<Mended, Exit> {
-        let dir = self.dir.clone();
+        let dir = self.kept.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
         if self.has_forgotten() {
-            self.salvage.forget(now_ms);
+            self.kept.salvage.forget(now_ms);
         }
-        assert!(self.misnamed.is_empty(), "segments have their names by now");
+        assert!(self.kept.misnamed.is_empty(), "segments have their names by now");
         dir.make_ready().map_err(failed)?;
-        let used = self.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
-        let single = dir.keep(aside, &self.salvaged.aside, used).map_err(failed)?;
-        dir.confirm_end(&self.salvaged).map_err(|error| Exit::data(error.to_string()))?;
+        let used = self.kept.salvaged.snapshot.as_ref().map(|loaded| loaded.start.lsn);
+        let single = dir.keep(aside, &self.kept.salvaged.aside, used).map_err(failed)?;
+        dir.confirm_end(&self.kept.salvaged).map_err(|error| Exit::data(error.to_string()))?;
         let copied = self.to_copy().len() as u64;
         let (start, last) = self.copy(teller).map_err(failed)?;
         let files = dir.files().map_err(failed)?;
@@ -61,10 +61,10 @@ impl Finding {
             .segments
             .iter()
             .map(|file| file.index)
-            .filter(|index| self.salvaged.aside.binary_search(index).is_err())
+            .filter(|index| self.kept.salvaged.aside.binary_search(index).is_err())
             .collect();
         let log = Log::new(log_options(self.segment_bytes), start);
-        let mut shard = self.salvage.finish(&start, log, segments);
+        let mut shard = self.kept.salvage.finish(&start, log, segments);
         // If nothing had to be appended, the snapshot that was read is as good.
         let mut starts = vec![start, last];
         starts.dedup();
@@ -74,7 +74,7 @@ impl Finding {
             moved.extend(dir.set_aside_snapshot(aside, start.lsn).map_err(failed)?);
         }
         take_snapshots(&dir, self.id, &mut shard, &starts, now_ms).map_err(failed)?;
-        let rest = dir.set_aside(aside, &self.salvaged.aside, [start.lsn, last.lsn]);
+        let rest = dir.set_aside(aside, &self.kept.salvaged.aside, [start.lsn, last.lsn]);
         moved.extend(rest.map_err(failed)?);
         Ok(Mended { copied, snapshots: [start.lsn, last.lsn], moved, single })
     }
@@ -83,12 +83,12 @@ impl Finding {
     /// Where that ends then, and where it ends after one more commit that says
     /// nothing: for two snapshots, as always, so that the rot of one costs nothing.
     fn copy(&mut self, teller: &mut Teller) -> io::Result<(LogStart, LogStart)> {
-        let log = Log::new(log_options(self.segment_bytes), self.salvaged.fresh);
-        let mut log = log.vouching_up_to(self.salvaged.end());
-        let mut file = Continuation::new(&self.dir, DirectMode::BufferedFdatasync);
-        file.prepare(self.salvaged.fresh.lsn)?;
-        let mut records = Records::new(&self.dir);
-        let dropped: Vec<Record<'_>> = self.salvage.dropped().collect();
+        let log = Log::new(log_options(self.segment_bytes), self.kept.salvaged.fresh);
+        let mut log = log.vouching_up_to(self.kept.salvaged.end());
+        let mut file = Continuation::new(&self.kept.dir, DirectMode::BufferedFdatasync);
+        file.prepare(self.kept.salvaged.fresh.lsn)?;
+        let mut records = Records::new(&self.kept.dir);
+        let dropped: Vec<Record<'_>> = self.kept.salvage.dropped().collect();
         for record in dropped {
             append(&mut log, &mut file, &record)?;
         }
@@ -106,15 +106,15 @@ impl Finding {
                 return Err(io::Error::other("a message has become unreadable meanwhile"));
             };
             let lsn = append(&mut log, &mut file, copy)?;
-            self.salvage.moved_to(&placed, lsn, message.expires_ms);
+            self.kept.salvage.moved_to(&placed, lsn, message.expires_ms);
         }
-        if let Some(record) = self.salvage.floor() {
+        if let Some(record) = self.kept.salvage.floor() {
             append(&mut log, &mut file, &record)?;
         }
         write_all(&mut log, &mut file)?;
         file.name()?;
         let start = log.checkpoint();
-        if let Some(record) = self.salvage.idle() {
+        if let Some(record) = self.kept.salvage.idle() {
             append(&mut log, &mut file, &record)?;
             write_all(&mut log, &mut file)?;
         }

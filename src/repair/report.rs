@@ -115,8 +115,8 @@ struct DoneReport {
 
 impl ShardReport {
     pub(super) fn new(finding: &Finding) -> ShardReport {
-        let found = &finding.salvaged;
-        let contents = finding.salvage.contents();
+        let found = &finding.kept.salvaged;
+        let contents = finding.kept.salvage.contents();
         let to_copy = finding.to_copy();
         let flaw = |(path, why): &(std::path::PathBuf, String)| FlawReport {
             file: path.display().to_string(),
@@ -139,7 +139,7 @@ impl ShardReport {
             damage: DamageReport {
                 snapshots: found.damaged_snapshots.iter().map(flaw).collect(),
                 segments: found.flawed.iter().map(flaw).collect(),
-                misnamed_segments: finding.misnamed.iter().map(misnamed).collect(),
+                misnamed_segments: finding.kept.misnamed.iter().map(misnamed).collect(),
                 missing_segments: found.missing.iter().map(|p| p.display().to_string()).collect(),
                 lost_before: found.lost_before,
                 places: found.lost.iter().map(place).collect(),
@@ -178,14 +178,14 @@ impl ShardReport {
 
 impl CostReport {
     fn new(finding: &Finding) -> CostReport {
-        let inboxes = finding.salvage.missing().map(|(user, missing)| InboxReport {
+        let inboxes = finding.kept.salvage.missing().map(|(user, missing)| InboxReport {
             user: name(user),
             messages: missing.given_up,
             recognised: missing.recognised,
             unknown: missing.unknown,
         });
         CostReport {
-            messages: finding.given_up,
+            messages: finding.kept.given_up,
             everything: !finding.is_healthy() && finding.has_lost_everything(),
             snapshot_only: finding.has_lost_its_state(),
             inboxes: if finding.is_healthy() { Vec::new() } else { inboxes.collect() },

@@ -36,7 +36,7 @@ mod tests;
 pub use data_dir::{DataDir, Holder, OpenOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 pub use error::{DataDirError, RecoverError};
 pub use generation::{Generation, Leftovers};
-pub use inspect::{Files, Inspection, NoRecord, SegmentFile, SnapshotSeen, Stored};
+pub use inspect::{Files, Inspection, NoRecord, Nowhere, SegmentFile, SnapshotSeen, Stored};
 pub use misnamed::Misnamed;
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};

@@ -4,11 +4,11 @@
 
 use std::fs;
 
-use wal::disk::{DataDir, DataDirError, OpenOptions};
+use wal::disk::{DataDir, DataDirError, Nowhere, OpenOptions};
 use wal::recover::Scanner;
 use wal::{Log, LogStart, Lsn, Write};
 
-use super::{COMMIT_BYTES_MAX, Nobody, Place, Real, SEGMENT_BYTES, Twin, message, options};
+use super::{COMMIT_BYTES_MAX, Place, Real, SEGMENT_BYTES, Twin, message, options};
 use crate::server::deadline::Deadline;
 
 impl Twin {
@@ -113,7 +113,7 @@ impl Twin {
         let open = OpenOptions { shards: None, default_shards: 1, segment_bytes: SEGMENT_BYTES };
         let data = self.open(open);
         let (shard, salt) = (data.shard(0), data.manifest().salts[0]);
-        let recovered = shard.recover(&mut Nobody, &mut |_| {}).unwrap();
+        let recovered = shard.recover(&mut Nowhere, &mut |_| {}).unwrap();
         let (start, cut) = self.read_back(salt);
         assert_eq!((recovered.start, recovered.torn.map(|torn| torn.bytes)), (start, cut));
         let newest = recovered.snapshot.map(|it| it.start.lsn);

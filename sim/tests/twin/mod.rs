@@ -12,9 +12,8 @@ use std::path::PathBuf;
 use sim::{Chance, Disk, SECTOR};
 use tempfile::TempDir;
 use wal::disk::{DataDir, DirectMode, SEGMENT_BYTES_MIN, Segments, ShardDir, SnapshotFile};
-use wal::record::Malformed;
 use wal::snapshot::{FRAME_BYTES, Kind, Writer};
-use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Message, Record, Restore, Write};
+use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Message, Record, Write};
 use wire::id::{Class, MessageId, UserKey};
 
 use super::server::mounted::Mounted;
@@ -399,27 +398,4 @@ fn message(body: &[u8]) -> Record<'_> {
         flags: 0,
         body,
     })
-}
-
-/// Remembers nothing: what the records mean is not the disk's.
-struct Nobody;
-
-impl Restore for Nobody {
-    fn reset(&mut self) {}
-
-    fn state(&mut self, _: &[u8]) -> Result<(), Malformed> {
-        Ok(())
-    }
-
-    fn space(&mut self, _: &[u8]) -> Result<(), Malformed> {
-        Ok(())
-    }
-
-    fn loaded(&mut self, _: LogStart, _: Lsn) {}
-
-    fn record(&mut self, _: Lsn, _: u32, _: &Record<'_>) {}
-
-    fn needed(&self) -> Vec<(u64, u64, u64)> {
-        Vec::new()
-    }
 }

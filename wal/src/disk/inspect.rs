@@ -252,8 +252,8 @@ impl ShardDir {
     }
 }
 
-/// Takes a snapshot's payloads to nowhere: only its frames are checked.
-struct Nowhere;
+/// Takes payloads and records to nowhere: only the bytes are checked.
+pub struct Nowhere;
 
 impl Restore for Nowhere {
     fn reset(&mut self) {}
