@@ -28,7 +28,7 @@ const HOMES: [(&str, &[&str]); 4] = [
 ];
 
 /// The only files with unsafe code.
-const UNSAFE: [&str; 25] = [
+const UNSAFE: [&str; 26] = [
     "benches/allocations.rs",
     "benches/restart.rs",
     "loadgen/src/signals.rs",
@@ -47,6 +47,7 @@ const UNSAFE: [&str; 25] = [
     "src/turn/log_io.rs",
     "tests/server/halt.rs",
     "tests/server/mounted.rs",
+    "tests/server/refusing.rs",
     "tests/server/vanish.rs",
     "tuning/src/ring.rs",
     "wal/examples/log_rate.rs",

@@ -7,15 +7,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use client::Session;
-use client::blocking::Client;
 use serde_json::Value;
 use server::files::{
-    body, check, contents, filled, find, flip, iris_shard, json, numbers, segment, snapshots,
-    taken, written,
+    body, check, check_goes_on, contents, filled, find, flip, iris_shard, json, newest_start,
+    numbers, pass, passed, segment, snapshots, taken, written,
 };
 use server::{PATIENCE, Server, Setup};
-use wire::id::Class;
 
 /// A start is refused, a look changes nothing, then it is repaired, and there is
 /// nothing left to repair. What the look and the repair said.
@@ -212,52 +209,10 @@ fn without_any_snapshot_the_rest_of_the_log_counts() {
     assert_eq!(numbers(&taken(&setup.start(), "bob")), expected);
 }
 
-/// Sends this many messages, which are taken and acknowledged as they come.
-fn pass(alice: &mut Client, bob: &mut Client, messages: usize) {
-    for n in 1..=messages {
-        let seq = alice.send(b"bob", body(n).as_bytes(), Class::Guaranteed).unwrap();
-        if n % 100 != 0 && n != messages {
-            continue;
-        }
-        alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
-        for _ in 0..(n - 1) % 100 + 1 {
-            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-            bob.ack(delivery.inbox_seq).unwrap();
-        }
-    }
-    bob.ping(7, PATIENCE).unwrap();
-}
-
-/// What is confirmed after a repair reaches a device that was there before it.
-#[track_caller]
-fn check_goes_on(server: &Server, session: Session) {
-    let mut alice = server.v2("alice", 2);
-    let bodies: Vec<Vec<u8>> = (1..=5).map(|n| body(100_000 + n).into_bytes()).collect();
-    for body in &bodies {
-        alice.send_and_wait(b"bob", body, PATIENCE).unwrap();
-    }
-    let mut bob = Client::connect_session(server.addr(), session).unwrap();
-    for body in bodies {
-        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-        assert_eq!((delivery.body, delivery.again), (body, false));
-        bob.ack(delivery.inbox_seq).unwrap();
-    }
-    bob.ping(7, PATIENCE).unwrap();
-}
-
 /// What was written to it nobody knows, for one made ahead stands behind it.
 #[test]
 fn numbers_go_on_above_a_missing_end() {
-    let setup = Setup::new().shards(1);
-    let server = setup.start();
-    let (mut alice, mut bob) = (server.v2("alice", 1), server.v2("bob", 1));
-    while snapshots(&setup).len() < 2 {
-        pass(&mut alice, &mut bob, 100);
-    }
-    pass(&mut alice, &mut bob, 300);
-    let session = bob.into_session();
-    drop(alice);
-    let setup = server.stop();
+    let (setup, session) = passed(300);
     let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
     let shard = &shown["shards"][0];
     let segment_bytes = shown["segment_bytes"].as_u64().unwrap();
@@ -270,6 +225,36 @@ fn numbers_go_on_above_a_missing_end() {
     assert_eq!(lost_to, (index + 1) * segment_bytes, "{damage}");
     repair(&setup, &["is missing"]);
     check_goes_on(&setup.start(), session);
+}
+
+/// Nobody knows how far the log went on in what was cut off.
+#[test]
+fn numbers_go_on_above_a_cut_end() {
+    let (setup, session) = passed(300);
+    let (index, at) = newest_start(&setup);
+    let path = segment(&setup, index);
+    let bytes = fs::read(&path).unwrap();
+    for cut in [at, 0] {
+        fs::write(&path, &bytes[..cut]).unwrap();
+        let looked = json(&iris_shard("repair", setup.data_dir(), &["--json"]), 3);
+        let damage = &looked["shards"][0]["damage"];
+        let place = &damage["places"][0];
+        let lost_to = place["offset"].as_u64().unwrap() + place["bytes"].as_u64().unwrap();
+        assert_eq!(lost_to, bytes.len() as u64, "{damage}");
+    }
+    fs::write(&path, &bytes[..at]).unwrap();
+    repair(&setup, &["bytes long instead of", "are not what they were"]);
+    check_goes_on(&setup.start(), session);
+}
+
+/// A file under a name that it should not have, behind one made ahead.
+#[test]
+fn one_repair_is_enough_where_a_segment_has_a_copy() {
+    let setup = written(30);
+    fs::copy(segment(&setup, 1), segment(&setup, 2)).unwrap();
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["healthy"]);
+    assert_eq!(taken(&setup.start(), "bob").len(), 30);
 }
 
 /// Its devices are still out there, and have numbers.

@@ -118,6 +118,9 @@ impl World {
             if disk.lacks(index) {
                 return Err(format!("segment {index} is missing"));
             }
+            if let Some(hole) = disk.holes_in(index).first() {
+                return Err(format!("segment {index} cannot be read at {}", hole.start));
+            }
             let taken = scanner.segment(base, bytes, &mut |lsn, len, record| {
                 replay.record(lsn, len, &record);
             });
@@ -238,7 +241,8 @@ impl World {
                 log.missing(base, &mut sink);
             } else if !log.is_over() {
                 let bytes = if is_there { disk.whole_segment(index) } else { Vec::new() };
-                log.segment(base, &bytes, &mut sink);
+                let holes = if is_there { disk.holes_in(index) } else { Vec::new() };
+                log.segment(base, &bytes, &holes, &mut sink);
             }
         }
     }
@@ -434,6 +438,11 @@ impl Finding {
     /// Looks at each segment by itself; which ones are given up.
     fn look_at_each(&mut self, disk: &Disk, salt: u64, segment_bytes: u64, end: Lsn) {
         for index in disk.written_segments() {
+            if !disk.holes_in(index).is_empty() {
+                self.is_flawed = true;
+                self.aside.insert(index);
+                continue;
+            }
             if index > end / segment_bytes {
                 continue;
             }
@@ -462,8 +471,8 @@ impl Finding {
             return;
         }
         let fresh = fresh_segment(survey, end.lsn, segment_bytes);
-        self.aside.extend(present.iter().filter(|it| (unfinished..fresh).contains(it)));
         let fresh = self.aside.last().map_or(fresh, |last| fresh.max(last + 1));
+        self.aside.extend(present.iter().filter(|it| (unfinished..fresh).contains(it)));
         self.fresh.lsn = fresh * segment_bytes;
     }
 

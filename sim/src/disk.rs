@@ -13,6 +13,7 @@
 //! ends at a crash as a write in flight does.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use wal::Lsn;
 
@@ -81,6 +82,8 @@ pub struct Disk {
     needs_snapshot: bool,
     /// Durable bytes that are not what they were.
     rotten: Vec<Lsn>,
+    /// What cannot be read: the disk refuses it, the file ends before, or is gone.
+    holes: Vec<Range<Lsn>>,
     pub(crate) half_mended: Option<HalfMended>,
 }
 
@@ -109,6 +112,7 @@ impl Disk {
             unsynced: Vec::new(),
             needs_snapshot: false,
             rotten: Vec::new(),
+            holes: Vec::new(),
             half_mended: None,
         }
     }
@@ -145,6 +149,7 @@ impl Disk {
         self.deleted = (0..=segments).map(|segment| (segment, true)).collect();
         self.snapshots.clear();
         self.replaced.clear();
+        self.holes.clear();
     }
 
     fn segment(&self, lsn: Lsn) -> u64 {
@@ -264,6 +269,47 @@ impl Disk {
         Some(at)
     }
 
+    /// Some blocks cannot be read any more, or the rest of a segment is cut off,
+    /// near the log's end or anywhere, or one that is not the last is gone; which.
+    pub(crate) fn refuse(&mut self, chance: &mut Chance) -> Option<Range<Lsn>> {
+        let block = wal::BLOCK as Lsn;
+        let segments = self.written_segments();
+        segments.first()?;
+        let is_tail = chance.below(2) == 0;
+        let near = self.segment(self.durable.saturating_sub(2 * block));
+        let segment = if is_tail { near } else { chance.pick(&segments) };
+        if segments.binary_search(&segment).is_err() {
+            return None;
+        }
+        let (base, end) = (segment * self.segment_bytes, (segment + 1) * self.segment_bytes);
+        let from = if is_tail { self.durable.saturating_sub(3 * block).max(base) } else { base };
+        let at = from + chance.below((end - from).min(8 * block));
+        let kind = chance.below(5);
+        let hole = if kind == 0 && segments.last() != Some(&segment) {
+            self.deleted.insert(segment, true);
+            base..end
+        } else if kind < 3 {
+            at..end
+        } else {
+            let at = at / block * block;
+            at..(at + chance.within(1, 3) * block).min(end)
+        };
+        self.holes.push(hole.clone());
+        self.holes.sort_by_key(|hole| hole.start);
+        Some(hole)
+    }
+
+    /// What cannot be read of a segment, ascending.
+    pub(crate) fn holes_in(&self, segment: u64) -> Vec<Range<Lsn>> {
+        let holes = self.holes.iter().filter(|hole| self.segment(hole.start) == segment);
+        holes.cloned().collect()
+    }
+
+    /// Whether something between these positions cannot be read.
+    pub(crate) fn is_in_hole(&self, from: Lsn, to: Lsn) -> bool {
+        self.holes.iter().any(|hole| hole.start < to && from < hole.end)
+    }
+
     fn flip(&mut self, lsn: Lsn, chance: &mut Chance) {
         // Twice in one byte may undo itself.
         if lsn < self.durable && !self.rotten.contains(&lsn) {
@@ -292,12 +338,13 @@ impl Disk {
     pub(crate) fn has_rotted(&self) -> bool {
         let is_lost = |it: &SnapshotFile| it.is_rotten || it.is_back;
         let are_all = !self.snapshots.is_empty() && self.snapshots.iter().all(is_lost);
-        !self.rotten.is_empty() || are_all || self.half_mended.is_some()
+        let is_hurt = !self.rotten.is_empty() || !self.holes.is_empty();
+        is_hurt || are_all || self.half_mended.is_some()
     }
 
-    /// Whether something between these positions has rotted.
+    /// Whether something between these positions has rotted or cannot be read.
     pub(crate) fn is_hit(&self, from: Lsn, to: Lsn) -> bool {
-        self.rotten.iter().any(|at| (from..to).contains(at))
+        self.rotten.iter().any(|at| (from..to).contains(at)) || self.is_in_hole(from, to)
     }
 
     /// The segments that something was written to and that are there.
@@ -306,24 +353,32 @@ impl Disk {
         (0..segments).filter(|segment| !self.lacks(*segment)).collect()
     }
 
-    /// A segment to its end.
+    /// A segment to its end, zeroes where it cannot be read.
     pub fn whole_segment(&self, segment: u64) -> Vec<u8> {
         let from = (segment * self.segment_bytes) as usize;
         let to = self.bytes.len().min(from + self.segment_bytes as usize);
         let mut bytes = self.bytes[from..to].to_vec();
         bytes.resize(self.segment_bytes as usize, 0);
+        for hole in self.holes_in(segment) {
+            bytes[hole.start as usize - from..hole.end as usize - from].fill(0);
+        }
         bytes
     }
 
-    /// The bytes at a position, if they are there.
+    /// The bytes at a position, if they are there and can be read.
     pub(crate) fn record_there(&self, lsn: Lsn, len: u32) -> Option<&[u8]> {
-        let bytes = self.bytes.get(lsn as usize..(lsn + Lsn::from(len)) as usize)?;
-        (!self.lacks(self.segment(lsn))).then_some(bytes)
+        let end = lsn + Lsn::from(len);
+        let bytes = self.bytes.get(lsn as usize..end as usize)?;
+        (!self.lacks(self.segment(lsn)) && !self.is_in_hole(lsn, end)).then_some(bytes)
     }
 
     /// A repair writes.
+    ///
+    /// # Panics
+    /// When that cannot be read: what stood there may come back.
     pub fn write_durably(&mut self, lsn: Lsn, bytes: &[u8]) {
         let (at, end) = (lsn as usize, lsn as usize + bytes.len());
+        assert!(self.holes_in(self.segment(lsn)).is_empty(), "a repair writes beside a hole");
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
@@ -340,11 +395,16 @@ impl Disk {
     /// A repair moves a segment aside.
     pub fn set_aside(&mut self, segment: u64) {
         self.deleted.insert(segment, true);
+        let segment_bytes = self.segment_bytes;
+        self.holes.retain(|hole| hole.start / segment_bytes != segment);
     }
 
     /// A repair is done, the log goes on here. What stood in it before is known
     /// from the snapshots only.
     pub(crate) fn mended(&mut self, end: Lsn) {
+        let (bytes, deleted) = (self.segment_bytes, &self.deleted);
+        self.holes.retain(|hole| !deleted.contains_key(&(hole.start / bytes)));
+        assert!(self.holes.is_empty(), "a repair leaves a hole where it was: {:?}", self.holes);
         self.durable = end;
         self.rotten.clear();
         self.needs_snapshot = true;

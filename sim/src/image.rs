@@ -2,6 +2,8 @@
 //! makes of it: for a test that puts the same bytes on a real file system and
 //! has the disk half of the log read them back.
 
+use std::ops::Range;
+
 use wal::Lsn;
 use wire::id::ShardId;
 
@@ -25,6 +27,8 @@ pub struct Image {
     pub segment_bytes: u64,
     /// The segments that are there, by number; the last one may be short.
     pub segments: Vec<(u64, Vec<u8>)>,
+    /// What cannot be read of them, or was cut off, ascending.
+    pub holes: Vec<Range<Lsn>>,
     /// The snapshots, by where their replay begins; rotten ones included.
     pub snapshots: Vec<(Lsn, Vec<u8>)>,
     /// How many of those were good.
@@ -103,6 +107,7 @@ impl World {
             generation: self.layout.generation,
             segment_bytes: self.knobs.log.segment_bytes,
             segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
+            holes: disk.written_segments().into_iter().flat_map(|it| disk.holes_in(it)).collect(),
             snapshots: disk.snapshots.iter().map(|it| (it.start, it.bytes.clone())).collect(),
             good: disk.snapshots.iter().filter(|it| !it.is_rotten).count(),
             end: 0,

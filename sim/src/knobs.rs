@@ -112,6 +112,9 @@ pub struct Knobs {
     /// [`RETURN_FROM`].
     pub(crate) snapshots_return: bool,
 
+    /// What rots may not be readable at all, or be cut off; see [`REFUSE_FROM`].
+    pub(crate) refuses: bool,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -134,6 +137,8 @@ pub(crate) const TEAR_FROM: u64 = 10_000_000;
 /// Below this one a snapshot that was deleted stays so, for the same reason; from
 /// it on the writes of repairs are torn in every other world only.
 pub(crate) const RETURN_FROM: u64 = 11_000_000;
+/// Below this one every byte of a segment can be read, for the same reason.
+pub(crate) const REFUSE_FROM: u64 = 12_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -231,6 +236,8 @@ impl Knobs {
             repair_tears: if tears { 200 } else { 0 },
 
             snapshots_return: seed >= RETURN_FROM,
+
+            refuses: seed >= REFUSE_FROM,
 
             is_steady: false,
         };

@@ -116,7 +116,7 @@ fn live_many(args: &Args) -> ExitCode {
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
          {} snapshots and {} starts without space, {} times rescued, \
-         {} sectors and {} manifests rotten, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
+         {} sectors and {} manifests rotten and {} places unreadable, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
          {} of them without a snapshot, {} letters lost)",
         sum.seeds,
         sum.stats.steps,
@@ -154,6 +154,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.rescues,
         sum.stats.decayed,
         sum.stats.manifests_rotten,
+        sum.stats.holes,
         sum.stats.told_damaged,
         sum.stats.refused_for_damage,
         sum.stats.cut_by_rot,

@@ -40,6 +40,8 @@ pub struct Stats {
     pub rescues: u64,
     /// Sectors in which durable bytes rotted.
     pub decayed: u64,
+    /// Places in segments that could not be read any more.
+    pub holes: u64,
     /// Manifests in which a bit flipped.
     pub manifests_rotten: u64,
     /// Times that a shard came across them while it was up.
@@ -109,6 +111,7 @@ impl Stats {
         self.snapshots_without_space += other.snapshots_without_space;
         self.rescues += other.rescues;
         self.decayed += other.decayed;
+        self.holes += other.holes;
         self.manifests_rotten += other.manifests_rotten;
         self.told_damaged += other.told_damaged;
         self.refused_for_damage += other.refused_for_damage;

@@ -36,6 +36,12 @@ impl World {
                 self.note("snapshots rot: shard, how many", [shard as u64, count, 0, 0]);
                 self.stats.rotten += count;
             }
+            if self.knobs.refuses && self.fault_chance.permille(self.knobs.decay / 2) {
+                let disk = &mut self.layout.disks[shard];
+                let Some(hole) = disk.refuse(&mut self.fault_chance) else { continue };
+                self.note("not to be read: shard, lsn", [shard as u64, hole.start, hole.end, 0]);
+                self.stats.holes += 1;
+            }
         }
     }
 
@@ -158,7 +164,10 @@ impl World {
                 let Some((from, to)) = inbox.place(seq) else { continue };
                 let is_cut = to > finding.end;
                 let is_hit = disk.is_hit(from, to) || is_cut;
-                let is_told = is_cut
+                // What rotted there is taken for a torn tail, but not what could not be read.
+                let bytes = self.knobs.log.segment_bytes;
+                let is_unread = disk.is_in_hole(from, to) && finding.end / bytes == from / bytes;
+                let is_told = is_cut && !is_unread
                     || finding.lost.iter().any(|(lost, end)| *lost < to && from < *end)
                     || spoken_of.contains(self.names[user].as_bytes());
                 if !is_hit && self.ledger.get(id).expiry_s == 0 {

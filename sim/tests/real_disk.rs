@@ -13,7 +13,7 @@ use sim::{Image, Plant, World, Wreck};
 use wal::disk::{DataDir, OpenOptions, Records, SEGMENT_BYTES_MIN};
 use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
-use wal::{FORMAT, Log, LogOptions, Lsn, Record};
+use wal::{BLOCK, FORMAT, Log, LogOptions, Lsn, Record};
 
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
@@ -25,7 +25,7 @@ const SEEDS: [std::ops::Range<u64>; 7] = [
     6_000_000..6_000_020,
     7_000_000..7_000_020,
     8_000_000..8_000_020,
-    11_000_000..11_000_020,
+    12_000_000..12_000_020,
 ];
 
 #[test]
@@ -81,19 +81,26 @@ fn check(seed: u64, image: &Image) {
     assert_eq!(inboxes, image.inboxes, "{what}");
 }
 
-/// Worlds in which repairs are due, torn ones among them.
-const WRECKED: [std::ops::Range<u64>; 3] =
-    [6_000_000..6_000_040, 9_740_395..9_740_396, 10_000_000..10_000_140];
+/// Worlds in which repairs are due, torn ones among them, and such with segments
+/// that are cut short or gone.
+const WRECKED: [std::ops::Range<u64>; 4] =
+    [6_000_000..6_000_040, 9_740_395..9_740_396, 10_000_000..10_000_140, 12_000_000..12_000_140];
 
 #[test]
 fn every_repair_finds_the_same_on_a_real_disk() {
     let (mut wrecks, mut with_losses, mut given_up, mut without_snapshot) = (0, 0, 0, 0);
+    let mut cut = 0;
     for seed in WRECKED.into_iter().flatten() {
         let mut world = World::new(seed, Plant::None, false);
         world.keep_images();
         let outcome = world.live();
         assert_eq!(outcome.violation, None, "seed {seed}");
-        for (n, wreck) in world.take_wrecks().into_iter().enumerate() {
+        let wrecks_here = world.take_wrecks().into_iter().enumerate();
+        // A file can be cut here; that a disk refuses blocks, `tests/repair.rs` shows.
+        for (n, wreck) in
+            wrecks_here.filter(|(_, wreck)| wreck.image.holes.iter().all(is_cut(wreck)))
+        {
+            cut += usize::from(!wreck.image.holes.is_empty());
             check_wreck(&format!("seed {seed}, wreck {n}"), &wreck);
             wrecks += 1;
             with_losses += usize::from(!wreck.lost.is_empty());
@@ -104,6 +111,13 @@ fn every_repair_finds_the_same_on_a_real_disk() {
     // Otherwise this would show nothing.
     assert!(wrecks > 30 && with_losses > 5, "{wrecks} wrecks, {with_losses} with lost ranges");
     assert!(given_up > 3 && without_snapshot > 3, "{given_up} and {without_snapshot}");
+    assert!(cut > 5, "{cut} with segments that are cut short");
+}
+
+/// Whether a hole reaches to the end of its segment.
+fn is_cut(wreck: &Wreck) -> impl Fn(&std::ops::Range<Lsn>) -> bool {
+    let segment_bytes = wreck.image.segment_bytes;
+    move |hole| hole.end.is_multiple_of(segment_bytes)
 }
 
 fn check_wreck(what: &str, wreck: &Wreck) {
@@ -156,6 +170,10 @@ fn put(dir: &Path, image: &Image) {
         let mut file = header.encode().to_vec();
         file.extend_from_slice(bytes);
         file.resize(file_bytes(image.segment_bytes) as usize, 0);
+        let (base, end) = (index * image.segment_bytes, (index + 1) * image.segment_bytes);
+        if let Some(cut) = image.holes.iter().find(|hole| hole.end == end) {
+            file.truncate((cut.start - base) as usize + BLOCK);
+        }
         fs::write(shard.join(format!("segment-{index:010}.log")), file).unwrap();
     }
     for (start, bytes) in &image.snapshots {

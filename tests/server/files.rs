@@ -6,26 +6,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use client::Session;
+use client::blocking::Client;
 use serde_json::Value;
 use wire::id::Class;
 
 use super::{Deadline, PATIENCE, Server, Setup};
 
 /// Runs a command of the binary on this directory.
-pub fn iris_shard(command: &str, data_dir: &Path, arguments: &[&str]) -> Output {
+pub fn iris_shard(name: &str, data_dir: &Path, arguments: &[&str]) -> Output {
+    command(name, data_dir, arguments).output().expect("the binary runs")
+}
+
+/// A command of the binary on this directory, to be run.
+pub fn command(name: &str, data_dir: &Path, arguments: &[&str]) -> Command {
     let mut process = Command::new(env!("CARGO_BIN_EXE_iris-shard"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("IRIS_") {
             process.env_remove(name);
         }
     }
+    process.arg(name).arg("--data-dir").arg(data_dir).args(arguments);
     process
-        .arg(command)
-        .arg("--data-dir")
-        .arg(data_dir)
-        .args(arguments)
-        .output()
-        .expect("the binary runs")
 }
 
 /// Expects this code and these words, wherever they are said.
@@ -168,4 +170,63 @@ pub fn numbers(bodies: &[Vec<u8>]) -> Vec<u64> {
 pub fn waiting(setup: &Setup) -> usize {
     let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
     shown["shards"][0]["holds"]["waiting_messages"].as_u64().expect("a number") as usize
+}
+
+/// Sends this many messages, which are taken and acknowledged as they come.
+pub fn pass(alice: &mut Client, bob: &mut Client, messages: usize) {
+    for n in 1..=messages {
+        let seq = alice.send(b"bob", body(n).as_bytes(), Class::Guaranteed).unwrap();
+        if n % 100 != 0 && n != messages {
+            continue;
+        }
+        alice.wait_sent(b"bob", seq, PATIENCE).unwrap();
+        for _ in 0..(n - 1) % 100 + 1 {
+            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+            bob.ack(delivery.inbox_seq).unwrap();
+        }
+    }
+    bob.ping(7, PATIENCE).unwrap();
+}
+
+/// What is confirmed after a repair reaches a device that was there before it.
+#[track_caller]
+pub fn check_goes_on(server: &Server, session: Session) {
+    let mut alice = server.v2("alice", 2);
+    let bodies: Vec<Vec<u8>> = (1..=5).map(|n| body(100_000 + n).into_bytes()).collect();
+    for body in &bodies {
+        alice.send_and_wait(b"bob", body, PATIENCE).unwrap();
+    }
+    let mut bob = Client::connect_session(server.addr(), session).unwrap();
+    for body in bodies {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!((delivery.body, delivery.again), (body, false));
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(7, PATIENCE).unwrap();
+}
+
+/// A shard whose messages were all taken, so many of them since its second
+/// snapshot, and the session of bob, who took them.
+pub fn passed(messages: usize) -> (Setup, Session) {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let (mut alice, mut bob) = (server.v2("alice", 1), server.v2("bob", 1));
+    while snapshots(&setup).len() < 2 {
+        pass(&mut alice, &mut bob, 100);
+    }
+    pass(&mut alice, &mut bob, messages);
+    let session = bob.into_session();
+    drop(alice);
+    (server.stop(), session)
+}
+
+/// Where the replay of the newest snapshot begins: the segment and the offset in
+/// its file.
+pub fn newest_start(setup: &Setup) -> (u32, usize) {
+    let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    let segment_bytes = shown["segment_bytes"].as_u64().expect("a number");
+    let name = |path: PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
+    let newest = snapshots(setup).into_iter().map(name).max().expect("a snapshot");
+    let start: u64 = newest.trim_start_matches("snapshot-").parse().expect("a number");
+    ((start / segment_bytes) as u32, (start % segment_bytes) as usize + wal::BLOCK)
 }

@@ -12,6 +12,7 @@ pub mod halt;
 pub mod mounted;
 pub mod peer;
 pub mod skipped;
+pub mod unreadable;
 pub mod vanish;
 
 use std::ffi::OsString;

@@ -12,9 +12,16 @@
 //! Below that place everything had been written and whatever is not valid is
 //! lost; from there on the first thing that does not follow is the torn tail.
 //!
-//! Invariant: a stale record, left behind a torn tail, is never given. Stale
+//! Unless it cannot be read: a *hole* is what the disk refuses, or what was cut
+//! off a file. Nobody knows how far the log went on in it, so all of it is lost,
+//! and what stands behind it is looked at once more.
+//!
+//! Invariant: a stale record, left behind a torn tail, is not given. Stale
 //! bytes stand only beyond the end of the log, and from the durable place on the
-//! chain must hold as in any start.
+//! chain must hold as in any start. Behind a hole, where the chain cannot be
+//! followed, a commit with a new number is believed.
+
+use std::ops::Range;
 
 use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::LogStart;
@@ -110,22 +117,44 @@ impl Salvage {
         Salvage { segment_bytes, durable, next: start, is_chained: is_exact, is_over: false }
     }
 
-    /// Reads the next segment: its log part, which may be short. Without any
-    /// bytes the segment is missing.
+    /// Reads the next segment: its log part, with anything in its holes, which
+    /// are whole blocks but for where one begins, ascending. Without any bytes
+    /// the segment is missing.
     ///
     /// # Panics
     /// When `base` is not that of the segment that comes next.
-    pub fn segment(&mut self, base: Lsn, bytes: &[u8], sink: Sink<'_>) {
+    pub fn segment(&mut self, base: Lsn, bytes: &[u8], holes: &[Range<Lsn>], sink: Sink<'_>) {
         let end = base + self.segment_bytes;
         assert!((base..end).contains(&self.next.lsn) || self.is_over, "segments come in order");
         while !self.is_over && self.next.lsn < end {
             let rest = bytes.get((self.next.lsn - base) as usize..).unwrap_or_default();
-            match self.commit(rest, end) {
-                Some(commit) => self.take(&rest[..commit.commit_bytes as usize], &commit, sink),
-                None if self.next.lsn >= self.durable => self.is_over = true,
-                None => self.resync(rest, end, sink),
+            if let Some(commit) = self.commit(rest, end, holes) {
+                self.take(&rest[..commit.commit_bytes as usize], &commit, sink);
+            } else if self.next.lsn < self.durable {
+                self.resync(rest, end.min(self.durable), sink);
+            } else if let Some(hole) = self.hole_in_the_way(holes, rest) {
+                self.resync(rest, self.end_behind(hole, rest), sink);
+            } else {
+                self.is_over = true;
             }
         }
+    }
+
+    /// The hole because of which nobody knows whether the log ends here: it hides
+    /// what stands here, or what would say that this is damaged and no torn tail.
+    fn hole_in_the_way<'a>(&self, holes: &'a [Range<Lsn>], bytes: &[u8]) -> Option<&'a Range<Lsn>> {
+        let head = self.next.lsn..self.next.lsn + COMMIT_BYTES as Lsn;
+        let stands = bytes.iter().take(BLOCK).any(|byte| *byte != 0);
+        let end = if stands { Lsn::MAX } else { head.end };
+        hole(holes, &(head.start..end))
+    }
+
+    /// Where what the disk refuses in this hole may have ended: commits that
+    /// began in it may reach as far as anything stands.
+    fn end_behind(&self, hole: &Range<Lsn>, bytes: &[u8]) -> Lsn {
+        let is_used = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+        let used = bytes.chunks(BLOCK).rposition(is_used).map_or(0, |at| at as Lsn + 1);
+        hole.end.max(self.next.lsn + used * BLOCK_LSN)
     }
 
     /// The next segment is missing although one behind it is there: it had been
@@ -137,7 +166,7 @@ impl Salvage {
         if !self.is_over {
             self.durable = self.durable.max(base + self.segment_bytes);
         }
-        self.segment(base, &[], sink);
+        self.segment(base, &[], &[], sink);
     }
 
     /// The end of the log was found.
@@ -151,7 +180,7 @@ impl Salvage {
     }
 
     /// The commit that should begin here, when there is one that can be taken.
-    fn commit(&self, bytes: &[u8], end: Lsn) -> Option<Commit> {
+    fn commit(&self, bytes: &[u8], end: Lsn, holes: &[Range<Lsn>]) -> Option<Commit> {
         let (header, commit) = Commit::read(bytes, self.next.salt, self.next.lsn).ok()?;
         let len = commit.commit_bytes as usize;
         if len > bytes.len() || self.next.lsn + Lsn::from(commit.commit_bytes) > end {
@@ -160,12 +189,17 @@ impl Salvage {
         if self.next.lsn < self.durable {
             return Some(commit);
         }
-        // Nothing vouches for it: it must be what a start would take.
+        // Nothing vouches for it: it must be what a start would take, or would
+        // perhaps take if the disk gave it.
         let follows = !self.is_chained
             || header.prev == self.next.prev_crc && commit.seq == self.next.commit_seq + 1;
         let is_new = commit.seq > self.next.commit_seq;
-        (follows && is_new && self.is_whole(&bytes[..commit.record_bytes as usize], header.crc))
-            .then_some(commit)
+        let place = self.next.lsn..self.next.lsn + Lsn::from(commit.record_bytes);
+        let is_good = || {
+            hole(holes, &place).is_some()
+                || self.is_whole(&bytes[..commit.record_bytes as usize], header.crc)
+        };
+        (follows && is_new && is_good()).then_some(commit)
     }
 
     /// Whether all records of a commit are valid and follow each other.
@@ -255,10 +289,11 @@ impl Salvage {
     }
 
     /// Looks for the next commit, block by block, and for single records before
-    /// it, as far as the log is known to have been durable.
+    /// it, up to `end`: as far as the log is known to have been durable, or may
+    /// have been.
     fn resync(&mut self, bytes: &[u8], end: Lsn, sink: Sink<'_>) {
         let began = self.next.lsn;
-        let limit = (end.min(self.durable) - began) as usize;
+        let limit = (end - began) as usize;
         let bytes = &bytes[..bytes.len().min(limit)];
         let (mut lost_from, mut at) = (0, 0);
         while at < bytes.len() {
@@ -306,6 +341,11 @@ impl Salvage {
         let record = record::verify(&bytes[..len], self.next.salt, lsn).ok()?;
         Some((header.len, record))
     }
+}
+
+/// The first hole that has a part of this range.
+fn hole<'a>(holes: &'a [Range<Lsn>], range: &Range<Lsn>) -> Option<&'a Range<Lsn>> {
+    holes.iter().find(|hole| hole.start < range.end && range.start < hole.end)
 }
 
 fn lost(from: usize, to: usize, began: Lsn, sink: Sink<'_>) {
@@ -369,6 +409,15 @@ mod tests {
 
     /// What is salvaged: places of records, lost ranges, the end.
     fn salvaged(bytes: &[u8], vouched: Lsn) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
+        salvaged_around(bytes, &[], vouched)
+    }
+
+    /// The same with holes, which are in whole segments.
+    fn salvaged_around(
+        bytes: &[u8],
+        holes: &[Range<Lsn>],
+        vouched: Lsn,
+    ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
         let mut survey = Survey::new(SALT, vouched);
         let segments = || bytes.chunks(OPTIONS.segment_bytes as usize).zip(0..);
         let base = |index: u64| segment::base(index, OPTIONS.segment_bytes);
@@ -376,12 +425,20 @@ mod tests {
         let start = LogStart::fresh(SALT);
         let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
         let (mut records, mut lost) = (Vec::new(), Vec::new());
-        for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes) {
+        let there = segments().last().map_or(0, |(_, index)| index + 1);
+        for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes).max(there) {
             let segment = segments().find(|(_, at)| *at == index).map(|(bytes, _)| bytes);
-            salvage.segment(base(index), segment.unwrap_or_default(), &mut |piece| match piece {
+            let here = base(index)..base(index + 1);
+            let within = |hole: &Range<Lsn>| {
+                let within = hole.start.max(here.start)..hole.end.min(here.end);
+                (within.start < within.end).then_some(within)
+            };
+            let holes: Vec<_> = holes.iter().filter_map(within).collect();
+            let mut sink = |piece: Piece<'_>| match piece {
                 Piece::Record { lsn, len, .. } => records.push((lsn, len)),
                 Piece::Lost { from, to, .. } => lost.push((from, to)),
-            });
+            };
+            salvage.segment(base(index), segment.unwrap_or_default(), &holes, &mut sink);
         }
         (records, lost, salvage.end())
     }
@@ -419,6 +476,49 @@ mod tests {
             for place in places.iter().filter(|place| !records.contains(place)) {
                 prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
             }
+        }
+
+        /// What the disk refuses costs what stands there, though nothing vouches for
+        /// it, and nothing else.
+        #[test]
+        fn holes_cost_what_stands_in_them(
+            groups in groups(),
+            holes in prop::collection::vec((any::<prop::sample::Index>(), 1_u64..4), 0..4),
+            cut in any::<Option<prop::sample::Index>>(),
+            is_vouched: bool,
+        ) {
+            let (mut bytes, places) = written(&records(&groups));
+            let end = bytes.len() as Lsn;
+            let segment_bytes = OPTIONS.segment_bytes as usize;
+            // And a segment that was made ahead.
+            bytes.resize(bytes.len().next_multiple_of(segment_bytes) + segment_bytes, 0);
+            let blocks = bytes.len() / BLOCK;
+            let of_blocks = |(at, count): &(prop::sample::Index, u64)| {
+                let at = at.index(blocks) as Lsn;
+                at * BLOCK_LSN..(at + count).min(blocks as Lsn) * BLOCK_LSN
+            };
+            let mut holes: Vec<Range<Lsn>> = holes.iter().map(of_blocks).collect();
+            holes.extend(cut.map(|at| {
+                let at = at.index(bytes.len());
+                at as Lsn..at.next_multiple_of(segment_bytes) as Lsn
+            }));
+            holes.sort_by_key(|hole| hole.start);
+            for hole in &holes {
+                bytes[hole.start as usize..hole.end as usize].fill(0);
+            }
+            let is_hit = |(lsn, len): &Place| {
+                hole(&holes, &(*lsn..*lsn + Lsn::from(*len))).is_some()
+            };
+            let vouched = if is_vouched { end } else { 0 };
+            let (records, lost, went_on) = salvaged_around(&bytes, &holes, vouched);
+            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
+            prop_assert_eq!(records, expected);
+            for (lsn, len) in places.iter().filter(|place| is_hit(place)) {
+                let is_told = |(from, to): &(Lsn, Lsn)| *from < lsn + Lsn::from(*len) && lsn < to;
+                prop_assert!(lost.iter().any(is_told), "{lsn} is not told: {lost:?} {holes:?} {places:?} {went_on:?}");
+            }
+            prop_assert!(went_on.lsn >= places.last().map_or(0, |(lsn, len)| lsn + Lsn::from(*len)));
+            prop_assert!(went_on.lsn.is_multiple_of(BLOCK_LSN));
         }
 
         /// An undamaged log is read as a start reads it.
@@ -497,7 +597,7 @@ mod tests {
         };
         salvage.missing(8 * BLOCK_LSN, &mut sink);
         // The one behind it was made ahead and holds nothing.
-        salvage.segment(16 * BLOCK_LSN, &[0; 8 * BLOCK], &mut sink);
+        salvage.segment(16 * BLOCK_LSN, &[0; 8 * BLOCK], &[], &mut sink);
         assert!(salvage.is_over());
         salvage.missing(24 * BLOCK_LSN, &mut sink);
         assert_eq!((lost, salvage.end().lsn), (vec![(8, 16)], 16 * BLOCK_LSN));

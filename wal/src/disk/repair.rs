@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,6 +74,27 @@ pub struct Lost {
     pub lsn: Lsn,
     /// How many bytes.
     pub bytes: u64,
+}
+
+/// What can be read of a segment's log part.
+#[derive(Default)]
+struct Loose {
+    /// All of it, zeroes in its holes.
+    bytes: Vec<u8>,
+    /// What the disk refuses or the file does not have.
+    holes: Vec<Range<Lsn>>,
+    /// Why the first of them cannot be read.
+    error: Option<io::Error>,
+}
+
+impl Loose {
+    fn refuse(&mut self, hole: Range<Lsn>, error: io::Error) {
+        self.error.get_or_insert(error);
+        match self.holes.last_mut() {
+            Some(last) if last.end == hole.start => last.end = hole.end,
+            _ => self.holes.push(hole),
+        }
+    }
 }
 
 impl Salvaged {
@@ -141,7 +162,8 @@ impl ShardDir {
         }
         let mut survey = Survey::new(self.salt, vouched);
         for &index in listing.from(segment::index(start.lsn, self.segment_bytes)) {
-            survey.segment(segment::base(index, self.segment_bytes), &self.read_loosely(index));
+            let found = self.read_loosely(index);
+            survey.segment(segment::base(index, self.segment_bytes), &found.bytes);
         }
         let mut found = Salvaged {
             fresh: start,
@@ -202,12 +224,11 @@ impl ShardDir {
             return end;
         }
         let fresh = fresh_segment(survey, end.lsn, self.segment_bytes);
-        // Whoever cleans them later would find no whole log in them.
-        let open = listing.from(unfinished).iter().filter(|index| **index < fresh);
         let mut aside = BTreeSet::from_iter(found.aside.drain(..));
-        aside.extend(open);
-        // Nor may the log go on in one that is given up.
+        // The log may not go on in one that is given up.
         let fresh = aside.last().map_or(fresh, |last| fresh.max(last + 1));
+        // Whoever cleans those before it later would find no whole log in them.
+        aside.extend(listing.from(unfinished).iter().filter(|index| **index < fresh));
         found.aside = aside.into_iter().collect();
         LogStart { lsn: segment::base(fresh, self.segment_bytes), ..end }
     }
@@ -224,7 +245,8 @@ impl ShardDir {
     ) {
         let first = segment::index(salvage.end().lsn, self.segment_bytes);
         let newest = listing.segments.last().copied().unwrap_or(0);
-        let last = fresh_segment(survey, salvage.end().lsn, self.segment_bytes).max(newest);
+        let behind = listing.segments.last().map_or(0, |newest| newest + 1);
+        let last = fresh_segment(survey, salvage.end().lsn, self.segment_bytes).max(behind);
         for index in first..last {
             let base = segment::base(index, self.segment_bytes);
             let is_there = listing.segments.binary_search(&index).is_ok();
@@ -243,8 +265,8 @@ impl ShardDir {
             if was_made {
                 salvage.missing(base, &mut sink);
             } else if !salvage.is_over() {
-                let bytes = if is_there { self.read_loosely(index) } else { Vec::new() };
-                salvage.segment(base, &bytes, &mut sink);
+                let found = if is_there { self.read_loosely(index) } else { Loose::default() };
+                salvage.segment(base, &found.bytes, &found.holes, &mut sink);
             }
             let (done, total) = (index + 1 - first, last - first);
             progress(Progress {
@@ -267,19 +289,10 @@ impl ShardDir {
 
     /// Looks at each segment by itself; which ones are given up.
     fn check_each(&self, listing: &Listing, end: Lsn, found: &mut Salvaged) {
-        let unfinished = segment::index(end, self.segment_bytes);
         let mut aside = BTreeSet::from_iter(found.aside.drain(..));
         for &index in &listing.segments {
             let file = self.segment_file(index);
-            let flaw = match file.flaw {
-                None if index <= unfinished => {
-                    let damage = self.walk(index).err();
-                    // Behind the log's end there need not be anything.
-                    damage.filter(|damage| damage.lsn < end).map(|damage| damage.to_string())
-                }
-                flaw => flaw,
-            };
-            if let Some(flaw) = flaw {
+            if let Some(flaw) = file.flaw.or_else(|| self.flaw_within(index, end)) {
                 found.flawed.push((file.path, flaw));
                 aside.insert(index);
             }
@@ -288,29 +301,64 @@ impl ShardDir {
         found.aside = aside.into_iter().collect();
     }
 
+    /// What is wrong with a segment whose length and head are right, in words.
+    fn flaw_within(&self, index: u64, end: Lsn) -> Option<String> {
+        let found = self.read_loosely(index);
+        if let Some(hole) = found.holes.first() {
+            let refused: Lsn = found.holes.iter().map(|hole| hole.end - hole.start).sum();
+            let offset = segment::file_offset(hole.start, self.segment_bytes);
+            let why = found.error.map_or("it ends there".into(), |error| error.to_string());
+            return Some(format!(
+                "{refused} bytes of it cannot be read, the first of them at file offset {offset}: {why}"
+            ));
+        }
+        if index > segment::index(end, self.segment_bytes) {
+            return None;
+        }
+        let damage = self.walk(index, &found.bytes).err();
+        // Behind the log's end there need not be anything.
+        damage.filter(|damage| damage.lsn < end).map(|damage| damage.to_string())
+    }
+
     /// Whether a full segment is whole, as cleaning will want it.
-    fn walk(&self, index: u64) -> Result<(), Damage> {
-        let bytes = self.read_loosely(index);
+    fn walk(&self, index: u64, bytes: &[u8]) -> Result<(), Damage> {
         let base = segment::base(index, self.segment_bytes);
         let mut walker =
             Walker::new(self.salt, index, self.segment_bytes, self.segment_bytes as u32);
-        walker.feed(base, &bytes, &mut |_, _, _| ControlFlow::Continue(()))
+        walker.feed(base, bytes, &mut |_, _, _| ControlFlow::Continue(()))
     }
 
-    /// The log part of a segment as far as it can be read, zeroes for what the
-    /// disk refuses. Whose file it is its records will tell.
-    fn read_loosely(&self, index: u64) -> Vec<u8> {
-        let Ok(file) = File::open(self.segment_path(index)) else { return Vec::new() };
-        let len = file.metadata().map_or(0, |found| found.len()).saturating_sub(BLOCK_LSN);
-        let mut bytes = vec![0; len.min(self.segment_bytes) as usize];
-        if file.read_exact_at(&mut bytes, BLOCK_LSN).is_err() {
-            for (block, offset) in bytes.chunks_mut(BLOCK).zip((BLOCK_LSN..).step_by(BLOCK)) {
-                if file.read_exact_at(block, offset).is_err() {
+    /// The log part of a segment as far as it can be read. Whose file it is its
+    /// records will tell.
+    fn read_loosely(&self, index: u64) -> Loose {
+        let base = segment::base(index, self.segment_bytes);
+        let mut found = Loose { bytes: vec![0; self.segment_bytes as usize], ..Loose::default() };
+        let opened = File::open(self.segment_path(index))
+            .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+        let (file, len) = match opened {
+            Ok(it) => it,
+            Err(error) => {
+                found.refuse(base..base + self.segment_bytes, error);
+                return found;
+            }
+        };
+        let len = len.saturating_sub(BLOCK_LSN).min(self.segment_bytes);
+        let bytes = &mut found.bytes[..len as usize];
+        if file.read_exact_at(bytes, BLOCK_LSN).is_err() {
+            let mut refused = Vec::new();
+            for (block, at) in bytes.chunks_mut(BLOCK).zip((0..).step_by(BLOCK)) {
+                if let Err(error) = file.read_exact_at(block, BLOCK_LSN + at) {
                     block.fill(0);
+                    refused.push((base + at..base + at + BLOCK_LSN, error));
                 }
             }
+            refused.into_iter().for_each(|(block, error)| found.refuse(block, error));
         }
-        bytes
+        if len < self.segment_bytes {
+            found
+                .refuse(base + len..base + self.segment_bytes, io::ErrorKind::UnexpectedEof.into());
+        }
+        found
     }
 
     /// The names here that are symbolic links: what they point to would stay
