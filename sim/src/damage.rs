@@ -45,7 +45,8 @@ pub(crate) struct Finding {
     pub(crate) fresh: LogStart,
     /// Where the snapshot begins that was read.
     pub(crate) snapshot: Option<Lsn>,
-    lost_before: bool,
+    /// Without a snapshot nothing is known of what stood before this position.
+    pub(crate) lost_before: Option<Lsn>,
     /// A snapshot was read, or the log is complete without.
     has_state: bool,
 }
@@ -171,9 +172,9 @@ impl World {
         let begin = LogStart { lsn: first * segment_bytes, ..LogStart::fresh(salt) };
         let start = loaded.map_or(begin, |(start, _)| start);
         let is_exact = loaded.is_some() || start.lsn == 0;
-        let lost_before = loaded.is_none() && start.lsn > 0;
-        if lost_before {
-            salvage.lost(start.lsn, None);
+        let lost_before = (loaded.is_none() && start.lsn > 0).then_some(start.lsn);
+        if let Some(lsn) = lost_before {
+            salvage.lost(lsn, None);
         }
         let mut survey = Survey::new(salt, vouched);
         for index in present.iter().filter(|index| **index >= start.lsn / segment_bytes) {
@@ -271,8 +272,10 @@ impl World {
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
         let records = repair.records;
         self.stats.torn_repairs += u64::from(copied.is_none());
-        // See `Tears::goes_on`; where nothing is torn they die here, too.
-        let dies = dies_at == 0 && !(goes_on && self.knobs.repair_tears > 0);
+        // See `Tears::goes_on`; where nothing is torn they die here, too. Unless a
+        // segment is gone: what it had to say is said then, and a start succeeds.
+        let is_told_twice = self.knobs.repair_tears == 0 && !self.layout.disks[shard].has_holes();
+        let dies = dies_at == 0 && (!goes_on || is_told_twice);
         let Some((start, last)) = copied.filter(|_| !dies) else {
             return Ok(false);
         };
@@ -464,7 +467,7 @@ impl Finding {
         let unfinished = end.lsn / segment_bytes;
         let is_whole = self.lost.is_empty()
             && self.missing.is_empty()
-            && !self.lost_before
+            && self.lost_before.is_none()
             && self.aside.last().is_none_or(|last| *last < unfinished);
         (self.end, self.fresh) = (end.lsn, end);
         if is_whole {

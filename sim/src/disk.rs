@@ -305,6 +305,11 @@ impl Disk {
         holes.cloned().collect()
     }
 
+    /// Whether there is something that cannot be read.
+    pub(crate) fn has_holes(&self) -> bool {
+        !self.holes.is_empty()
+    }
+
     /// Whether something between these positions cannot be read.
     pub(crate) fn is_in_hole(&self, from: Lsn, to: Lsn) -> bool {
         self.holes.iter().any(|hole| hole.start < to && from < hole.end)

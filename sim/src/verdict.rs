@@ -16,6 +16,7 @@ use wal::salvage::Survey;
 use wal::{BLOCK, FORMAT, Lsn};
 
 use crate::damage::Finding;
+use crate::disk::Disk;
 use crate::ledger::LetterId;
 use crate::model::{Inbox, Model};
 use crate::world::World;
@@ -163,12 +164,15 @@ impl World {
                 }
                 let Some((from, to)) = inbox.place(seq) else { continue };
                 let is_cut = to > finding.end;
-                let is_hit = disk.is_hit(from, to) || is_cut;
+                let is_lost = finding.lost.iter().any(|(lost, end)| *lost < to && from < *end);
+                let is_doubtful = is_lost && disk.has_holes() && !is_vouched_for(disk, salt, from);
+                let is_hit = disk.is_hit(from, to) || is_cut || is_doubtful;
                 // What rotted there is taken for a torn tail, but not what could not be read.
                 let bytes = self.knobs.log.segment_bytes;
                 let is_unread = disk.is_in_hole(from, to) && finding.end / bytes == from / bytes;
                 let is_told = is_cut && !is_unread
-                    || finding.lost.iter().any(|(lost, end)| *lost < to && from < *end)
+                    || finding.lost_before.is_some_and(|lsn| from < lsn)
+                    || is_lost
                     || spoken_of.contains(self.names[user].as_bytes());
                 if !is_hit && self.ledger.get(id).expiry_s == 0 {
                     return Err(format!(
@@ -312,6 +316,23 @@ impl World {
         self.scar(shard);
         Ok(())
     }
+}
+
+/// Whether a commit behind this position says that it was durable, or follows what
+/// stands there without a gap. Beside what cannot be read nothing else tells it
+/// from a torn tail.
+fn is_vouched_for(disk: &Disk, salt: u64, lsn: Lsn) -> bool {
+    let block = BLOCK as Lsn;
+    let mut is_led_to = true;
+    for at in (lsn.next_multiple_of(block)..disk.durable()).step_by(BLOCK) {
+        is_led_to &= !disk.is_hit(lsn, at + block);
+        let mut said = Survey::new(salt, 0);
+        said.segment(at, disk.record_there(at, BLOCK as u32).unwrap_or_default());
+        if said.durable > lsn || is_led_to && said.end > 0 {
+            return true;
+        }
+    }
+    false
 }
 
 /// Whether somebody who is known has still to get this. Where registrations may

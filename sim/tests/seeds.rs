@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 22] = [
+const NOTICE: [(u64, &str); 26] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -28,6 +28,10 @@ const NOTICE: [(u64, &str); 22] = [
     (8_123_201, "a damaged length led a repair past records that were not"),
     (9_740_395, "a repair begun again takes the torn end for confirmed"),
     (10_130_706, "the oracle asks who began behind a letter for it when it comes back"),
+    (12_000_792, "a hole behind what rotted hides that it was durable"),
+    (12_100_550, "what a torn tail left beside a hole is believed"),
+    (12_101_134, "a repair without a snapshot does not speak of a lost beginning"),
+    (12_116_202, "a repair dies when all that is missing has been said"),
 ];
 
 #[test]

@@ -16,10 +16,10 @@
 //! off a file. Nobody knows how far the log went on in it, so all of it is lost,
 //! and what stands behind it is looked at once more.
 //!
-//! Invariant: a stale record, left behind a torn tail, is not given. Stale
+//! Invariant: a stale record, left behind a torn tail, is never given. Stale
 //! bytes stand only beyond the end of the log, and from the durable place on the
-//! chain must hold as in any start. Behind a hole, where the chain cannot be
-//! followed, a commit with a new number is believed.
+//! chain must hold as in any start. Behind a hole a commit with a new number is
+//! believed, and with it the records before it that it follows.
 
 use std::ops::Range;
 
@@ -113,7 +113,8 @@ impl Salvage {
     /// Begins at `start`, where a snapshot's replay begins; `is_exact` when that
     /// is certain to be where a commit begins and what it chains to.
     pub fn new(start: LogStart, is_exact: bool, segment_bytes: u64, survey: &Survey) -> Salvage {
-        let durable = survey.durable;
+        // A snapshot may vouch for a part of a commit, which was written at once.
+        let durable = survey.durable.next_multiple_of(BLOCK_LSN);
         Salvage { segment_bytes, durable, next: start, is_chained: is_exact, is_over: false }
     }
 
@@ -131,9 +132,12 @@ impl Salvage {
             if let Some(commit) = self.commit(rest, end, holes) {
                 self.take(&rest[..commit.commit_bytes as usize], &commit, sink);
             } else if self.next.lsn < self.durable {
-                self.resync(rest, end.min(self.durable), sink);
+                // Not a hole in two parts.
+                let across = hole(holes, &(self.durable..self.durable + 1));
+                let to = across.map_or(self.durable, |hole| hole.end);
+                self.resync(rest, end.min(to), true, sink);
             } else if let Some(hole) = self.hole_in_the_way(holes, rest) {
-                self.resync(rest, self.end_behind(hole, rest), sink);
+                self.resync(rest, self.end_behind(hole, rest), false, sink);
             } else {
                 self.is_over = true;
             }
@@ -289,13 +293,41 @@ impl Salvage {
     }
 
     /// Looks for the next commit, block by block, and for single records before
-    /// it, up to `end`: as far as the log is known to have been durable, or may
-    /// have been.
-    fn resync(&mut self, bytes: &[u8], end: Lsn, sink: Sink<'_>) {
+    /// it, up to `end`. Where the log is not known to have been durable they count
+    /// if the commit follows them.
+    fn resync(&mut self, bytes: &[u8], end: Lsn, is_durable: bool, sink: Sink<'_>) {
         let began = self.next.lsn;
         let limit = (end - began) as usize;
         let bytes = &bytes[..bytes.len().min(limit)];
-        let (mut lost_from, mut at) = (0, 0);
+        let (singles, at) = self.singles(bytes);
+        let commit = Commit::read(&bytes[at..], self.next.salt, began + at as Lsn).ok();
+        let first = match commit {
+            _ if is_durable => 0,
+            Some((header, commit)) if commit.seq > self.next.commit_seq => {
+                first_before(&singles, bytes, header.prev)
+            }
+            _ => singles.len(),
+        };
+        let mut lost_from = 0;
+        for &single in &singles[first..] {
+            lost(lost_from, single, began, sink);
+            let lsn = began + single as Lsn;
+            let (len, record) = self.valid(&bytes[single..], lsn).expect("it was a moment ago");
+            sink(Piece::Record { lsn, len, record });
+            lost_from = single + len as usize;
+        }
+        // What is missing behind the bytes is lost, too.
+        let to = if at < bytes.len() { at } else { limit };
+        lost(lost_from, to, began, sink);
+        self.next.lsn = began + to as Lsn;
+        self.is_chained = false;
+    }
+
+    /// Where records stand that are valid by themselves, and the place of the
+    /// commit behind them, or the end.
+    fn singles(&self, bytes: &[u8]) -> (Vec<usize>, usize) {
+        let began = self.next.lsn;
+        let (mut singles, mut at) = (Vec::new(), 0);
         while at < bytes.len() {
             let is_block = (began + at as Lsn).is_multiple_of(BLOCK_LSN);
             let block = &bytes[at..bytes.len().min(at + BLOCK)];
@@ -308,20 +340,14 @@ impl Salvage {
                 continue;
             }
             match self.valid(&bytes[at..], began + at as Lsn) {
-                Some((len, record)) => {
-                    lost(lost_from, at, began, sink);
-                    sink(Piece::Record { lsn: began + at as Lsn, len, record });
+                Some((len, _)) => {
+                    singles.push(at);
                     at += len as usize;
-                    lost_from = at;
                 }
                 None => at += 1,
             }
         }
-        // What is missing behind the bytes is lost, too.
-        let to = if at < bytes.len() { at } else { limit };
-        lost(lost_from, to, began, sink);
-        self.next.lsn = began + to as Lsn;
-        self.is_chained = false;
+        (singles, at)
     }
 
     /// The record at the front of `bytes`, when it is valid by itself.
@@ -346,6 +372,21 @@ impl Salvage {
 /// The first hole that has a part of this range.
 fn hole<'a>(holes: &'a [Range<Lsn>], range: &Range<Lsn>) -> Option<&'a Range<Lsn>> {
     holes.iter().find(|hole| hole.start < range.end && range.start < hole.end)
+}
+
+/// Which of these records is the first of those that lead, each saying that it
+/// follows the one before it, to what says that it follows the one with this
+/// checksum.
+fn first_before(records: &[usize], bytes: &[u8], mut crc: u32) -> usize {
+    let mut first = records.len();
+    for (n, at) in records.iter().enumerate().rev() {
+        let header = Header::read(&bytes[*at..]).expect("a record stands there");
+        if header.crc != crc {
+            break;
+        }
+        (first, crc) = (n, header.prev);
+    }
+    first
 }
 
 fn lost(from: usize, to: usize, began: Lsn, sink: Sink<'_>) {
@@ -489,6 +530,10 @@ mod tests {
         ) {
             let (mut bytes, places) = written(&records(&groups));
             let end = bytes.len() as Lsn;
+            let begins = |block: &Lsn| {
+                Commit::read(&bytes[*block as usize..], SALT, *block).is_ok()
+            };
+            let commits: Vec<Lsn> = (0..end).step_by(BLOCK).filter(begins).collect();
             let segment_bytes = OPTIONS.segment_bytes as usize;
             // And a segment that was made ahead.
             bytes.resize(bytes.len().next_multiple_of(segment_bytes) + segment_bytes, 0);
@@ -509,11 +554,25 @@ mod tests {
             let is_hit = |(lsn, len): &Place| {
                 hole(&holes, &(*lsn..*lsn + Lsn::from(*len))).is_some()
             };
+            // Nobody can tell whether what has neither its own commit nor one behind
+            // it was ever confirmed.
+            let can_be_read = |commit: &&Lsn| {
+                hole(&holes, &(**commit..**commit + COMMIT_BYTES as Lsn)).is_none()
+            };
+            let readable = commits.iter().rfind(can_be_read).copied();
+            let last = commits.iter().rfind(|it| Some(**it) <= readable || is_vouched);
+            let believed = last.map_or(0, |last| {
+                commits.iter().find(|it| *it > last).copied().unwrap_or(end)
+            });
             let vouched = if is_vouched { end } else { 0 };
             let (records, lost, went_on) = salvaged_around(&bytes, &holes, vouched);
-            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
-            prop_assert_eq!(records, expected);
-            for (lsn, len) in places.iter().filter(|place| is_hit(place)) {
+            let is_expected = |place: &&Place| !is_hit(place) && place.0 < believed;
+            let expected: Vec<_> = places.iter().filter(is_expected).copied().collect();
+            // Where nothing but zeroes is missing a record is whole.
+            prop_assert!(records.iter().all(|place| places.contains(place)));
+            let found: Vec<_> = records.iter().filter(is_expected).copied().collect();
+            prop_assert_eq!(found, expected);
+            for (lsn, len) in places.iter().filter(|place| !records.contains(place)) {
                 let is_told = |(from, to): &(Lsn, Lsn)| *from < lsn + Lsn::from(*len) && lsn < to;
                 prop_assert!(lost.iter().any(is_told), "{lsn} is not told: {lost:?} {holes:?} {places:?} {went_on:?}");
             }
