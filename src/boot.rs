@@ -483,8 +483,10 @@ fn announce(config: &Config, addresses: &[SocketAddr], admin: SocketAddr, shards
     let listen: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     terminal::mention(&format!("ready listen={} admin={admin}\n", listen.join(",")));
     let first = &listen[0];
+    let serve =
+        if shards == 1 { "1 shard serves".into() } else { format!("{shards} shards serve") };
     tracing::info!(
-        "{shards} shards serve {} (protocols v1 and v2); data in {}",
+        "{serve} {} (protocols v1 and v2); data in {}",
         listen.join(", "),
         absolute(&config.data_dir)
     );

@@ -24,7 +24,7 @@ pub(crate) fn read_back(
     let recovered = dir
         .recover(&mut replay, &mut |at| teller.reading(shard, at))
         .map_err(|error| Exit::data(error.to_string()))?;
-    tell_recovery(shard, &recovered);
+    tell_recovery(shard, &recovered, log.segment_bytes);
     if replay.contradictions() > 0 {
         return Err(Exit::data(format!(
             "the log of shard {shard} contradicts itself in {} records; nothing was changed, \
@@ -35,7 +35,7 @@ pub(crate) fn read_back(
     Ok((replay, recovered))
 }
 
-fn tell_recovery(shard: ShardId, recovered: &Recovered) {
+fn tell_recovery(shard: ShardId, recovered: &Recovered, segment_bytes: u64) {
     let ms = recovered.elapsed.as_millis();
     let log = bytes(recovered.replayed_bytes);
     match &recovered.snapshot {
@@ -62,9 +62,23 @@ fn tell_recovery(shard: ShardId, recovered: &Recovered) {
             torn.lsn
         );
     }
+    if let Some(last) = recovered.segments.last()
+        && recovered.start.lsn == (last + 1) * segment_bytes
+    {
+        tracing::warn!("shard {shard}: {}", ends_with(*last));
+    }
     for path in &recovered.foreign {
         tracing::warn!("shard {shard}: {} is not part of the log; left alone", path.display());
     }
+}
+
+/// What it means when nothing was made ahead of the log.
+pub(crate) fn ends_with(segment: u64) -> String {
+    format!(
+        "the log ends where its last file does, segment {segment}, and a server keeps one more \
+         ahead unless the disk is full; if files behind it were deleted, bring them back before \
+         anything is sent"
+    )
 }
 
 /// A number of bytes for people.

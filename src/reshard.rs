@@ -93,8 +93,9 @@ pub(crate) fn reshard(data: &mut DataDir, shards: u16, layout: &Layout<'_>) -> R
         }
     }
     data.switch(next).map_err(refused)?;
+    let of = if shards == 1 { "shard" } else { "shards" };
     tracing::info!(
-        "rewritten for {shards} shards in {} ms, {} of messages copied; the old layout is removed \
+        "rewritten for {shards} {of} in {} ms, {} of messages copied; the old layout is removed \
          next",
         began.elapsed().as_millis(),
         bytes(total)

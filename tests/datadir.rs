@@ -13,8 +13,10 @@ use std::thread;
 
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
+use server::files::{self, check, iris_shard, snapshots};
 use server::mounted::Mounted;
 use server::peer::Peer;
+use server::skipped::skipped;
 use server::{Deadline, PATIENCE, Server, Setup, allow};
 use wal::manifest::Manifest;
 use wire::id::Class;
@@ -95,10 +97,11 @@ fn check_untouched(setup: &Setup, told: &[&str]) -> String {
     stderr
 }
 
+/// Nobody, everywhere.
+const OTHER: u32 = 65_534;
+
 #[test]
 fn a_directory_of_another_user_is_refused() {
-    /// Nobody, everywhere.
-    const OTHER: u32 = 65_534;
     let is_root = rustix::process::geteuid().is_root();
     let setup = Setup::new().shards(1);
     written(&setup, 3);
@@ -112,10 +115,50 @@ fn a_directory_of_another_user_is_refused() {
     for mode in [0o700, 0o755] {
         allow(setup.data_dir(), mode);
         let other = if is_root { setup.clone().user(OTHER) } else { setup.clone() };
-        check_untouched(&other, &["this user may not write", "change its owner or permissions"]);
+        check_untouched(
+            &other,
+            &["this user may not read or write", "change its owner or permissions"],
+        );
     }
     allow(&lock, 0o600);
     check_messages(&setup.start(), 3);
+}
+
+/// What root makes there the owner could not read.
+#[test]
+fn root_leaves_the_directory_of_another_user_alone() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root can give files away");
+    }
+    let setup = Setup::new().shards(1);
+    written(&setup, 3);
+    allow(&setup.data_dir().join(".."), 0o755);
+    let give = |path: &Path| std::os::unix::fs::chown(path, Some(OTHER), Some(OTHER)).unwrap();
+    for path in
+        [setup.data_dir(), &setup.data_dir().join("shard-0000"), &setup.data_dir().join("lock")]
+    {
+        give(path);
+    }
+    contents(setup.data_dir()).iter().for_each(|(path, _)| give(path));
+    check_untouched(&setup, &["belongs to the user with id 65534", "chown -R 0"]);
+    check_messages(&setup.clone().user(OTHER).start(), 3);
+}
+
+/// Files were deleted behind what is left, and nothing says so but that nothing
+/// was made ahead.
+#[test]
+fn a_log_that_ends_with_its_last_file_is_told() {
+    let setup = files::filled(600);
+    snapshots(&setup).iter().for_each(|path| fs::remove_file(path).unwrap());
+    let shown = files::json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
+    let end = shown["shards"][0]["log"]["end"].as_u64().unwrap();
+    let first = (end / shown["segment_bytes"].as_u64().unwrap()) as u32;
+    let there = (first..).map(|index| segment(&setup, index)).take_while(|path| path.exists());
+    there.for_each(|path| fs::remove_file(path).unwrap());
+    let words = ["healthy", "the log ends where its last file does", "bring them back"];
+    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &words);
+    let server = setup.start();
+    assert!(server.stderr().contains(words[1]), "{}", server.stderr());
 }
 
 #[test]
@@ -151,8 +194,12 @@ fn another_format_is_refused() {
     written(&setup, 3);
     let path = setup.data_dir().join("manifest.toml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replace("format = 3\n", "format = 4\n")).unwrap();
+    let newer = Manifest { format: 4, ..Manifest::decode(&text).unwrap() };
+    fs::write(&path, newer.encode()).unwrap();
     check_untouched(&setup, &["format 4", "reads formats 1 to 3", "or a newer one"]);
+    // One that rotted is another thing.
+    fs::write(&path, text.replace("format = 3\n", "format = 7\n")).unwrap();
+    check_untouched(&setup, &["its format is damaged", "iris-shard repair"]);
     // An edited manifest is noticed.
     fs::write(&path, text.replace("shards = 1\n", "shards = 2\n")).unwrap();
     check_untouched(&setup, &["manifest.toml", "edited or damaged", "backup"]);

@@ -4,15 +4,19 @@
 mod server;
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 use server::files::{
-    body, check, check_goes_on, contents, filled, find, flip, iris_shard, json, newest_start,
-    numbers, pass, passed, segment, snapshots, taken, written,
+    body, check, check_goes_on, command, contents, filled, find, flip, iris_shard, json,
+    newest_start, numbers, pass, passed, segment, snapshots, taken, written,
 };
-use server::{PATIENCE, Server, Setup};
+use server::skipped::skipped;
+use server::{PATIENCE, Server, Setup, allow};
+use wal::manifest::Manifest;
 
 /// A start is refused, a look changes nothing, then it is repaired, and there is
 /// nothing left to repair. What the look and the repair said.
@@ -329,7 +333,8 @@ fn a_repair_that_cannot_be_is_refused() {
     let setup = server.stop();
     let manifest = dir.join("manifest.toml");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("format = 3\n", "format = 9\n")).unwrap();
+    let newer = Manifest { format: 9, ..Manifest::decode(&text).unwrap() };
+    fs::write(&manifest, newer.encode()).unwrap();
     check(&iris_shard("repair", &dir, &["--yes"]), 3, &["format 9", "or a newer one"]);
     fs::remove_file(&manifest).unwrap();
     let copy = dir.join("manifest.copy.toml");
@@ -357,9 +362,10 @@ fn a_manifest_is_brought_back_from_its_copy() {
     let setup = written(5);
     let path = setup.data_dir().join("manifest.toml");
     let whole = fs::read(&path).unwrap();
-    for damaged in [true, false] {
-        if damaged {
-            flip(&path, whole.len() - 20);
+    let format = find(&path, "format = 3") + "format = 3".len() - 1;
+    for damaged in [Some(whole.len() - 20), Some(format), None] {
+        if let Some(at) = damaged {
+            flip(&path, at);
         } else {
             fs::remove_file(&path).unwrap();
         }
@@ -372,6 +378,53 @@ fn a_manifest_is_brought_back_from_its_copy() {
         check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["is healthy"]);
     }
     assert_eq!(taken(&setup.start(), "bob").len(), 5);
+}
+
+/// A copy by another user, say.
+#[test]
+fn what_may_not_be_read_is_not_damaged() {
+    const OTHER: u32 = 65_534;
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root can give files away");
+    }
+    let setup = filled(600);
+    let dir = setup.data_dir();
+    allow(&dir.join(".."), 0o755);
+    let give = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+    [dir, &dir.join("shard-0000"), &dir.join("lock")].iter().for_each(|path| give(path, OTHER));
+    contents(dir).iter().for_each(|(path, _)| give(path, OTHER));
+    let before = contents(dir);
+    for path in [segment(&setup, 1), snapshots(&setup)[1].clone()] {
+        give(&path, 0);
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let words = [&name[..], "Permission denied", "change the owner or the permissions"];
+        let output = command("repair", dir, &["--yes"]).uid(OTHER).gid(OTHER).output().unwrap();
+        check(&output, 3, &words);
+        setup.clone().user(OTHER).check_refused(3, &words);
+        assert!(contents(dir) == before);
+        give(&path, OTHER);
+    }
+    assert_eq!(taken(&setup.clone().user(OTHER).start(), "bob").len(), 600);
+}
+
+/// Opening one would wait for somebody who writes to it.
+#[test]
+fn a_pipe_under_one_of_our_names_is_not_waited_for() {
+    let setup = filled(600);
+    let dir = setup.data_dir();
+    let names =
+        ["shard-0000/segment-0000000001.log", "lock", "manifest.toml", "manifest.copy.toml"];
+    for name in names {
+        let (path, kept) = (dir.join(name), dir.join("../kept"));
+        fs::rename(&path, &kept).unwrap();
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        for arguments in [["inspect"], ["repair"]] {
+            let output = iris_shard(arguments[0], dir, &[]);
+            assert!(output.status.code().is_some(), "{name}: {output:?}");
+        }
+        fs::rename(&kept, &path).unwrap();
+    }
+    check(&iris_shard("repair", dir, &[]), 0, &["healthy"]);
 }
 
 /// A directory that was put together by hand.

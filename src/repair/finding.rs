@@ -9,6 +9,7 @@ use wire::id::ShardId;
 use crate::inspect::{bytes, count, name, replay};
 use crate::kept::Kept;
 use crate::progress::Teller;
+use crate::read_back::ends_with;
 
 /// Lines of one kind that a person is shown.
 const LINES_MAX: usize = 20;
@@ -48,6 +49,12 @@ impl Finding {
             && found.flawed.is_empty()
             && found.missing.is_empty()
             && found.lost.is_empty()
+    }
+
+    /// The last segment, if the log ends exactly where it does.
+    fn ends_with_last_file(&self) -> Option<u64> {
+        let last = self.kept.dir.files().ok()?.segments.last()?.index;
+        (self.kept.salvaged.end() == (last + 1) * self.segment_bytes).then_some(last)
     }
 
     /// Why a start would be refused now, if it would: asked again after a repair.
@@ -93,6 +100,9 @@ impl Finding {
                 "Shard {}: healthy, {waiting} messages wait and all of them can be read\n",
                 self.id
             );
+            if let Some(last) = self.ends_with_last_file() {
+                let _ = writeln!(out, "  But {}", ends_with(last));
+            }
             for (path, why) in &self.kept.salvaged.damaged_snapshots {
                 let path = path.display();
                 let _ = writeln!(

@@ -26,6 +26,7 @@ mod checksum;
 pub mod clean;
 pub mod commit;
 pub mod disk;
+mod file;
 pub mod log;
 pub mod manifest;
 pub mod record;

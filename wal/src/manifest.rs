@@ -15,6 +15,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::file;
 use crate::{FORMAT, FORMAT_OLDEST};
 
 /// The manifest's file name.
@@ -117,9 +118,23 @@ impl Manifest {
             text.parse().map_err(|_| broken("it is not TOML, so it is damaged"))?;
         let format = table.get("format").and_then(toml::Value::as_integer);
         let format = format.ok_or_else(|| broken("it does not say which format it has"))?;
-        if !(i64::from(FORMAT_OLDEST)..=i64::from(FORMAT)).contains(&format) {
+        let formats = i64::from(FORMAT_OLDEST)..=i64::from(FORMAT);
+        if !formats.contains(&format) {
+            // The checksum tells one that was written from one that rotted.
+            for format in formats {
+                let mut table = table.clone();
+                table.insert("format".into(), format.into());
+                if Manifest::of_table(table).is_ok() {
+                    return Err(broken("its format is damaged: its checksum fits another"));
+                }
+            }
             return Err(ManifestError::OtherFormat(format.try_into().unwrap_or(u32::MAX)));
         }
+        Manifest::of_table(table)
+    }
+
+    fn of_table(table: toml::Table) -> Result<Manifest, ManifestError> {
+        let broken = |why: &str| ManifestError::Broken(why.into());
         let fields: Fields = table.try_into().map_err(|error: toml::de::Error| {
             ManifestError::Broken(format!("it is damaged: {}", error.message()))
         })?;
@@ -142,7 +157,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError`]; `Io` with `NotFound` when there is none.
     pub fn load(dir: &Path) -> Result<Manifest, ManifestError> {
-        Manifest::decode(&fs::read_to_string(dir.join(FILE_NAME))?)
+        Manifest::decode(&file::read_to_string(&dir.join(FILE_NAME))?)
     }
 
     /// Writes the manifest into this directory, replacing the one there is: a
@@ -274,9 +289,9 @@ mod tests {
             let said = Manifest::decode(&text).unwrap_err().to_string();
             assert!(said.contains(word), "{said}");
         };
-        check("format = 3", "format = 4", "format is 4");
+        check("format = 3", "format = 4", "its format is damaged");
         check("format = 3\n", "", "which format");
-        check("format = 3", "format = -1", "format is");
+        check("format = 3", "format = -1", "its format is damaged");
         check("format = 3", "format = 1", "generation");
         check("generation = 3\n", "", "generation");
         check("generation = 3", "generation = 4", "checksum");
@@ -385,11 +400,14 @@ mod tests {
         ) {
             let was = format!("format = {}\n", manifest.format);
             let text = manifest.encode().replace(&was, &format!("format = {format}\n"));
-            let found = Manifest::decode(&text);
+            let found = Manifest::decode(&Manifest { format, ..manifest }.encode());
             prop_assert!(
                 matches!(found, Err(ManifestError::OtherFormat(told)) if told == format),
                 "{:?}", found
             );
+            // One that rotted is known by its checksum.
+            let found = Manifest::decode(&text);
+            prop_assert!(matches!(found, Err(ManifestError::Broken(_))), "{:?}", found);
             // Whatever else a newer one says.
             let found = Manifest::decode(&format!("format = {format}\nlayers = [2, 7]\n"));
             prop_assert!(matches!(found, Err(ManifestError::OtherFormat(_))), "{:?}", found);

@@ -30,6 +30,7 @@ impl DataDir {
         }
         data_dir::refuse_foreign_or_held(path)?;
         data_dir::refuse_linked_lock(path)?;
+        data_dir::refuse_other_owner(path)?;
         if let Some(holder) = data_dir::holder(path) {
             return Err(DataDirError::Locked { path: path.into(), pid: holder.pid });
         }

@@ -16,7 +16,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +26,7 @@ use super::error::DataDirError;
 use super::generation::generation_path;
 use super::shard_dir::{ShardDir, is_leftover};
 use super::{manifest_copy, sys};
+use crate::file;
 use crate::manifest::{self, Manifest, ManifestError};
 use crate::{BLOCK_LSN, FORMAT};
 
@@ -67,6 +68,7 @@ impl DataDir {
         options.check()?;
         make_dir(path)?;
         refuse_foreign_or_held(path)?;
+        refuse_other_owner(path)?;
         let lock = take_lock(path)?;
         let manifest = match Manifest::load(path) {
             Ok(manifest) => manifest,
@@ -244,6 +246,19 @@ pub(super) fn refuse_foreign_or_held(path: &Path) -> Result<(), DataDirError> {
     }
 }
 
+/// What root makes in somebody else's directory its owner cannot read.
+pub(super) fn refuse_other_owner(path: &Path) -> Result<(), DataDirError> {
+    let names = [manifest::FILE_NAME, manifest_copy::COPY_NAME];
+    let found = names.iter().find_map(|name| fs::metadata(path.join(name)).ok());
+    let Some(found) = found else { return Ok(()) };
+    let (owner, user) = (found.uid(), sys::user());
+    // Anybody else may not do it anyway.
+    if owner == user || user != 0 {
+        return Ok(());
+    }
+    Err(DataDirError::OtherOwner { path: path.into(), owner, user })
+}
+
 /// The kernel lets go of the lock with the process, however it ends.
 pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
     let path = dir.join(LOCK_NAME);
@@ -256,7 +271,7 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
         .truncate(false)
         .mode(0o600)
         // The process id would be written over whatever a link leads to.
-        .custom_flags(libc::O_NOFOLLOW)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .map_err(failed)?;
     match file.try_lock() {
@@ -293,7 +308,7 @@ pub struct Holder {
 /// Who holds the directory's lock, if anybody does. Asking takes it for a
 /// moment, shared, which only a server that starts in that moment could notice.
 pub(super) fn holder(dir: &Path) -> Option<Holder> {
-    let mut file = File::open(dir.join(LOCK_NAME)).ok()?;
+    let mut file = file::open(&dir.join(LOCK_NAME)).ok()?;
     match file.try_lock_shared() {
         Err(fs::TryLockError::WouldBlock) => {
             let mut text = String::new();

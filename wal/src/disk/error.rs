@@ -24,7 +24,16 @@ pub enum DataDirError {
         /// What could not be written.
         path: PathBuf,
     },
-    /// This user may not write it.
+    /// It is somebody else's.
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+        /// As whom this process runs.
+        user: u32,
+    },
+    /// This user may not read or write it.
     NotWritable {
         /// What could not be written.
         path: PathBuf,
@@ -136,8 +145,15 @@ impl fmt::Display for DataDirError {
             ),
             DataDirError::NotWritable { path } => write!(
                 f,
-                "this user may not write {}; change its owner or permissions, or choose another \
-                 data directory",
+                "this user may not read or write {}; change its owner or permissions, or choose \
+                 another data directory",
+                path.display()
+            ),
+            DataDirError::OtherOwner { path, owner, user } => write!(
+                f,
+                "the data directory {} belongs to the user with id {owner}, who could not read what \
+                 this process makes there as user {user}; run as its owner, or give all of it to this \
+                 user with `chown -R {user}`",
                 path.display()
             ),
             DataDirError::NotADirectory { path } => write!(
@@ -229,6 +245,9 @@ fn advice(error: &io::Error) -> &'static str {
         Some(libc::EXDEV) => {
             "; it is on another file system than what is beside it in the data directory, and files \
              are moved within one only: put all of it on one"
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "; this user may not do that: change the owner or the permissions of the file"
         }
         Some(libc::EIO) => "; the disk, or what connects it, fails: the kernel's log says more",
         _ => "",

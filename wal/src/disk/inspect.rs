@@ -20,6 +20,7 @@ use super::shard_dir::ShardDir;
 use super::snapshots::{self, Loaded};
 use crate::Lsn;
 use crate::commit::{COMMIT_BYTES, Commit};
+use crate::file;
 use crate::log::LogStart;
 use crate::manifest::{self, Manifest};
 use crate::record::{self, HEADER_BYTES, Header, KIND_COMMIT, Malformed, Record};
@@ -212,7 +213,7 @@ impl ShardDir {
             _ => NoRecord::Io(path.clone(), error),
         };
         let malformed = |why| NoRecord::Malformed(path.clone(), offset, why);
-        let file = File::open(&path).map_err(failed)?;
+        let file = file::open(&path).map_err(failed)?;
         let mut head = [0; HEADER_BYTES];
         file.read_exact_at(&mut head, offset).map_err(failed)?;
         let header = Header::read(&head).expect("as long as a header");

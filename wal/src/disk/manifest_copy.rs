@@ -14,8 +14,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use super::data_dir::{shard_path, sync_dir, take_lock};
+use super::data_dir::{refuse_other_owner, shard_path, sync_dir, take_lock};
 use super::error::DataDirError;
+use crate::file;
 use crate::manifest::{FILE_NAME, Manifest};
 
 /// The copy's file name.
@@ -34,7 +35,7 @@ pub(super) fn refresh(dir: &Path, manifest: &Manifest, has_begun: bool) {
         text += BEGUN;
         text += "\n";
     }
-    if fs::read_to_string(dir.join(COPY_NAME)).is_ok_and(|copy| copy == text) {
+    if file::read_to_string(&dir.join(COPY_NAME)).is_ok_and(|copy| copy == text) {
         return;
     }
     let _ = write(dir, &text);
@@ -42,7 +43,7 @@ pub(super) fn refresh(dir: &Path, manifest: &Manifest, has_begun: bool) {
 
 /// Whether the copy says that the logs of this layout have begun.
 pub(super) fn says_begun(dir: &Path, manifest: &Manifest) -> bool {
-    let Ok(text) = fs::read_to_string(dir.join(COPY_NAME)) else { return false };
+    let Ok(text) = file::read_to_string(&dir.join(COPY_NAME)) else { return false };
     let is_of_layout =
         |copy: Manifest| copy.salts == manifest.salts && copy.generation == manifest.generation;
     text.lines().any(|line| line == BEGUN) && Manifest::decode(&text).is_ok_and(is_of_layout)
@@ -70,7 +71,7 @@ pub fn has_copy(dir: &Path) -> bool {
 }
 
 fn load(dir: &Path) -> Option<Manifest> {
-    let manifest = Manifest::decode(&fs::read_to_string(dir.join(COPY_NAME)).ok()?).ok()?;
+    let manifest = Manifest::decode(&file::read_to_string(&dir.join(COPY_NAME)).ok()?).ok()?;
     let is_there = |shard| shard_path(dir, manifest.generation, shard).is_dir();
     (0..manifest.shards).any(is_there).then_some(manifest)
 }
@@ -81,6 +82,7 @@ fn load(dir: &Path) -> Option<Manifest> {
 /// # Errors
 /// [`DataDirError`], also when somebody holds the directory or there is no copy.
 pub fn restore(dir: &Path, aside: &Path) -> Result<(), DataDirError> {
+    refuse_other_owner(dir)?;
     let _lock = take_lock(dir)?;
     let Some(manifest) = load(dir) else {
         return Err(DataDirError::NotADataDir { path: dir.into() });

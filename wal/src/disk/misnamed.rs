@@ -4,7 +4,6 @@
 //! their names.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -14,6 +13,7 @@ use super::data_dir::sync_dir;
 use super::shard_dir::{ShardDir, segment_name};
 use super::sys;
 use crate::BLOCK;
+use crate::file;
 use crate::segment::{self, HeaderError};
 
 /// A segment under the name of another one.
@@ -81,7 +81,7 @@ impl ShardDir {
 
     /// The segment that the head of this file begins, when it is one of this log.
     fn head_says(&self, name: u64) -> Option<u64> {
-        let file = File::open(self.path.join(segment_name(name))).ok()?;
+        let file = file::open(&self.path.join(segment_name(name))).ok()?;
         let mut head = [0; BLOCK];
         file.read_exact_at(&mut head, 0).ok()?;
         match self.header(name).expect(&head) {

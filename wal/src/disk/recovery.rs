@@ -15,6 +15,7 @@ use super::data_dir::sync_dir;
 use super::error::RecoverError;
 use super::shard_dir::{Listing, ShardDir};
 use super::snapshots::{self, Loaded};
+use super::sys;
 use crate::log::{LogOptions, LogStart};
 use crate::recover::{Restore, Scanner, Torn};
 use crate::{Lsn, segment};
@@ -115,6 +116,7 @@ impl ShardDir {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Recovered, Lsn), RecoverError> {
         let began = Instant::now();
+        self.refuse_forbidden(&listing)?;
         self.refuse_newer_snapshots(&listing)?;
         let (snapshot, damaged) = self.load_newest(&listing, into, progress);
         // A snapshot gets its name when the log is durable beyond its start,
@@ -146,6 +148,20 @@ impl ShardDir {
             foreign: listing.foreign,
         };
         Ok((recovered, durable))
+    }
+
+    /// What this user may not read is not damaged.
+    pub(super) fn refuse_forbidden(&self, listing: &Listing) -> Result<(), RecoverError> {
+        let segments = listing.segments.iter().map(|index| self.segment_path(*index));
+        let snapshots = listing.snapshots.iter().map(|start| self.snapshot_path(*start));
+        for path in segments.chain(snapshots) {
+            if let Err(error) = sys::check_readable(&path)
+                && error.kind() == io::ErrorKind::PermissionDenied
+            {
+                return Err(self.io(&path, error));
+            }
+        }
+        Ok(())
     }
 
     /// A snapshot of a newer version is none that is damaged: nothing is to be

@@ -15,7 +15,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::data_dir::{DataDir, sync_dir};
+use super::data_dir::{DataDir, refuse_other_owner, sync_dir};
 use super::error::{DataDirError, RecoverError};
 use super::inspect::Inspection;
 use super::manifest_copy;
@@ -25,6 +25,7 @@ use super::segments::{Unnamed, make_unnamed};
 use super::shard_dir::{Listing, ShardDir};
 use super::snapshots::Loaded;
 use crate::clean::Walker;
+use crate::file;
 use crate::log::LogStart;
 use crate::record::Record;
 use crate::salvage::{Piece, Rescue, Salvage, Survey, fresh_segment};
@@ -122,6 +123,7 @@ impl DataDir {
     /// # Errors
     /// What the system said, with the path.
     pub fn begin_to_write(self) -> Result<DataDir, DataDirError> {
+        refuse_other_owner(&self.path)?;
         self.upgrade()
     }
 }
@@ -194,6 +196,7 @@ impl ShardDir {
 
     /// What a newer version wrote is not damaged, and not for this one to judge.
     fn refuse_newer(&self, listing: &Listing) -> Result<(), RecoverError> {
+        self.refuse_forbidden(listing)?;
         self.refuse_newer_snapshots(listing)?;
         for index in &listing.segments {
             if let Err(error @ RecoverError::Header { why: HeaderError::OtherFormat(_), .. }) =
@@ -333,7 +336,7 @@ impl ShardDir {
     fn read_loosely(&self, index: u64) -> Loose {
         let base = segment::base(index, self.segment_bytes);
         let mut found = Loose { bytes: vec![0; self.segment_bytes as usize], ..Loose::default() };
-        let opened = File::open(self.segment_path(index))
+        let opened = file::open(&self.segment_path(index))
             .and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
         let (file, len) = match opened {
             Ok(it) => it,
@@ -583,7 +586,7 @@ impl Records {
     pub fn get(&mut self, lsn: Lsn, len: u32) -> Option<Record<'_>> {
         let index = segment::index(lsn, self.dir.segment_bytes);
         if self.open.as_ref().is_none_or(|(open, _)| *open != index) {
-            self.open = Some((index, File::open(self.dir.segment_path(index)).ok()));
+            self.open = Some((index, file::open(&self.dir.segment_path(index)).ok()));
         }
         let (_, file) = self.open.as_ref().expect("opened above");
         self.memory.resize(len as usize, 0);

@@ -17,6 +17,7 @@ use super::segments::Segments;
 use super::snapshots::snapshot_name;
 use super::sys;
 use crate::clean::Walker;
+use crate::file;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::segment::{self, SegmentHeader};
@@ -186,7 +187,7 @@ impl ShardDir {
     pub(super) fn open_segment(&self, index: u64) -> Result<File, RecoverError> {
         let path = self.segment_path(index);
         let failed = |error| self.io(&path, error);
-        let file = File::open(&path).map_err(failed)?;
+        let file = file::open(&path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?.len();
         let mut block = vec![0; BLOCK.min(found as usize)];
         file.read_exact_at(&mut block, 0).map_err(failed)?;

@@ -15,6 +15,7 @@ use super::data_dir::sync_dir;
 use super::recovery::{Phase, Progress};
 use super::shard_dir::ShardDir;
 use super::sys;
+use crate::file;
 use crate::log::LogStart;
 use crate::recover::Restore;
 use crate::snapshot::{Broken, FRAME_BYTES_MAX, Flaw, Part, Reader};
@@ -215,7 +216,7 @@ const FIRST_BYTES_MAX: u64 = 4096;
 /// The format of a snapshot of a newer version, which its checksum vouches for.
 pub(super) fn newer_format(dir: &ShardDir, start: Lsn) -> Option<u32> {
     let mut bytes = Vec::new();
-    let file = File::open(dir.snapshot_path(start)).ok()?;
+    let file = file::open(&dir.snapshot_path(start)).ok()?;
     file.take(FIRST_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     match Reader::new(dir.salt, dir.shard).frame(&bytes) {
         Err(Broken { what: Flaw::OtherFormat(format), .. }) if format > FORMAT => Some(format),
@@ -236,7 +237,7 @@ pub(super) fn load(
 ) -> Result<Loaded, String> {
     let path = dir.snapshot_path(start);
     let cannot = |error: io::Error| format!("it cannot be read: {error}");
-    let mut file = File::open(&path).map_err(cannot)?;
+    let mut file = file::open(&path).map_err(cannot)?;
     let total = file.metadata().map_err(cannot)?.len();
     let mut reader = Reader::new(dir.salt, dir.shard);
     let mut began = None;

@@ -9,6 +9,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::*;
+use crate::manifest::Manifest;
 use crate::record::Malformed;
 use crate::record::tests::message;
 use crate::salvage::Rescue;
@@ -399,7 +400,8 @@ fn another_format_or_a_lost_shard_is_refused() {
 
     let manifest = dir.path().join("manifest.toml");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replace("format = 3", "format = 9")).unwrap();
+    let newer = Manifest { format: 9, ..Manifest::decode(&text).unwrap() };
+    fs::write(&manifest, newer.encode()).unwrap();
     let error = refusal(dir.path(), options(None));
     assert!(matches!(error, DataDirError::OtherFormat { written: 9, .. }), "{error}");
     fs::write(&manifest, [0xff, 0xfe]).unwrap();
@@ -433,8 +435,8 @@ fn what_the_system_says_gets_its_name() {
         assert!(said.contains("/data") && said.contains(word), "{said}");
     };
     check(libc::EROFS, "read-only");
-    check(libc::EACCES, "may not write");
-    check(libc::EPERM, "may not write");
+    check(libc::EACCES, "may not read or write");
+    check(libc::EPERM, "may not read or write");
     check(libc::ENOTDIR, "not a directory");
     check(libc::ENOSPC, "no space");
     check(libc::EDQUOT, "no space");
