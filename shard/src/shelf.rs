@@ -175,7 +175,7 @@ pub(crate) struct Shelves {
     /// The same, when the log had no room for what would have come back.
     postponed: Vec<Try>,
     /// Whose shelf is tried at the next tick: a device that was handed something
-    /// of it has spoken, or gone.
+    /// of it has spoken, or gone, or what is on it was on its way to the disk.
     again: BTreeSet<UserIndex>,
 }
 
@@ -379,11 +379,13 @@ impl Shard {
         let mut seq = from.seq;
         while let Some(it) = shelf.from(seq) {
             let Entry { lsn, len, .. } = it.entry;
-            // A connected device may say any time that it has it. If cleaning
-            // has just copied it, it is not on the disk yet.
-            if self.users[from.user].is_connected(shelf.handed_to(it.seq))
-                || lsn + u64::from(len) > durable
-            {
+            // If cleaning has just copied it, it is not on the disk yet.
+            let is_copied = lsn + u64::from(len) > durable;
+            if is_copied {
+                self.shelves.again.insert(from.user);
+            }
+            // A connected device may say any time that it has it.
+            if is_copied || self.users[from.user].is_connected(shelf.handed_to(it.seq)) {
                 seq = it.seq + 1;
                 continue;
             }

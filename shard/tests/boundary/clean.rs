@@ -244,3 +244,27 @@ fn a_segment_that_is_damaged_is_not_tried_again() {
          snapshot",
     );
 }
+
+/// Cleaning has just copied what is on the shelf when its recipient logs in: it
+/// is tried when the copy is durable, and not at the next login only.
+#[test]
+fn what_is_aside_and_on_its_way_is_tried_when_it_is_there() {
+    check_after_filling(
+        "rot a
+         2 hello bob 1
+         > 2 welcome 1..1
+         > damaged 101
+         commit
+         2 close
+         rot a
+         tick 100
+         tick 100
+         2 hello bob 1
+         > 2 welcome 2..1
+         tick 100
+         commit
+         tick 100
+         commit
+         > 2 deliver 2 alice a…20000",
+    );
+}
