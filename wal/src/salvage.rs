@@ -114,7 +114,7 @@ impl Salvage {
     /// is certain to be where a commit begins and what it chains to.
     pub fn new(start: LogStart, is_exact: bool, segment_bytes: u64, survey: &Survey) -> Salvage {
         // A snapshot may vouch for a part of a commit, which was written at once.
-        let durable = survey.durable.next_multiple_of(BLOCK_LSN);
+        let durable = survey.durable.checked_next_multiple_of(BLOCK_LSN).unwrap_or(Lsn::MAX);
         Salvage { segment_bytes, durable, next: start, is_chained: is_exact, is_over: false }
     }
 
@@ -127,17 +127,21 @@ impl Salvage {
     pub fn segment(&mut self, base: Lsn, bytes: &[u8], holes: &[Range<Lsn>], sink: Sink<'_>) {
         let end = base + self.segment_bytes;
         assert!((base..end).contains(&self.next.lsn) || self.is_over, "segments come in order");
+        // Commits that began in a hole may reach as far as anything stands.
+        let is_used = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+        let blocks = if holes.is_empty() { &[] } else { bytes };
+        let used = blocks.chunks(BLOCK).rposition(is_used).map_or(0, |at| at as Lsn + 1);
+        let used_to = base + used * BLOCK_LSN;
         while !self.is_over && self.next.lsn < end {
             let rest = bytes.get((self.next.lsn - base) as usize..).unwrap_or_default();
             if let Some(commit) = self.commit(rest, end, holes) {
                 self.take(&rest[..commit.commit_bytes as usize], &commit, sink);
             } else if self.next.lsn < self.durable {
-                // Not a hole in two parts.
                 let across = hole(holes, &(self.durable..self.durable + 1));
-                let to = across.map_or(self.durable, |hole| hole.end);
-                self.resync(rest, end.min(to), true, sink);
+                let to = across.map_or(self.durable, |hole| hole.end.max(used_to));
+                self.resync(rest, end.min(to), sink);
             } else if let Some(hole) = self.hole_in_the_way(holes, rest) {
-                self.resync(rest, self.end_behind(hole, rest), false, sink);
+                self.resync(rest, hole.end.max(used_to), sink);
             } else {
                 self.is_over = true;
             }
@@ -151,14 +155,6 @@ impl Salvage {
         let stands = bytes.iter().take(BLOCK).any(|byte| *byte != 0);
         let end = if stands { Lsn::MAX } else { head.end };
         hole(holes, &(head.start..end))
-    }
-
-    /// Where what the disk refuses in this hole may have ended: commits that
-    /// began in it may reach as far as anything stands.
-    fn end_behind(&self, hole: &Range<Lsn>, bytes: &[u8]) -> Lsn {
-        let is_used = |block: &[u8]| block.iter().any(|byte| *byte != 0);
-        let used = bytes.chunks(BLOCK).rposition(is_used).map_or(0, |at| at as Lsn + 1);
-        hole.end.max(self.next.lsn + used * BLOCK_LSN)
     }
 
     /// The next segment is missing although one behind it is there: it had been
@@ -196,7 +192,8 @@ impl Salvage {
         // Nothing vouches for it: it must be what a start would take, or would
         // perhaps take if the disk gave it.
         let follows = !self.is_chained
-            || header.prev == self.next.prev_crc && commit.seq == self.next.commit_seq + 1;
+            || header.prev == self.next.prev_crc
+                && Some(commit.seq) == self.next.commit_seq.checked_add(1);
         let is_new = commit.seq > self.next.commit_seq;
         let place = self.next.lsn..self.next.lsn + Lsn::from(commit.record_bytes);
         let is_good = || {
@@ -295,21 +292,22 @@ impl Salvage {
     /// Looks for the next commit, block by block, and for single records before
     /// it, up to `end`. Where the log is not known to have been durable they count
     /// if the commit follows them.
-    fn resync(&mut self, bytes: &[u8], end: Lsn, is_durable: bool, sink: Sink<'_>) {
+    fn resync(&mut self, bytes: &[u8], end: Lsn, sink: Sink<'_>) {
         let began = self.next.lsn;
         let limit = (end - began) as usize;
         let bytes = &bytes[..bytes.len().min(limit)];
         let (singles, at) = self.singles(bytes);
         let commit = Commit::read(&bytes[at..], self.next.salt, began + at as Lsn).ok();
         let first = match commit {
-            _ if is_durable => 0,
             Some((header, commit)) if commit.seq > self.next.commit_seq => {
                 first_before(&singles, bytes, header.prev)
             }
             _ => singles.len(),
         };
+        let sure = singles.partition_point(|at| began + (*at as Lsn) < self.durable);
+        let (sure, rest) = (&singles[..sure], &singles[first.max(sure)..]);
         let mut lost_from = 0;
-        for &single in &singles[first..] {
+        for &single in sure.iter().chain(rest) {
             lost(lost_from, single, began, sink);
             let lsn = began + single as Lsn;
             let (len, record) = self.valid(&bytes[single..], lsn).expect("it was a moment ago");
@@ -406,6 +404,8 @@ pub fn fresh_segment(survey: &Survey, end: Lsn, segment_bytes: u64) -> u64 {
 mod tests {
     use proptest::prelude::*;
 
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::log::{Log, LogOptions};
     use crate::record::tests::{Owned, any_record, message};
@@ -425,26 +425,38 @@ mod tests {
     /// The bytes of a log with these records, a commit for each group, and
     /// where each record stands.
     fn written(groups: &[Vec<Record<'_>>]) -> (Vec<u8>, Vec<Place>) {
-        let mut log = Log::new(OPTIONS, LogStart::fresh(SALT));
-        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        written_with(groups, 1)
+    }
+
+    /// The same with so many writes under way: what a commit says to be durable is
+    /// older then.
+    fn written_with(groups: &[Vec<Record<'_>>], in_flight: usize) -> (Vec<u8>, Vec<Place>) {
+        let options = LogOptions { writes_in_flight_max: in_flight, ..OPTIONS };
+        let mut log = Log::new(options, LogStart::fresh(SALT));
+        let (mut bytes, mut places, mut flying) = (Vec::new(), Vec::new(), VecDeque::new());
         for group in groups {
             for record in group {
                 if !log.room(record::encoded_len(record)) {
-                    write(&mut log, &mut bytes);
+                    write(&mut log, &mut bytes, &mut flying, in_flight);
+                    flying.drain(..).for_each(|lsn| _ = log.written(lsn, true));
                 }
                 let appended = log.append(record, 5).unwrap();
                 places.push((appended.lsn, appended.len));
             }
-            write(&mut log, &mut bytes);
+            write(&mut log, &mut bytes, &mut flying, in_flight);
         }
         (bytes, places)
     }
 
-    fn write(log: &mut Log, bytes: &mut Vec<u8>) {
-        while let Some(write) = log.next_write() {
+    fn write(log: &mut Log, bytes: &mut Vec<u8>, flying: &mut VecDeque<Lsn>, in_flight: usize) {
+        loop {
+            if flying.len() == in_flight {
+                flying.drain(..1).for_each(|lsn| _ = log.written(lsn, true));
+            }
+            let Some(write) = log.next_write() else { return };
             bytes.resize((write.lsn + Lsn::from(write.len)) as usize, 0);
             bytes[write.lsn as usize..].copy_from_slice(log.write_bytes(&write));
-            log.written(write.lsn, true);
+            flying.push_back(write.lsn);
         }
     }
 
@@ -526,9 +538,10 @@ mod tests {
             groups in groups(),
             holes in prop::collection::vec((any::<prop::sample::Index>(), 1_u64..4), 0..4),
             cut in any::<Option<prop::sample::Index>>(),
-            is_vouched: bool,
+            vouched in any::<prop::sample::Index>(),
+            in_flight in 1..=2_usize,
         ) {
-            let (mut bytes, places) = written(&records(&groups));
+            let (mut bytes, places) = written_with(&records(&groups), in_flight);
             let end = bytes.len() as Lsn;
             let begins = |block: &Lsn| {
                 Commit::read(&bytes[*block as usize..], SALT, *block).is_ok()
@@ -554,19 +567,22 @@ mod tests {
             let is_hit = |(lsn, len): &Place| {
                 hole(&holes, &(*lsn..*lsn + Lsn::from(*len))).is_some()
             };
-            // Nobody can tell whether what has neither its own commit nor one behind
-            // it was ever confirmed.
-            let can_be_read = |commit: &&Lsn| {
-                hole(&holes, &(**commit..**commit + COMMIT_BYTES as Lsn)).is_none()
-            };
-            let readable = commits.iter().rfind(can_be_read).copied();
-            let last = commits.iter().rfind(|it| Some(**it) <= readable || is_vouched);
-            let believed = last.map_or(0, |last| {
-                commits.iter().find(|it| *it > last).copied().unwrap_or(end)
-            });
-            let vouched = if is_vouched { end } else { 0 };
+            let vouched = vouched.index(end as usize / BLOCK + 1) as Lsn * BLOCK_LSN;
             let (records, lost, went_on) = salvaged_around(&bytes, &holes, vouched);
-            let is_expected = |place: &&Place| !is_hit(place) && place.0 < believed;
+            // Where nothing says so nobody can tell whether what has neither its own
+            // commit nor leads to the next was ever confirmed.
+            let can_be_read = |commit: &Lsn| {
+                hole(&holes, &(*commit..commit + COMMIT_BYTES as Lsn)).is_none()
+            };
+            let is_expected = |place: &&Place| {
+                let own = commits.iter().rfind(|commit| **commit < place.0).unwrap();
+                let next = commits.iter().find(|commit| **commit > place.0);
+                let is_led_on = |next: &Lsn| {
+                    can_be_read(next) && hole(&holes, &(place.0..*next)).is_none()
+                };
+                let is_sure = place.0 < vouched || can_be_read(own) || next.is_some_and(is_led_on);
+                is_sure && !is_hit(place)
+            };
             let expected: Vec<_> = places.iter().filter(is_expected).copied().collect();
             // Where nothing but zeroes is missing a record is whole.
             prop_assert!(records.iter().all(|place| places.contains(place)));
@@ -660,6 +676,26 @@ mod tests {
         assert!(salvage.is_over());
         salvage.missing(24 * BLOCK_LSN, &mut sink);
         assert_eq!((lost, salvage.end().lsn), (vec![(8, 16)], 16 * BLOCK_LSN));
+    }
+
+    /// What is known to have been durable may end within a hole, and a commit that
+    /// began in it go on behind.
+    #[test]
+    fn a_hole_across_the_durable_place_hides_nothing_behind_it() {
+        let big = [7; 1800];
+        let one = |body| vec![Record::Message(message(body))];
+        let long = vec![Record::Message(message(&big)); 4];
+        let (mut bytes, places) = written_with(&[one(b"a"), one(b"b"), long, one(b"c")], 2);
+        bytes.resize(OPTIONS.segment_bytes as usize, 0);
+        let hole = BLOCK_LSN..3 * BLOCK_LSN;
+        bytes[BLOCK..3 * BLOCK].fill(0);
+        let (records, lost, end) =
+            salvaged_around(&bytes, std::slice::from_ref(&hole), 2 * BLOCK_LSN);
+        let behind: Vec<_> = places.iter().filter(|it| it.0 >= 3 * BLOCK_LSN).copied().collect();
+        assert!(behind.len() >= 2, "{places:?}");
+        assert_eq!(records[0], places[0]);
+        assert_eq!(&records[1..], &behind, "{lost:?}");
+        assert!(end.lsn > places.last().unwrap().0);
     }
 
     #[test]
