@@ -20,6 +20,7 @@ use crate::exit::Exit;
 use crate::progress::Teller;
 use crate::terminal;
 use shard::ShardReport;
+pub(crate) use shard::TornReport;
 pub(crate) use text::{bytes, count, name, table, time};
 
 /// What to look at.

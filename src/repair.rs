@@ -99,7 +99,7 @@ fn look_and_mend(
                     told.say(&mended.text(&to));
                     report.mended(&mended);
                 }
-                let still_refused = Finding::refusal_now(held, id, &mut teller);
+                let still_refused = Finding::try_start(held, id, &mut teller).err();
                 told.check(id, still_refused.as_deref());
                 report.checked(still_refused);
             }

@@ -141,6 +141,9 @@ fn root_leaves_the_directory_of_another_user_alone() {
     }
     contents(setup.data_dir()).iter().for_each(|(path, _)| give(path));
     check_untouched(&setup, &["belongs to the user with id 65534", "chown -R 0"]);
+    // Who only looks leaves nothing that its owner could not use.
+    fs::remove_file(setup.data_dir().join("lock")).unwrap();
+    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["healthy"]);
     check_messages(&setup.clone().user(OTHER).start(), 3);
 }
 
@@ -342,6 +345,10 @@ fn a_torn_tail_is_cut_and_reported() {
     written(&setup, 40);
     // The last commit, for which no later one vouches, as if it had been torn.
     damage(&segment(&setup, 0), &body(39));
+    let words = ["healthy", "belong to no whole commit", "a start cuts them"];
+    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &words);
+    let looked = files::json(&iris_shard("repair", setup.data_dir(), &["--json"]), 0);
+    assert!(looked["shards"][0]["torn"]["bytes"].as_u64().unwrap() > 0, "{looked}");
     let server = setup.start();
     server.wait_said("cut");
     check_messages(&server, 39);

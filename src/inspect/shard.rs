@@ -7,6 +7,7 @@ use ::shard::{Contents, Replay};
 use serde::Serialize;
 use wal::Restore;
 use wal::disk::{DataDirError, Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
+use wal::recover::Torn;
 use wire::id::ShardId;
 
 use super::{Look, bytes, count, table};
@@ -47,10 +48,17 @@ struct LogReport {
     torn: Option<TornReport>,
 }
 
+/// What a start would cut.
 #[derive(Debug, Serialize)]
-struct TornReport {
+pub(crate) struct TornReport {
     position: u64,
     bytes: u64,
+}
+
+impl TornReport {
+    pub(crate) fn new(torn: &Torn) -> TornReport {
+        TornReport { position: torn.lsn, bytes: torn.bytes }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -178,7 +186,7 @@ impl ShardReport {
             commits: recovered.start.commit_seq,
             replayed_bytes: recovered.replayed_bytes,
             unchecked_below: None,
-            torn: torn.map(|torn| TornReport { position: torn.lsn, bytes: torn.bytes }),
+            torn: torn.map(TornReport::new),
         });
         self.holds = Some(HoldsReport::new(&replay.contents()));
         let contradictions = replay.contradictions();

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use shard::{KeyHasher, Missing, Placed};
 use wal::disk::{DataDir, RecoverError, ShardDir};
+use wal::recover::Torn;
 use wire::id::ShardId;
 
 use crate::inspect::{bytes, count, name, replay};
@@ -19,6 +20,8 @@ pub(super) struct Finding {
     pub(super) id: ShardId,
     /// Why a start would be refused.
     pub(super) refusal: Option<String>,
+    /// What a start would cut off the end of the log.
+    pub(super) torn: Option<Torn>,
     pub(super) kept: Kept,
     pub(super) segment_bytes: u64,
 }
@@ -31,10 +34,13 @@ impl Finding {
         id: ShardId,
         teller: &mut Teller,
     ) -> Result<Finding, RecoverError> {
-        let refusal = Finding::refusal_now(data, id, teller);
+        let (refusal, torn) = match Finding::try_start(data, id, teller) {
+            Ok(torn) => (None, torn),
+            Err(refusal) => (Some(refusal), None),
+        };
         let segment_bytes = data.manifest().segment_bytes;
         let kept = Kept::read(data.manifest(), &data.shard(id), id, teller)?;
-        Ok(Finding { id, refusal, kept, segment_bytes })
+        Ok(Finding { id, refusal, torn, kept, segment_bytes })
     }
 
     /// Whether a start succeeds and everything that waits can be delivered.
@@ -57,12 +63,17 @@ impl Finding {
         (self.kept.salvaged.end() == (last + 1) * self.segment_bytes).then_some(last)
     }
 
-    /// Why a start would be refused now, if it would: asked again after a repair.
-    pub(super) fn refusal_now(data: &DataDir, id: ShardId, teller: &mut Teller) -> Option<String> {
+    /// What a start would cut now, or why it would be refused: asked again after a
+    /// repair.
+    pub(super) fn try_start(
+        data: &DataDir,
+        id: ShardId,
+        teller: &mut Teller,
+    ) -> Result<Option<Torn>, String> {
         let manifest = data.manifest();
         let hasher = KeyHasher::new(manifest.seed);
         let replay = replay(id, manifest.shards, hasher, manifest.segment_bytes);
-        refusal(&data.shard(id), id, replay, teller)
+        look_back(&data.shard(id), id, replay, teller)
     }
 
     /// What waits in segments that are given up.
@@ -100,6 +111,16 @@ impl Finding {
                 "Shard {}: healthy, {waiting} messages wait and all of them can be read\n",
                 self.id
             );
+            if let Some(torn) = &self.torn {
+                let _ = writeln!(
+                    out,
+                    "  {} bytes from position {} on belong to no whole commit, as a crash leaves \
+                     them; a start cuts them, and no repair can tell whether the disk had \
+                     confirmed them",
+                    count(torn.bytes),
+                    torn.lsn
+                );
+            }
             if let Some(last) = self.ends_with_last_file() {
                 let _ = writeln!(out, "  But {}", ends_with(last));
             }
@@ -146,7 +167,7 @@ impl Finding {
         });
         let lost = found.lost.iter().map(|lost| {
             format!(
-                "{} bytes at file offset {} of {} (log position {}) are not what they were",
+                "{} bytes at file offset {} of {} (log position {}) are not what they were, or cannot be read",
                 lost.bytes,
                 lost.offset,
                 lost.path.display(),
@@ -247,22 +268,20 @@ impl Finding {
 }
 
 /// Why a start would be refused, if it would.
-fn refusal(
+fn look_back(
     dir: &ShardDir,
     id: ShardId,
     mut replay: shard::Replay,
     teller: &mut Teller,
-) -> Option<String> {
+) -> Result<Option<Torn>, String> {
     if !dir.path().is_dir() {
-        return Some(format!("{} is missing", dir.path().display()));
+        return Err(format!("{} is missing", dir.path().display()));
     }
-    match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
-        Err(error) => Some(error.to_string()),
-        Ok(_) => {
-            let contradictions = replay.contradictions();
-            (contradictions > 0)
-                .then(|| format!("the log contradicts itself in {contradictions} records"))
-        }
+    let read = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
+    let recovered = read.map_err(|error| error.to_string())?;
+    match replay.contradictions() {
+        0 => Ok(recovered.torn),
+        records => Err(format!("the log contradicts itself in {records} records")),
     }
 }
 

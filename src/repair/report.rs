@@ -5,7 +5,7 @@ use wire::id::ShardId;
 
 use super::finding::Finding;
 use super::mend::Mended;
-use crate::inspect::name;
+use crate::inspect::{TornReport, name};
 
 /// A whole directory.
 #[derive(Debug, Serialize)]
@@ -31,6 +31,8 @@ pub(super) struct ShardReport {
     healthy: bool,
     /// Why a start would be refused.
     refusal: Option<String>,
+    /// What a start would cut off the end of the log, as after a crash.
+    torn: Option<TornReport>,
     damage: DamageReport,
     cost: CostReport,
     kept_messages: u64,
@@ -136,6 +138,7 @@ impl ShardReport {
             shard: finding.id,
             healthy: finding.is_healthy(),
             refusal: finding.refusal.clone(),
+            torn: finding.torn.as_ref().map(TornReport::new),
             damage: DamageReport {
                 snapshots: found.damaged_snapshots.iter().map(flaw).collect(),
                 segments: found.flawed.iter().map(flaw).collect(),

@@ -12,9 +12,14 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     // Of a file it means nothing.
     let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file"));
+        return Err(no_file());
     }
     Ok(file)
+}
+
+/// Something else has its name.
+pub(crate) fn no_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is no file")
 }
 
 /// All of its text.

@@ -252,11 +252,30 @@ pub(super) fn refuse_other_owner(path: &Path) -> Result<(), DataDirError> {
     let found = names.iter().find_map(|name| fs::metadata(path.join(name)).ok());
     let Some(found) = found else { return Ok(()) };
     let (owner, user) = (found.uid(), sys::user());
-    // Anybody else may not do it anyway.
-    if owner == user || user != 0 {
+    // Anybody else may not do it anyway; and some file systems say that all is
+    // somebody's.
+    if owner == user || user != 0 || owner_of_new(path).is_none_or(|it| it == owner) {
         return Ok(());
     }
     Err(DataDirError::OtherOwner { path: path.into(), owner, user })
+}
+
+/// Whose a file is that this process makes here.
+fn owner_of_new(path: &Path) -> Option<u32> {
+    let probe = path.join("probe-owner.tmp");
+    let made = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe);
+    let owner = made.and_then(|file| file.metadata()).map(|found| found.uid());
+    let _ = fs::remove_file(probe);
+    owner.ok()
+}
+
+/// Gives a lock that root has just made to look at a directory to its owner.
+pub(super) fn give_to_owner(lock: &File, path: &Path) {
+    if let Ok(found) = fs::metadata(path.join(manifest::FILE_NAME))
+        && sys::user() == 0
+    {
+        let _ = std::os::unix::fs::fchown(lock, Some(found.uid()), Some(found.gid()));
+    }
 }
 
 /// The kernel lets go of the lock with the process, however it ends.
@@ -274,6 +293,9 @@ pub(super) fn take_lock(dir: &Path) -> Result<File, DataDirError> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(&path)
         .map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(file::no_file()));
+    }
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {

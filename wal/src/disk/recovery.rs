@@ -15,7 +15,7 @@ use super::data_dir::sync_dir;
 use super::error::RecoverError;
 use super::shard_dir::{Listing, ShardDir};
 use super::snapshots::{self, Loaded};
-use super::sys;
+use crate::file;
 use crate::log::{LogOptions, LogStart};
 use crate::recover::{Restore, Scanner, Torn};
 use crate::{Lsn, segment};
@@ -155,7 +155,7 @@ impl ShardDir {
         let segments = listing.segments.iter().map(|index| self.segment_path(*index));
         let snapshots = listing.snapshots.iter().map(|start| self.snapshot_path(*start));
         for path in segments.chain(snapshots) {
-            if let Err(error) = sys::check_readable(&path)
+            if let Err(error) = file::open(&path)
                 && error.kind() == io::ErrorKind::PermissionDenied
             {
                 return Err(self.io(&path, error));

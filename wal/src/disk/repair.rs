@@ -114,6 +114,7 @@ impl DataDir {
         // Says what is wrong before anything is made, a lock's file included.
         let manifest = Inspection::open(path)?.manifest().clone();
         let lock = super::data_dir::take_lock(path)?;
+        super::data_dir::give_to_owner(&lock, path);
         let has_begun = manifest_copy::says_begun(path, &manifest);
         Ok(DataDir { path: path.into(), manifest, has_begun, lock: Arc::new(lock) })
     }
@@ -352,7 +353,7 @@ impl ShardDir {
             for (block, at) in bytes.chunks_mut(BLOCK).zip((0..).step_by(BLOCK)) {
                 if let Err(error) = file.read_exact_at(block, BLOCK_LSN + at) {
                     block.fill(0);
-                    refused.push((base + at..base + at + BLOCK_LSN, error));
+                    refused.push((base + at..base + at + block.len() as Lsn, error));
                 }
             }
             refused.into_iter().for_each(|(block, error)| found.refuse(block, error));

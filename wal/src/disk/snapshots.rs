@@ -181,7 +181,9 @@ pub(super) fn snapshot_name(path: &Path) -> Option<(Lsn, bool)> {
         _ => return None,
     };
     let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| Some((digits.parse().ok()?, is_aside)))?
+    let start = is_number.then(|| digits.parse().ok())??;
+    // No log gets there, and there is room for what comes behind.
+    (start < Lsn::MAX / 2).then_some((start, is_aside))
 }
 
 /// Renames a snapshot that could not be read, so that it does not count as one

@@ -59,26 +59,18 @@ fn free(ask: impl FnOnce(*mut libc::statvfs) -> libc::c_int) -> io::Result<u64> 
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// An error unless this process may write to what is there.
-pub(super) fn check_writable(path: &Path) -> io::Result<()> {
-    check_access(path, libc::W_OK)
-}
-
-/// An error unless this process may read what is there.
-pub(super) fn check_readable(path: &Path) -> io::Result<()> {
-    check_access(path, libc::R_OK)
-}
-
 /// As whom this process makes files.
 pub(super) fn user() -> u32 {
     // SAFETY: it takes nothing and cannot fail.
     unsafe { libc::geteuid() }
 }
 
-fn check_access(path: &Path, mode: libc::c_int) -> io::Result<()> {
+/// An error unless this process may write to what is there.
+pub(super) fn check_writable(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path ends with a zero.
-    let code = unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) };
+    let code =
+        unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), libc::W_OK, libc::AT_EACCESS) };
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
