@@ -318,21 +318,15 @@ impl World {
     }
 }
 
-/// Whether a commit behind this position says that it was durable, or follows what
-/// stands there without a gap. Beside what cannot be read nothing else tells it
-/// from a torn tail.
+/// Whether a commit that can be read says that this position was durable. Beside
+/// what cannot be read nothing else tells it from a torn tail.
 fn is_vouched_for(disk: &Disk, salt: u64, lsn: Lsn) -> bool {
     let block = BLOCK as Lsn;
-    let mut is_led_to = true;
-    for at in (lsn.next_multiple_of(block)..disk.durable()).step_by(BLOCK) {
-        is_led_to &= !disk.is_hit(lsn, at + block);
+    (lsn.next_multiple_of(block)..disk.durable()).step_by(BLOCK).any(|at| {
         let mut said = Survey::new(salt, 0);
         said.segment(at, disk.record_there(at, BLOCK as u32).unwrap_or_default());
-        if said.durable > lsn || is_led_to && said.end > 0 {
-            return true;
-        }
-    }
-    false
+        said.durable > lsn
+    })
 }
 
 /// Whether somebody who is known has still to get this. Where registrations may

@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 26] = [
+const NOTICE: [(u64, &str); 28] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -32,6 +32,8 @@ const NOTICE: [(u64, &str); 26] = [
     (12_100_550, "what a torn tail left beside a hole is believed"),
     (12_101_134, "a repair without a snapshot does not speak of a lost beginning"),
     (12_116_202, "a repair dies when all that is missing has been said"),
+    (12_276_101, "a stale write behind a torn one is believed before a hole"),
+    (12_288_111, "a stale acknowledgement is"),
 ];
 
 #[test]

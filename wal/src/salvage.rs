@@ -140,21 +140,29 @@ impl Salvage {
                 let across = hole(holes, &(self.durable..self.durable + 1));
                 let to = across.map_or(self.durable, |hole| hole.end.max(used_to));
                 self.resync(rest, end.min(to), sink);
-            } else if let Some(hole) = self.hole_in_the_way(holes, rest) {
+            } else if let Some(hole) = hole(holes, &self.head()) {
                 self.resync(rest, hole.end.max(used_to), sink);
+            } else if let Some(hole) = self.hole_behind(holes, rest) {
+                // Nothing that can be read vouches for anything from here on.
+                let to = hole.end.max(used_to);
+                sink(Piece::Lost { from: self.next.lsn, to, likely: None });
+                (self.next.lsn, self.is_chained) = (to, false);
             } else {
                 self.is_over = true;
             }
         }
     }
 
-    /// The hole because of which nobody knows whether the log ends here: it hides
-    /// what stands here, or what would say that this is damaged and no torn tail.
-    fn hole_in_the_way<'a>(&self, holes: &'a [Range<Lsn>], bytes: &[u8]) -> Option<&'a Range<Lsn>> {
-        let head = self.next.lsn..self.next.lsn + COMMIT_BYTES as Lsn;
+    /// What says whether a commit begins here.
+    fn head(&self) -> Range<Lsn> {
+        self.next.lsn..self.next.lsn + COMMIT_BYTES as Lsn
+    }
+
+    /// The hole that may hide what would say that something which stands here and
+    /// does not follow is damaged, and no torn tail.
+    fn hole_behind<'a>(&self, holes: &'a [Range<Lsn>], bytes: &[u8]) -> Option<&'a Range<Lsn>> {
         let stands = bytes.iter().take(BLOCK).any(|byte| *byte != 0);
-        let end = if stands { Lsn::MAX } else { head.end };
-        hole(holes, &(head.start..end))
+        hole(holes, &(self.next.lsn..Lsn::MAX)).filter(|_| stands)
     }
 
     /// The next segment is missing although one behind it is there: it had been
