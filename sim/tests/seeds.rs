@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 28] = [
+const NOTICE: [(u64, &str); 29] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -34,6 +34,7 @@ const NOTICE: [(u64, &str); 28] = [
     (12_116_202, "a repair dies when all that is missing has been said"),
     (12_276_101, "a stale write behind a torn one is believed before a hole"),
     (12_288_111, "a stale acknowledgement is"),
+    (12_406_844, "a repair dies when it has written over what rotted"),
 ];
 
 #[test]
