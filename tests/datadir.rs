@@ -5,19 +5,19 @@
 mod server;
 
 use std::fs;
-use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
-use server::files::{self, check, iris_shard, snapshots};
+use server::files::{
+    self, body, check, check_untouched, find, flip, iris_shard, segment, snapshots,
+};
 use server::mounted::Mounted;
 use server::peer::Peer;
-use server::skipped::skipped;
-use server::{Deadline, PATIENCE, Server, Setup, allow};
+use server::{Deadline, PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
 use wire::id::Class;
 use wire::refuse::Code;
@@ -34,11 +34,6 @@ fn written(setup: &Setup, messages: usize) {
     server.kill();
 }
 
-/// One can be found in a file.
-fn body(n: usize) -> String {
-    format!("this is message number {n:06}")
-}
-
 #[track_caller]
 fn check_messages(server: &Server, messages: usize) {
     let mut bob = server.v2("bob", 1);
@@ -50,101 +45,13 @@ fn check_messages(server: &Server, messages: usize) {
     assert!(bob.next_delivery(std::time::Duration::ZERO).unwrap().is_none(), "nothing more");
 }
 
-fn segment(setup: &Setup, index: u32) -> PathBuf {
-    setup.data_dir().join(format!("shard-0000/segment-{index:010}.log"))
-}
-
 /// Turns one bit of the first place where `text` stands in a file; gives the
 /// place.
 #[track_caller]
 fn damage(path: &Path, text: &str) -> u64 {
-    let bytes = fs::read(path).unwrap();
-    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
-    let at = at.unwrap_or_else(|| panic!("'{text}' is not in {}", path.display())) as u64;
-    let mut file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(at)).unwrap();
-    file.read_exact(&mut byte).unwrap();
-    file.seek(SeekFrom::Start(at)).unwrap();
-    file.write_all(&[byte[0] ^ 1]).unwrap();
-    at
-}
-
-/// Every file below a directory with its bytes, the lock's apart.
-fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(contents(&path));
-        } else if path.extension().is_some_and(|extension| extension == "tmp") {
-            // A segment that a kill left unfinished; every boot removes those.
-        } else if path.file_name().is_some_and(|name| name != "lock") {
-            let bytes = fs::read(&path).unwrap();
-            found.push((path, bytes));
-        }
-    }
-    found.sort();
-    found
-}
-
-/// Refused with code 3 and these words, and not a byte has changed.
-#[track_caller]
-fn check_untouched(setup: &Setup, told: &[&str]) -> String {
-    let before = contents(setup.data_dir());
-    let stderr = setup.check_refused(3, told);
-    assert!(contents(setup.data_dir()) == before, "something has changed: {stderr}");
-    stderr
-}
-
-/// Nobody, everywhere.
-const OTHER: u32 = 65_534;
-
-#[test]
-fn a_directory_of_another_user_is_refused() {
-    let is_root = rustix::process::geteuid().is_root();
-    let setup = Setup::new().shards(1);
-    written(&setup, 3);
-    allow(&setup.data_dir().join(".."), 0o755);
-    let lock = setup.data_dir().join("lock");
-    if !is_root {
-        // Who cannot be another user takes the right to write from himself.
-        allow(&lock, 0o400);
-    }
-    // Closed to others, and open to their eyes.
-    for mode in [0o700, 0o755] {
-        allow(setup.data_dir(), mode);
-        let other = if is_root { setup.clone().user(OTHER) } else { setup.clone() };
-        check_untouched(
-            &other,
-            &["this user may not read or write", "change its owner or permissions"],
-        );
-    }
-    allow(&lock, 0o600);
-    check_messages(&setup.start(), 3);
-}
-
-/// What root makes there the owner could not read.
-#[test]
-fn root_leaves_the_directory_of_another_user_alone() {
-    if !rustix::process::geteuid().is_root() {
-        return skipped("only root can give files away");
-    }
-    let setup = Setup::new().shards(1);
-    written(&setup, 3);
-    allow(&setup.data_dir().join(".."), 0o755);
-    let give = |path: &Path| std::os::unix::fs::chown(path, Some(OTHER), Some(OTHER)).unwrap();
-    for path in
-        [setup.data_dir(), &setup.data_dir().join("shard-0000"), &setup.data_dir().join("lock")]
-    {
-        give(path);
-    }
-    contents(setup.data_dir()).iter().for_each(|(path, _)| give(path));
-    check_untouched(&setup, &["belongs to the user with id 65534", "chown -R 0"]);
-    // Who only looks leaves nothing that its owner could not use.
-    fs::remove_file(setup.data_dir().join("lock")).unwrap();
-    check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["healthy"]);
-    check_messages(&setup.clone().user(OTHER).start(), 3);
+    let at = find(path, text);
+    flip(path, at);
+    at as u64
 }
 
 /// Files were deleted behind what is left, and nothing says so but that nothing

@@ -4,7 +4,6 @@
 mod server;
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -14,8 +13,7 @@ use server::files::{
     body, check, check_goes_on, command, contents, filled, find, flip, iris_shard, json,
     newest_start, numbers, pass, passed, segment, snapshots, taken, written,
 };
-use server::skipped::skipped;
-use server::{PATIENCE, Server, Setup, allow};
+use server::{PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
 
 /// A start is refused, a look changes nothing, then it is repaired, and there is
@@ -378,33 +376,6 @@ fn a_manifest_is_brought_back_from_its_copy() {
         check(&iris_shard("repair", setup.data_dir(), &[]), 0, &["is healthy"]);
     }
     assert_eq!(taken(&setup.start(), "bob").len(), 5);
-}
-
-/// A copy by another user, say.
-#[test]
-fn what_may_not_be_read_is_not_damaged() {
-    const OTHER: u32 = 65_534;
-    if !rustix::process::geteuid().is_root() {
-        return skipped("only root can give files away");
-    }
-    let setup = filled(600);
-    let dir = setup.data_dir();
-    allow(&dir.join(".."), 0o755);
-    let give = |path: &Path, user| std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
-    [dir, &dir.join("shard-0000"), &dir.join("lock")].iter().for_each(|path| give(path, OTHER));
-    contents(dir).iter().for_each(|(path, _)| give(path, OTHER));
-    let before = contents(dir);
-    for path in [segment(&setup, 1), snapshots(&setup)[1].clone()] {
-        give(&path, 0);
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        let words = [&name[..], "Permission denied", "change the owner or the permissions"];
-        let output = command("repair", dir, &["--yes"]).uid(OTHER).gid(OTHER).output().unwrap();
-        check(&output, 3, &words);
-        setup.clone().user(OTHER).check_refused(3, &words);
-        assert!(contents(dir) == before);
-        give(&path, OTHER);
-    }
-    assert_eq!(taken(&setup.clone().user(OTHER).start(), "bob").len(), 600);
 }
 
 /// Opening one would wait for somebody who writes to it.

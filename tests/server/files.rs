@@ -56,6 +56,8 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             found.extend(contents(&path));
+        } else if path.extension().is_some_and(|extension| extension == "tmp") {
+            // A segment that a kill left unfinished; every boot removes those.
         } else if path.file_name().is_some_and(|name| name != "lock") {
             let bytes = fs::read(&path).unwrap();
             found.push((path, bytes));
@@ -63,6 +65,15 @@ pub fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     found.sort();
     found
+}
+
+/// A start is refused with code 3 and these words, and not a byte has changed.
+#[track_caller]
+pub fn check_untouched(setup: &Setup, told: &[&str]) -> String {
+    let before = contents(setup.data_dir());
+    let stderr = setup.check_refused(3, told);
+    assert!(contents(setup.data_dir()) == before, "something has changed: {stderr}");
+    stderr
 }
 
 /// One can be found in a file.
