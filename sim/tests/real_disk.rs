@@ -5,12 +5,15 @@
 //! something is damaged, a repair must find the same.
 #![allow(clippy::disallowed_types, clippy::disallowed_methods)] // a real disk
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use shard::{KeyHasher, Options, Replay, Salvage};
 use sim::{Image, Plant, World, Wreck};
-use wal::disk::{DataDir, OpenOptions, Records, SEGMENT_BYTES_MIN};
+use tempfile::TempDir;
+use wal::disk::{DataDir, OpenOptions, Records, RecoverError, SEGMENT_BYTES_MIN, ShardDir};
 use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
 use wal::{BLOCK, FORMAT, Log, LogOptions, Lsn, Record};
@@ -18,7 +21,7 @@ use wal::{BLOCK, FORMAT, Log, LogOptions, Lsn, Record};
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
 /// messages are set aside, and some in which appends gather.
-const SEEDS: [std::ops::Range<u64>; 7] = [
+const SEEDS: [Range<u64>; 7] = [
     0..10,
     10_000..10_030,
     3_000_000..3_000_040,
@@ -32,12 +35,10 @@ const SEEDS: [std::ops::Range<u64>; 7] = [
 fn every_start_reads_the_same_from_a_real_disk() {
     let (mut starts, mut rotten, mut torn, mut from_snapshots, mut later) = (0, 0, 0, 0, 0);
     for seed in SEEDS.into_iter().flatten() {
-        let mut world = World::new(seed, Plant::None, false);
-        world.keep_images();
-        let outcome = world.live();
-        assert_eq!(outcome.violation, None, "seed {seed}");
-        for image in world.take_images() {
-            check(seed, &image);
+        let (images, _) = disks(seed);
+        for image in images {
+            let dir = put(&image);
+            check_start(&format!("seed {seed}"), &image, &start(dir.path(), &image).unwrap());
             starts += 1;
             rotten += usize::from(image.good < image.snapshots.len());
             torn += usize::from(image.cut > 0);
@@ -51,23 +52,28 @@ fn every_start_reads_the_same_from_a_real_disk() {
     assert!(rotten > 0 && from_snapshots > 10, "{rotten} rotten, {from_snapshots} snapshots");
 }
 
-fn check(seed: u64, image: &Image) {
-    let dir = tempfile::tempdir().unwrap();
-    put(dir.path(), image);
-    let open = OpenOptions {
-        shards: None,
-        default_shards: image.shards,
-        segment_bytes: SEGMENT_BYTES_MIN,
-    };
-    let data = DataDir::open(dir.path(), open).unwrap();
-    let shard = data.shard(image.shard);
+/// The disks of a world before its starts and before its repairs.
+fn disks(seed: u64) -> (Vec<Image>, Vec<Wreck>) {
+    let mut world = World::new(seed, Plant::None, false);
+    world.keep_images();
+    let outcome = world.live();
+    assert_eq!(outcome.violation, None, "seed {seed}");
+    (world.take_images(), world.take_wrecks())
+}
+
+/// What a start makes of a disk: where the log ends, what was cut off there,
+/// whether there was a snapshot, and the inboxes.
+struct Started {
+    end: Lsn,
+    cut: u64,
+    has_snapshot: bool,
+    inboxes: Vec<(Vec<u8>, u64, u64)>,
+}
+
+fn start(dir: &Path, image: &Image) -> Result<Started, RecoverError> {
+    let shard = open(dir, image);
     let mut replay = Replay::new(options(image), KeyHasher::new(image.seed), image.segment_bytes);
-    let what = format!("seed {seed}, shard {}, end {}", image.shard, image.end);
-    let recovered =
-        shard.recover(&mut replay, &mut |_| {}).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(recovered.start.lsn, image.end, "{what}");
-    assert_eq!(recovered.torn.map_or(0, |torn| torn.bytes), image.cut, "{what}");
-    assert_eq!(recovered.snapshot.is_some(), image.good > 0, "{what}");
+    let recovered = shard.recover(&mut replay, &mut |_| {})?;
     let log = LogOptions {
         tail_bytes: image.segment_bytes as usize,
         segment_bytes: image.segment_bytes,
@@ -76,14 +82,34 @@ fn check(seed: u64, image: &Image) {
     };
     let log = Log::new(log, recovered.start);
     let brain = replay.finish(&recovered.start, log, recovered.segments);
-    let inboxes: Vec<_> =
-        brain.inboxes().map(|(name, first, last)| (name.to_vec(), first, last)).collect();
-    assert_eq!(inboxes, image.inboxes, "{what}");
+    Ok(Started {
+        end: recovered.start.lsn,
+        cut: recovered.torn.map_or(0, |torn| torn.bytes),
+        has_snapshot: recovered.snapshot.is_some(),
+        inboxes: brain.inboxes().map(|(name, first, last)| (name.to_vec(), first, last)).collect(),
+    })
+}
+
+fn open(dir: &Path, image: &Image) -> ShardDir {
+    let open = OpenOptions {
+        shards: None,
+        default_shards: image.shards,
+        segment_bytes: SEGMENT_BYTES_MIN,
+    };
+    DataDir::open(dir, open).unwrap().shard(image.shard)
+}
+
+fn check_start(what: &str, image: &Image, started: &Started) {
+    let what = format!("{what}, shard {}, end {}", image.shard, image.end);
+    assert_eq!(started.end, image.end, "{what}");
+    assert_eq!(started.cut, image.cut, "{what}");
+    assert_eq!(started.has_snapshot, image.good > 0, "{what}");
+    assert_eq!(started.inboxes, image.inboxes, "{what}");
 }
 
 /// Worlds in which repairs are due, torn ones among them, and such with segments
 /// that are cut short or gone.
-const WRECKED: [std::ops::Range<u64>; 4] =
+const WRECKED: [Range<u64>; 4] =
     [6_000_000..6_000_040, 9_740_395..9_740_396, 10_000_000..10_000_140, 12_000_000..12_000_140];
 
 #[test]
@@ -91,17 +117,10 @@ fn every_repair_finds_the_same_on_a_real_disk() {
     let (mut wrecks, mut with_losses, mut given_up, mut without_snapshot) = (0, 0, 0, 0);
     let mut cut = 0;
     for seed in WRECKED.into_iter().flatten() {
-        let mut world = World::new(seed, Plant::None, false);
-        world.keep_images();
-        let outcome = world.live();
-        assert_eq!(outcome.violation, None, "seed {seed}");
-        let wrecks_here = world.take_wrecks().into_iter().enumerate();
-        // A file can be cut here; that a disk refuses blocks, `tests/repair.rs` shows.
-        for (n, wreck) in
-            wrecks_here.filter(|(_, wreck)| wreck.image.holes.iter().all(is_cut(wreck)))
-        {
+        for wreck in disks(seed).1.into_iter().filter(can_be_put) {
             cut += usize::from(!wreck.image.holes.is_empty());
-            check_wreck(&format!("seed {seed}, wreck {n}"), &wreck);
+            let dir = put(&wreck.image);
+            check_finding(&format!("seed {seed}"), &wreck, &look(dir.path(), &wreck.image));
             wrecks += 1;
             with_losses += usize::from(!wreck.lost.is_empty());
             given_up += usize::from(wreck.given_up > 0);
@@ -114,22 +133,24 @@ fn every_repair_finds_the_same_on_a_real_disk() {
     assert!(cut > 5, "{cut} with segments that are cut short");
 }
 
-/// Whether a hole reaches to the end of its segment.
-fn is_cut(wreck: &Wreck) -> impl Fn(&std::ops::Range<Lsn>) -> bool {
-    let segment_bytes = wreck.image.segment_bytes;
-    move |hole| hole.end.is_multiple_of(segment_bytes)
+/// A file can be cut here; that a disk refuses blocks, `tests/unreadable.rs`
+/// shows.
+fn can_be_put(wreck: &Wreck) -> bool {
+    wreck.image.holes.iter().all(|hole| hole.end.is_multiple_of(wreck.image.segment_bytes))
 }
 
-fn check_wreck(what: &str, wreck: &Wreck) {
+/// The shard as a repair looks at it.
+fn look(dir: &Path, image: &Image) -> ShardDir {
+    DataDir::open_as_it_is(dir).unwrap().shard(image.shard)
+}
+
+fn check_finding(what: &str, wreck: &Wreck, shard: &ShardDir) {
     let image = &wreck.image;
-    let dir = tempfile::tempdir().unwrap();
-    put(dir.path(), image);
-    let shard = DataDir::open_as_it_is(dir.path()).unwrap().shard(image.shard);
     let hasher = KeyHasher::new(image.seed);
     let mut salvage = Salvage::new(options(image), hasher, image.segment_bytes);
     let found = shard.salvage(&mut salvage, &mut |_| {}).unwrap();
     // As `iris-shard repair` does.
-    let mut records = Records::new(&shard);
+    let mut records = Records::new(shard);
     let mut given_up = 0;
     for placed in salvage.waiting() {
         let record = records.get(placed.lsn, placed.len);
@@ -148,18 +169,144 @@ fn check_wreck(what: &str, wreck: &Wreck) {
     assert_eq!((given_up, waiting), (wreck.given_up, wreck.waiting.clone()), "{what}");
 }
 
-/// Lays the image out as a data directory.
-fn put(dir: &Path, image: &Image) {
-    let mut salts = vec![1; usize::from(image.shards)];
-    salts[usize::from(image.shard)] = image.salt;
-    let layout = match image.generation {
+/// Whole and damaged disks of several segments.
+const RENAMED: [Range<u64>; 3] = [10_000..10_020, 10_000_000..10_000_060, 12_000_000..12_000_100];
+
+#[test]
+fn segments_under_each_others_names_cost_nothing() {
+    let (mut starts, mut refused, mut wrecks) = (0, 0, 0);
+    for seed in RENAMED.into_iter().flatten() {
+        let (images, damaged) = disks(seed);
+        for image in images.iter().filter(|image| image.segments.len() > 1) {
+            let dir = put(image);
+            let before = segments(dir.path());
+            mix_names(dir.path(), image, seed);
+            let what = format!("seed {seed}, mixed up");
+            match start(dir.path(), image) {
+                // It needs none of them.
+                Ok(started) => check_start(&what, image, &started),
+                Err(_) => refused += 1,
+            }
+            let shard = look(dir.path(), image);
+            shard.rename(&shard.misnamed().unwrap()).unwrap();
+            drop(shard);
+            assert!(segments(dir.path()) == before, "{what}");
+            check_start(&what, image, &start(dir.path(), image).unwrap());
+            starts += 1;
+        }
+        let damaged = damaged.into_iter().filter(can_be_put);
+        for wreck in damaged.filter(|wreck| wreck.image.segments.len() > 1) {
+            let dir = put(&wreck.image);
+            let before = segments(dir.path());
+            mix_names(dir.path(), &wreck.image, seed);
+            let what = format!("seed {seed}, mixed up");
+            let shard = look(dir.path(), &wreck.image);
+            let misnamed = shard.misnamed().unwrap();
+            check_finding(&what, &wreck, &shard.read_by_heads(&misnamed));
+            shard.rename(&misnamed).unwrap();
+            assert!(segments(dir.path()) == before, "{what}");
+            check_finding(&what, &wreck, &shard);
+            wrecks += 1;
+        }
+    }
+    // Otherwise this would show nothing.
+    assert!(starts > 30 && refused > 10, "{refused} of {starts} refused");
+    assert!(wrecks > 30, "{wrecks} wrecks");
+}
+
+/// Some or all segments get each other's names; every other time one gets a name
+/// that none had.
+fn mix_names(dir: &Path, image: &Image, seed: u64) {
+    let shard = shard_path(dir, image);
+    let own: Vec<u64> = image.segments.iter().map(|(index, _)| *index).collect();
+    let first = seed as usize % (own.len() - 1);
+    let mut names = own[first..].to_vec();
+    if seed.is_multiple_of(2) {
+        names.push(own[own.len() - 1] + 1 + seed % 3);
+    }
+    let by = 1 + seed as usize % (names.len() - 1);
+    let path = |index: u64, rest: &str| shard.join(format!("segment-{index:010}.log{rest}"));
+    for index in &own[first..] {
+        fs::rename(path(*index, ""), path(*index, ".was")).unwrap();
+    }
+    for (n, index) in own[first..].iter().enumerate() {
+        fs::rename(path(*index, ".was"), path(names[(n + by) % names.len()], "")).unwrap();
+    }
+}
+
+#[test]
+fn what_a_newer_version_wrote_is_left_alone() {
+    let (mut starts, mut refused) = (0, 0);
+    for seed in RENAMED.into_iter().flatten() {
+        let (images, damaged) = disks(seed);
+        let damaged = damaged.into_iter().filter(can_be_put).map(|wreck| (false, wreck.image));
+        for (is_healthy, image) in images.into_iter().map(|it| (true, it)).chain(damaged) {
+            let Some((index, _)) = image.segments.get(seed as usize % image.segments.len().max(1))
+            else {
+                continue;
+            };
+            let dir = put(&image);
+            let path = shard_path(dir.path(), &image).join(format!("segment-{index:010}.log"));
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[8..12].copy_from_slice(&(FORMAT + 1).to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..40]);
+            bytes[40..44].copy_from_slice(&crc.to_le_bytes());
+            fs::write(&path, bytes).unwrap();
+            let before = segments(dir.path());
+            let mut salvage =
+                Salvage::new(options(&image), KeyHasher::new(image.seed), image.segment_bytes);
+            let said = look(dir.path(), &image).salvage(&mut salvage, &mut |_| {}).unwrap_err();
+            assert!(said.to_string().contains("or a newer one"), "seed {seed}: {said}");
+            match start(dir.path(), &image) {
+                // An old one, which it does not look at.
+                Ok(started) if is_healthy => check_start(&format!("seed {seed}"), &image, &started),
+                Ok(_) => {}
+                Err(_) => refused += 1,
+            }
+            assert!(segments(dir.path()) == before, "seed {seed}: something has changed");
+            starts += 1;
+        }
+    }
+    // Otherwise this would show nothing.
+    assert!(starts > 80 && refused > 40, "{refused} of {starts} refused");
+}
+
+/// All segments with their bytes.
+fn segments(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(segments(&path));
+        } else if path.extension().is_some_and(|it| it == "log") {
+            let bytes = fs::read(&path).unwrap();
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+fn shard_path(dir: &Path, image: &Image) -> PathBuf {
+    layout_path(dir, image).join(format!("shard-{:04}", image.shard))
+}
+
+fn layout_path(dir: &Path, image: &Image) -> PathBuf {
+    match image.generation {
         0 => dir.to_path_buf(),
         generation => dir.join(format!("gen-{generation:04}")),
-    };
-    for shard in 0..image.shards {
-        fs::create_dir_all(layout.join(format!("shard-{shard:04}"))).unwrap();
     }
-    let shard = layout.join(format!("shard-{:04}", image.shard));
+}
+
+/// Lays the image out as a data directory.
+fn put(image: &Image) -> TempDir {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path();
+    let mut salts = vec![1; usize::from(image.shards)];
+    salts[usize::from(image.shard)] = image.salt;
+    for shard in 0..image.shards {
+        fs::create_dir_all(layout_path(dir, image).join(format!("shard-{shard:04}"))).unwrap();
+    }
+    let shard = shard_path(dir, image);
     for (index, bytes) in &image.segments {
         let header = SegmentHeader {
             log_id: image.salt,
@@ -188,6 +335,7 @@ fn put(dir: &Path, image: &Image) {
         generation: image.generation,
     };
     manifest.store(dir).unwrap();
+    temp
 }
 
 fn options(image: &Image) -> Options {
