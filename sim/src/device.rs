@@ -144,9 +144,4 @@ impl Device {
             outbox.reconnect();
         }
     }
-
-    /// Nothing it wrote waits for an answer.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.outboxes.values().all(|outbox| outbox.unsettled.is_empty())
-    }
 }

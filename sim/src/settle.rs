@@ -1,5 +1,6 @@
 //! The oracle at the end: when the faults stop, everything must arrive.
 
+use crate::device::Device;
 use crate::world::World;
 
 impl World {
@@ -20,7 +21,7 @@ impl World {
         if let Some(device) = self
             .devices
             .iter()
-            .position(|it| !it.is_online || !it.has_said_goodbye || !it.is_settled())
+            .position(|it| !it.is_online || !it.has_said_goodbye || !self.is_settled(it))
         {
             let it = &self.devices[device];
             let unsettled: Vec<_> = it
@@ -42,6 +43,20 @@ impl World {
         self.waiting_letter().or_else(|| self.waiting_space())
     }
 
+    /// Whether a device has nothing more to send that anybody can take.
+    fn is_settled(&self, device: &Device) -> bool {
+        let unsettled = device.outboxes.iter().filter(|(_, outbox)| !outbox.unsettled.is_empty());
+        unsettled.into_iter().all(|(to, _)| self.is_full_of_damage(*to))
+    }
+
+    /// Whether an inbox has no room for anything but what cannot be read, which
+    /// stays until an operator gives it up.
+    fn is_full_of_damage(&self, user: u16) -> bool {
+        let kept = || self.model.inbox(user).kept();
+        kept().count() >= self.knobs.inbox_messages_max
+            && kept().all(|(seq, id)| self.is_beside_damage(user, seq, id))
+    }
+
     fn waiting_letter(&self) -> Option<String> {
         for user in 0..self.knobs.users {
             let inbox = self.model.inbox(user);
@@ -55,7 +70,8 @@ impl World {
         let late = self
             .ledger
             .iter()
-            .find(|(id, letter)| letter.must_arrive && self.model.letter(*id).is_none());
+            .filter(|(id, letter)| letter.must_arrive && self.model.letter(*id).is_none())
+            .find(|(_, letter)| !self.is_full_of_damage(letter.to));
         late.map(|(id, _)| format!("letter {id} to be stored"))
     }
 

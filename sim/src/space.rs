@@ -19,8 +19,8 @@ const TICKS: usize = 4;
 /// What is remembered of one shard.
 #[derive(Default)]
 pub(crate) struct Pace {
-    /// Where the log ended at the last ticks.
-    ends: VecDeque<Lsn>,
+    /// Where the log ended at the last ticks, and how many bytes waited.
+    seen: VecDeque<(Lsn, u64)>,
     /// For so many ticks the segments have been too many.
     over: usize,
 }
@@ -41,14 +41,18 @@ impl World {
     /// At a tick of a steady world.
     pub(crate) fn watch_space(&mut self) {
         for shard in 0..self.cores.len() {
-            let (surplus, end) = (self.surplus(shard), self.cores[shard].brain.log().end());
-            let pace = &mut self.cores[shard].pace;
-            pace.ends.push_back(end);
-            let before = pace.ends[pace.ends.len().saturating_sub(TICKS + 1)];
-            if pace.ends.len() > TICKS {
-                pace.ends.pop_front();
+            let surplus = self.surplus(shard);
+            let core = &mut self.cores[shard];
+            let (end, live) = (core.brain.log().end(), core.brain.metrics().counters.waiting_bytes);
+            let pace = &mut core.pace;
+            pace.seen.push_back((end, live));
+            if pace.seen.len() > TICKS + 1 {
+                pace.seen.pop_front();
             }
-            let allowed = 2 * self.knobs.log.segment_bytes + (end - before);
+            let appended = end - pace.seen[0].0;
+            let most = pace.seen.iter().map(|(_, live)| *live).max().unwrap_or(live);
+            // What dies makes twice as much too many.
+            let allowed = 2 * self.knobs.log.segment_bytes + appended + 2 * (most - live);
             pace.over = if surplus > allowed { pace.over + 1 } else { 0 };
             if pace.over > TICKS {
                 self.violate(format!(

@@ -220,9 +220,11 @@ impl World {
             let Some(link) = it.link.filter(|link| self.is_heard(it, *link)) else { return false };
             let inbox = self.model.inbox(it.user);
             let cursor = inbox.devices.get(&it.id).copied();
-            // Over what is aside it moves without a record.
+            // Over what is aside, and over what it has had under another number, it
+            // moves without a record.
             let is_before = |cursor: u64| {
-                cursor < it.acked && inbox.entries.range(cursor + 1..=it.acked).next().is_some()
+                let mut passed = inbox.entries.range((cursor + 1).min(it.acked)..=it.acked);
+                cursor < it.acked && passed.any(|(seq, _)| !inbox.has_had(it.id, *seq))
             };
             it.acked > self.links[link].hello_seq && cursor.is_none_or(is_before)
         });
