@@ -28,7 +28,7 @@ const HOMES: [(&str, &[&str]); 4] = [
 ];
 
 /// The only files with unsafe code.
-const UNSAFE: [&str; 26] = [
+const UNSAFE: [&str; 27] = [
     "benches/allocations.rs",
     "benches/restart.rs",
     "loadgen/src/signals.rs",
@@ -48,6 +48,7 @@ const UNSAFE: [&str; 26] = [
     "tests/server/halt.rs",
     "tests/server/mounted.rs",
     "tests/server/refusing.rs",
+    "tests/server/set_back.rs",
     "tests/server/vanish.rs",
     "tuning/src/ring.rs",
     "wal/examples/log_rate.rs",

@@ -13,7 +13,8 @@ use server::files::{
     body, check, check_goes_on, command, contents, filled, find, flip, iris_shard, json,
     newest_start, numbers, pass, passed, segment, snapshots, taken, written,
 };
-use server::{PATIENCE, Server, Setup};
+use server::{PATIENCE, Server, Setup, preload};
+use wal::BLOCK;
 use wal::manifest::Manifest;
 
 /// A start is refused, a look changes nothing, then it is repaired, and there is
@@ -304,6 +305,35 @@ fn numbers_go_on_without_the_snapshots_that_knew_them() {
     // Over a snapshot, a start and a rewriting.
     setup.start().stop();
     setup.clone().shards(1).start().stop();
+    check_goes_on(&setup.start(), session);
+}
+
+/// The numbers of inboxes of which nothing is left begin above the time, and
+/// that may be an earlier one at the next such repair.
+#[test]
+fn numbers_go_on_where_the_clock_was_set_back() {
+    let (setup, session) = passed(50);
+    let dir = setup.data_dir();
+    fs::remove_dir_all(dir.join("shard-0000")).unwrap();
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["far above any", "Repaired"]);
+    let server = setup.start();
+    let session = check_goes_on(&server, session);
+    server.v2("carol", 1).ping(7, PATIENCE).unwrap();
+    server.stop();
+    // All rots that knew of bob, or where numbers begin; what is left knows the time.
+    snapshots(&setup).iter().for_each(|path| flip(path, fs::read(path).unwrap().len() / 2));
+    let log = segment(&setup, 0);
+    flip(&log, BLOCK + 70);
+    let bytes = fs::read(&log).unwrap();
+    let named = |at: &usize| [&b"bob"[..], b"alice"].iter().any(|it| bytes[*at..].starts_with(it));
+    (0..bytes.len()).filter(named).for_each(|at| flip(&log, at));
+    let tools = tempfile::tempdir().unwrap();
+    let library = preload::build("set_back", tools.path());
+    let mut repair = command("repair", dir, &["--yes"]);
+    repair.env("LD_PRELOAD", &library).env("BEHIND_SECONDS", "86400");
+    check(&repair.output().unwrap(), 0, &["far above any", "Repaired"]);
+    let shown = json(&iris_shard("inspect", dir, &["--inbox", "carol", "--json"]), 0);
+    assert_eq!(shown["user"], "carol");
     check_goes_on(&setup.start(), session);
 }
 

@@ -145,9 +145,11 @@ impl Salvage {
     }
 
     /// There were users of whom nothing is left: no snapshot, and not the whole
-    /// log. The wall clock, ms.
-    pub fn forget(&mut self, wall_ms: u64) {
-        self.forgotten_ms = Some(wall_ms);
+    /// log. Numbers go on above this time, ms: the wall clock's or the log's,
+    /// whichever is later, because a clock may have been set back since an
+    /// earlier repair did the same.
+    pub fn forget(&mut self, ms: u64) {
+        self.forgotten_ms = Some(ms);
     }
 
     /// The number above which the inboxes of users begin who are not known, when

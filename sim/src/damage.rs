@@ -17,7 +17,7 @@ use wal::record::{self, Record};
 use wal::recover::Scanner;
 use wal::salvage::{Piece, Rescue, Salvage as LogSalvage, Survey, fresh_segment};
 use wal::snapshot::{Kind, Writer};
-use wal::{Log, LogOptions, LogStart, Lsn, Restore};
+use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Restore};
 use wire::id::ShardId;
 
 use crate::chance::Chance;
@@ -258,10 +258,13 @@ impl World {
         );
         let dies_at = self.fault_chance.below(12); // mostly at no step
         let is_empty = finding.snapshot.is_none() && finding.salvage.contents().users == 0;
-        let has_forgotten = !finding.has_state || is_empty;
+        let has_lost_begin = finding.lost.first().is_some_and(|(from, _)| *from < BLOCK as Lsn);
+        let has_forgotten =
+            !finding.has_state || is_empty || finding.snapshot.is_none() && has_lost_begin;
         if has_forgotten {
             self.stats.forgotten += 1;
-            finding.salvage.forget(self.now().wall_ms);
+            finding.fresh.hlc_ms = finding.fresh.hlc_ms.max(self.now().wall_ms);
+            finding.salvage.forget(finding.fresh.hlc_ms);
         }
         let goes_on = finding.fresh.lsn == finding.end;
         let tears =

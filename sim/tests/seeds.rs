@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 29] = [
+const NOTICE: [(u64, &str); 33] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -35,6 +35,10 @@ const NOTICE: [(u64, &str); 29] = [
     (12_276_101, "a stale write behind a torn one is believed before a hole"),
     (12_288_111, "a stale acknowledgement is"),
     (12_406_844, "a repair dies when it has written over what rotted"),
+    (12_520_224, "the oracle forgets that what dies makes twice as much too many"),
+    (12_522_357, "a repair after the clock was set back has numbers begin lower"),
+    (12_544_378, "the oracle waits for room in an inbox of what cannot be read"),
+    (12_547_859, "the oracle asks for a record over what was had under another number"),
 ];
 
 #[test]

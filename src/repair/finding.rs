@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use shard::{KeyHasher, Missing, Placed};
+use wal::BLOCK;
 use wal::disk::{DataDir, RecoverError, ShardDir};
 use wal::recover::Torn;
 use wire::id::ShardId;
@@ -98,8 +99,11 @@ impl Finding {
 
     /// Whether there may have been users of whom nothing is left.
     pub(super) fn has_forgotten(&self) -> bool {
-        let is_whole = !self.kept.dir.needs_snapshot() && self.kept.salvaged.lost_before.is_none();
-        self.has_lost_everything() || self.kept.salvaged.snapshot.is_none() && !is_whole
+        let found = &self.kept.salvaged;
+        // Where the log begins, an earlier repair may have said above which numbers all go on.
+        let is_begun = found.lost.first().is_none_or(|it| it.lsn >= BLOCK as u64);
+        let is_whole = !self.kept.dir.needs_snapshot() && found.lost_before.is_none() && is_begun;
+        self.has_lost_everything() || found.snapshot.is_none() && !is_whole
     }
 
     /// All of it in words.

@@ -47,7 +47,10 @@ impl Finding {
         let dir = self.kept.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
         if self.has_forgotten() {
-            self.kept.salvage.forget(now_ms);
+            // The log's clock takes the time along, and has it where the machine's was set back.
+            let fresh = &mut self.kept.salvaged.fresh;
+            fresh.hlc_ms = fresh.hlc_ms.max(now_ms);
+            self.kept.salvage.forget(fresh.hlc_ms);
         }
         assert!(self.kept.misnamed.is_empty(), "segments have their names by now");
         dir.make_ready().map_err(failed)?;
@@ -166,7 +169,7 @@ fn append(log: &mut Log, file: &mut Continuation, record: &Record<'_>) -> io::Re
     if !log.room(record::encoded_len(record)) {
         write_all(log, file)?;
     }
-    // The clock goes on with the first message of the next life.
+    // The clock stays where it is until the first message of the next life.
     let appended = log.append(record, 0);
     appended.map(|at| at.lsn).map_err(|_| io::Error::other("a record does not fit the log"))
 }

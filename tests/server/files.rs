@@ -199,9 +199,10 @@ pub fn pass(alice: &mut Client, bob: &mut Client, messages: usize) {
     bob.ping(7, PATIENCE).unwrap();
 }
 
-/// What is confirmed after a repair reaches a device that was there before it.
+/// What is confirmed after a repair reaches a device that was there before it;
+/// its session then.
 #[track_caller]
-pub fn check_goes_on(server: &Server, session: Session) {
+pub fn check_goes_on(server: &Server, session: Session) -> Session {
     let mut alice = server.v2("alice", 2);
     let bodies: Vec<Vec<u8>> = (1..=5).map(|n| body(100_000 + n).into_bytes()).collect();
     for body in &bodies {
@@ -214,6 +215,7 @@ pub fn check_goes_on(server: &Server, session: Session) {
         bob.ack(delivery.inbox_seq).unwrap();
     }
     bob.ping(7, PATIENCE).unwrap();
+    bob.into_session()
 }
 
 /// A shard whose messages were all taken, so many of them since its second

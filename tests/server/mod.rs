@@ -11,6 +11,7 @@ pub mod files;
 pub mod halt;
 pub mod mounted;
 pub mod peer;
+pub mod preload;
 pub mod skipped;
 pub mod unreadable;
 pub mod vanish;

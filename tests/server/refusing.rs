@@ -1,7 +1,7 @@
 //! Loaded into a process before the C library: reads of `REFUSED_FILE` that touch
 //! the bytes from the first number in `REFUSED_BYTES` up to the second one fail
 //! with EIO, as those of a disk that has gone bad there. A library of its own, see
-//! `unreadable.rs`.
+//! `preload.rs`.
 #![allow(unsafe_code)] // it stands in for a function of the C library
 
 use std::env;
