@@ -227,3 +227,28 @@ fn beside_a_server_nothing_is_said_of_a_repair() {
     let setup = server.kill();
     check_kept(&setup, 1);
 }
+
+/// A start is refused, and what a repair would keep of an inbox is shown.
+#[test]
+fn a_damaged_inbox_is_shown() {
+    let setup = written(5);
+    let dir = setup.data_dir();
+    let path = segment(&setup, 0);
+    flip(&path, find(&path, &body(2)));
+    let before = contents(dir);
+    let shown = json(&iris_shard("inspect", dir, &["--inbox", "bob", "--json"]), 3);
+    assert!(shown["refusal"].as_str().unwrap().contains("damaged"), "{shown}");
+    assert_eq!(
+        (&shown["waiting_messages"], &shown["missing"]["recognised"]),
+        (&4.into(), &1.into())
+    );
+    let entries = shown["entries"].as_array().unwrap();
+    let numbers: Vec<u64> =
+        entries.iter().map(|it| it["message"]["send_seq"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 2, 4, 5]);
+    let words = ["a start would be refused", "would keep", "1 damaged records", "waiting: 4"];
+    check(&iris_shard("inspect", dir, &["--inbox", "bob"]), 3, &words);
+    let words = ["nobody named carol", "a start would be refused"];
+    check(&iris_shard("inspect", dir, &["--inbox", "carol"]), 3, &words);
+    assert!(contents(dir) == before, "looking changes nothing");
+}

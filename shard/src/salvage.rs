@@ -25,7 +25,7 @@ use crate::dedup::{Numbering, PairKey};
 use crate::inbox::{Entry, HOLES_MAX};
 use crate::replay::Replay;
 use crate::user::{Device, User, UserIndex, V1_DEVICE};
-use crate::{KeyHasher, Options, Shard};
+use crate::{InboxContents, KeyHasher, Options, Shard};
 
 /// Numbers that all inboxes together skip at most while messages wait in them:
 /// each costs 16 bytes until those are acknowledged.
@@ -166,9 +166,9 @@ impl Salvage {
         }
     }
 
-    /// The devices of a user that are left, each with its cursor.
-    pub fn inbox_devices(&self, name: &[u8]) -> Vec<(u64, u64)> {
-        self.replay.inbox(name).map(|inbox| inbox.devices).unwrap_or_default()
+    /// What is left of the inbox of the user with this name, if the user is known.
+    pub fn inbox(&self, name: &[u8]) -> Option<InboxContents> {
+        self.replay.inbox(name)
     }
 
     /// The same as the log is to say it.
@@ -412,7 +412,6 @@ mod tests {
     use wire::id::{Class, MessageId, UserKey};
 
     use super::*;
-    use crate::InboxContents;
 
     const NAME: &[u8] = b"bob";
 

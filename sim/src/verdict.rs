@@ -157,7 +157,8 @@ impl World {
                     continue;
                 }
                 let name = self.names[user].as_bytes();
-                let left = finding.salvage.inbox_devices(name);
+                let left =
+                    finding.salvage.inbox(name).map(|inbox| inbox.devices).unwrap_or_default();
                 if !is_awaited(later, &left, seq, finding.keeps_registrations()) {
                     excused.push(id);
                     continue;

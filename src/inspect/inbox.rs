@@ -1,9 +1,10 @@
-//! One user's inbox: devices, cursors, what waits.
+//! One user's inbox: devices, cursors, what waits; where a start would be
+//! refused, what a repair would keep of it.
 
 use std::fmt::Write;
 
 use serde::Serialize;
-use shard::{KeyHasher, Waiting};
+use shard::{InboxContents, KeyHasher, Waiting};
 use wal::disk::{ShardDir, Stored};
 use wal::record::Message;
 use wire::id::ShardId;
@@ -11,6 +12,7 @@ use wire::id::ShardId;
 use super::record::{class, expiry};
 use super::{Look, count, name, table, time};
 use crate::exit::Exit;
+use crate::kept::Kept;
 use crate::progress::Teller;
 
 /// What is in it.
@@ -18,6 +20,11 @@ use crate::progress::Teller;
 pub(super) struct InboxReport {
     user: String,
     shard: ShardId,
+    /// Why a start would be refused. Everything else is what a repair would keep
+    /// then.
+    refusal: Option<String>,
+    /// What is known to be missing of it then.
+    missing: Option<MissingReport>,
     last_seen: Option<String>,
     devices: Vec<DeviceReport>,
     /// Highest inbox seq given out.
@@ -27,6 +34,17 @@ pub(super) struct InboxReport {
     waiting_bytes: u64,
     /// The first of them.
     entries: Vec<EntryReport>,
+}
+
+/// As `iris-shard repair` tells it.
+#[derive(Debug, Serialize)]
+struct MissingReport {
+    /// Messages that waited and cannot be read.
+    given_up: u64,
+    /// Damaged records that still show the inbox's name.
+    recognised: u64,
+    /// Numbers that no record tells of.
+    unknown: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -70,22 +88,24 @@ pub(super) fn report(
 ) -> Result<InboxReport, Exit> {
     let manifest = look.inspection.manifest();
     let shard = KeyHasher::new(manifest.seed).key(user.as_bytes()).owner(manifest.shards);
-    let dir = look.inspection.shard(shard);
-    let mut replay = look.replay(shard);
-    let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(shard, at));
-    read_back.map_err(|error| Exit::data(error.to_string()))?;
-    let inbox = replay.inbox(user.as_bytes()).ok_or_else(|| {
+    let found = Found::look(look, shard, user, teller)?;
+    let inbox = found.inbox.ok_or_else(|| {
+        let refusal =
+            found.refusal.as_ref().map(|why| format!("; a start would be refused: {why}"));
         Exit::data(format!(
-            "nobody named {} is known here; shard {shard} would be the one to know",
-            name(user.as_bytes())
+            "nobody named {} is known here; shard {shard} would be the one to know{}",
+            name(user.as_bytes()),
+            refusal.unwrap_or_default()
         ))
     })?;
     let mut memory = Vec::new();
-    let entry = |it: &Waiting| entry(&dir, it, manifest.segment_bytes, &mut memory);
+    let entry = |it: &Waiting| entry(&found.dir, it, manifest.segment_bytes, &mut memory);
     let seen = inbox.last_seen_s;
     Ok(InboxReport {
         user: name(&inbox.name),
         shard,
+        refusal: found.refusal,
+        missing: found.missing,
         last_seen: (seen > 0).then(|| time(u64::from(seen) * 1000)),
         devices: inbox
             .devices
@@ -98,6 +118,45 @@ pub(super) fn report(
         waiting_bytes: inbox.waiting.iter().map(|it| u64::from(it.len)).sum(),
         entries: inbox.waiting.iter().take(limit).map(entry).collect(),
     })
+}
+
+/// An inbox, and where its messages are read.
+struct Found {
+    inbox: Option<InboxContents>,
+    dir: ShardDir,
+    refusal: Option<String>,
+    missing: Option<MissingReport>,
+}
+
+impl Found {
+    /// Reads the shard back as a start would, and where that is refused, whatever
+    /// is left of it.
+    fn look(look: &Look, id: ShardId, user: &str, teller: &mut Teller) -> Result<Found, Exit> {
+        let dir = look.inspection.shard(id);
+        let mut replay = look.replay(id);
+        let refusal = match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
+            Ok(_) => {
+                let inbox = replay.inbox(user.as_bytes());
+                return Ok(Found { inbox, dir, refusal: None, missing: None });
+            }
+            Err(error) => error.to_string(),
+        };
+        drop(replay);
+        // What a server is at work on may only seem to be damaged.
+        if look.running.is_some() {
+            return Err(Exit::data(refusal));
+        }
+        let kept = Kept::read(look.inspection.manifest(), &dir, id, teller)
+            .map_err(|error| Exit::data(error.to_string()))?;
+        let missing = kept.salvage.missing().find(|(name, _)| *name == user.as_bytes());
+        let missing = missing.map(|(_, it)| MissingReport {
+            given_up: it.given_up,
+            recognised: it.recognised,
+            unknown: it.unknown,
+        });
+        let inbox = kept.salvage.inbox(user.as_bytes());
+        Ok(Found { inbox, dir: kept.dir, refusal: Some(refusal), missing })
+    }
 }
 
 fn entry(dir: &ShardDir, it: &Waiting, segment_bytes: u64, memory: &mut Vec<u8>) -> EntryReport {
@@ -137,13 +196,28 @@ fn describe(message: &Message<'_>) -> MessageReport {
 }
 
 impl InboxReport {
-    /// Whether every message that was looked at could be read.
+    /// Whether a server would start on it, and every message that was looked at
+    /// could be read.
     pub(super) fn is_whole(&self) -> bool {
-        self.entries.iter().all(|entry| entry.damage.is_none())
+        self.refusal.is_none() && self.entries.iter().all(|entry| entry.damage.is_none())
     }
 
     pub(super) fn text(&self) -> String {
         let mut out = format!("Inbox of {} in shard {}\n", self.user, self.shard);
+        if let Some(refusal) = &self.refusal {
+            let _ = writeln!(out, "  a start would be refused: {refusal}");
+            out.push_str("  what `iris-shard repair` would keep:\n");
+        }
+        if let Some(missing) = &self.missing {
+            let _ = writeln!(
+                out,
+                "  missing: {} messages that cannot be read, {} damaged records with its name, up to \
+                 {} numbers that no record tells of",
+                count(missing.given_up),
+                count(missing.recognised),
+                count(missing.unknown)
+            );
+        }
         let seen = self.last_seen.as_deref().unwrap_or("never");
         let _ = writeln!(out, "  last seen: {seen}");
         let _ = writeln!(out, "  numbers given out up to: {}", self.last_seq);
