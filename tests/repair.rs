@@ -3,7 +3,7 @@
 
 mod server;
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -278,6 +278,7 @@ fn a_shard_that_is_gone_costs_everything_but_what_comes() {
     let done = json(&iris_shard("repair", setup.data_dir(), &["--json", "--yes"]), 0);
     assert_eq!(done["healthy"], true);
     assert_eq!(done["shards"][0]["still_refused"], Value::Null);
+    assert_eq!(snapshots(&setup).len(), 2, "the rot of one costs nothing");
     // The log alone says it, too.
     snapshots(&setup).iter().for_each(|path| fs::remove_file(path).unwrap());
     check_goes_on(&setup.start(), session);
@@ -332,6 +333,12 @@ fn numbers_go_on_where_the_clock_was_set_back() {
     let mut repair = command("repair", dir, &["--yes"]);
     repair.env("LD_PRELOAD", &library).env("BEHIND_SECONDS", "86400");
     check(&repair.output().unwrap(), 0, &["far above any", "Repaired"]);
+    // The later one has an earlier time in its name: the clock was set back.
+    let aside = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    let aside = aside.filter(|it| it.file_name().as_encoded_bytes().starts_with(b"damaged-"));
+    let mut aside: Vec<DirEntry> = aside.collect();
+    aside.sort_by_key(|it| it.metadata().unwrap().modified().unwrap());
+    assert!(aside.len() == 2 && aside[0].file_name() > aside[1].file_name(), "{aside:?}");
     let shown = json(&iris_shard("inspect", dir, &["--inbox", "carol", "--json"]), 0);
     assert_eq!(shown["user"], "carol");
     check_goes_on(&setup.start(), session);

@@ -152,6 +152,11 @@ impl Salvage {
         self.forgotten_ms = Some(ms);
     }
 
+    /// The highest reading of the clock that ids were drawn from, ms.
+    pub fn hlc_ms(&self) -> u64 {
+        self.replay.hlc_ms()
+    }
+
     /// The number above which the inboxes of users begin who are not known, when
     /// they may have been.
     fn new_floor(&self) -> Option<u64> {
@@ -188,10 +193,15 @@ impl Salvage {
     }
 
     /// A record that changes nothing, so that the log has one more commit; `None`
-    /// when there is nobody whom it could name.
+    /// when there is nothing that it could repeat.
     pub fn idle(&self) -> Option<Record<'_>> {
-        let user = self.replay.users().iter().next()?;
-        Some(Record::Seen { key: user.key, name: &user.name, at_s: user.last_seen_s.into() })
+        let user = self.replay.users().iter().next();
+        let seen = user.map(|user| Record::Seen {
+            key: user.key,
+            name: &user.name,
+            at_s: user.last_seen_s.into(),
+        });
+        seen.or_else(|| self.floor())
     }
 
     /// The inboxes of which something is known to be missing.

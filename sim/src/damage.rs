@@ -261,6 +261,7 @@ impl World {
         let has_lost_begin = finding.lost.first().is_some_and(|(from, _)| *from < BLOCK as Lsn);
         let has_forgotten =
             !finding.has_state || is_empty || finding.snapshot.is_none() && has_lost_begin;
+        finding.fresh.hlc_ms = finding.fresh.hlc_ms.max(finding.salvage.hlc_ms());
         if has_forgotten {
             self.stats.forgotten += 1;
             finding.fresh.hlc_ms = finding.fresh.hlc_ms.max(self.now().wall_ms);

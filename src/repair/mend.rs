@@ -46,11 +46,14 @@ impl Finding {
     ) -> Result<Mended, Exit> {
         let dir = self.kept.dir.clone();
         let failed = |error| Exit::data(DataDirError::from_io(dir.path(), error).to_string());
-        if self.has_forgotten() {
-            // The log's clock takes the time along, and has it where the machine's was set back.
-            let fresh = &mut self.kept.salvaged.fresh;
-            fresh.hlc_ms = fresh.hlc_ms.max(now_ms);
-            self.kept.salvage.forget(fresh.hlc_ms);
+        // The log's clock goes on above all that is kept, whatever became of the heads of its
+        // writes, and above the time that numbers go on above: the machine's may be set back.
+        let has_forgotten = self.has_forgotten();
+        let clock_ms = &mut self.kept.salvaged.fresh.hlc_ms;
+        *clock_ms = (*clock_ms).max(self.kept.salvage.hlc_ms());
+        if has_forgotten {
+            *clock_ms = (*clock_ms).max(now_ms);
+            self.kept.salvage.forget(*clock_ms);
         }
         assert!(self.kept.misnamed.is_empty(), "segments have their names by now");
         dir.make_ready().map_err(failed)?;
