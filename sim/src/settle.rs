@@ -54,7 +54,7 @@ impl World {
     fn is_full_of_damage(&self, user: u16) -> bool {
         let kept = || self.model.inbox(user).kept();
         kept().count() >= self.knobs.inbox_messages_max
-            && kept().all(|(seq, id)| self.is_beside_damage(user, seq, id))
+            && kept().all(|(seq, _)| self.is_damaged(user, seq))
     }
 
     fn waiting_letter(&self) -> Option<String> {

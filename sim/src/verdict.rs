@@ -73,19 +73,24 @@ impl World {
     /// Whether this need not arrive: it is damaged, or stands in an inbox beside
     /// such a one, and each device that waits for it has it.
     pub(crate) fn is_beside_damage(&self, user: u16, seq: u64, id: LetterId) -> bool {
-        let inbox = self.model.inbox(user);
-        let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());
-        let disk = &self.layout.disks[usize::from(owner.owner(self.layout.shards))];
-        let is_hit = |seq: u64| inbox.place(seq).is_some_and(|(from, to)| disk.is_hit(from, to));
-        if is_hit(seq) {
+        if self.is_damaged(user, seq) {
             return true;
         }
+        let inbox = self.model.inbox(user);
         let has = |device: &u64| {
             let mut devices = self.devices.iter().filter(|it| it.user == user);
             devices.any(|it| it.id == *device && it.seen.contains(&id))
         };
         let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
-        inbox.kept().any(|(seq, _)| is_hit(seq)) && due.all(has)
+        inbox.kept().any(|(seq, _)| self.is_damaged(user, seq)) && due.all(has)
+    }
+
+    /// Whether the newest copy of this can be read no more.
+    pub(crate) fn is_damaged(&self, user: u16, seq: u64) -> bool {
+        let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());
+        let disk = &self.layout.disks[usize::from(owner.owner(self.layout.shards))];
+        let place = self.model.inbox(user).place(seq);
+        place.is_some_and(|(from, to)| disk.is_hit(from, to))
     }
 
     /// A bit of the manifest flips: it is refused with words, or says what it

@@ -67,6 +67,8 @@ struct Started {
     end: Lsn,
     cut: u64,
     has_snapshot: bool,
+    /// Where it began to read.
+    from: Lsn,
     inboxes: Vec<(Vec<u8>, u64, u64)>,
 }
 
@@ -86,6 +88,7 @@ fn start(dir: &Path, image: &Image) -> Result<Started, RecoverError> {
         end: recovered.start.lsn,
         cut: recovered.torn.map_or(0, |torn| torn.bytes),
         has_snapshot: recovered.snapshot.is_some(),
+        from: recovered.snapshot.as_ref().map_or(0, |loaded| loaded.start.lsn),
         inboxes: brain.inboxes().map(|(name, first, last)| (name.to_vec(), first, last)).collect(),
     })
 }
@@ -236,7 +239,7 @@ fn mix_names(dir: &Path, image: &Image, seed: u64) {
 
 #[test]
 fn what_a_newer_version_wrote_is_left_alone() {
-    let (mut starts, mut refused) = (0, 0);
+    let (mut looks, mut refused) = (0, 0);
     for seed in RENAMED.into_iter().flatten() {
         let (images, damaged) = disks(seed);
         let damaged = damaged.into_iter().filter(can_be_put).map(|wreck| (false, wreck.image));
@@ -252,37 +255,54 @@ fn what_a_newer_version_wrote_is_left_alone() {
             let crc = crc32c::crc32c(&bytes[..40]);
             bytes[40..44].copy_from_slice(&crc.to_le_bytes());
             fs::write(&path, bytes).unwrap();
-            let before = segments(dir.path());
+            let before = files(dir.path());
             let mut salvage =
                 Salvage::new(options(&image), KeyHasher::new(image.seed), image.segment_bytes);
             let said = look(dir.path(), &image).salvage(&mut salvage, &mut |_| {}).unwrap_err();
             assert!(said.to_string().contains("or a newer one"), "seed {seed}: {said}");
+            assert!(files(dir.path()) == before, "seed {seed}: something has changed");
+            looks += 1;
+            if !is_healthy {
+                continue;
+            }
+            let before = segments(dir.path());
+            let from = start(put(&image).path(), &image).unwrap().from;
             match start(dir.path(), &image) {
+                Err(said) => {
+                    assert!(said.to_string().contains("or a newer one"), "seed {seed}: {said}");
+                    refused += 1;
+                }
                 // An old one, which it does not look at.
-                Ok(started) if is_healthy => check_start(&format!("seed {seed}"), &image, &started),
-                Ok(_) => {}
-                Err(_) => refused += 1,
+                Ok(started) => {
+                    assert!((index + 1) * image.segment_bytes <= from, "seed {seed}: {index}");
+                    check_start(&format!("seed {seed}"), &image, &started);
+                }
             }
             assert!(segments(dir.path()) == before, "seed {seed}: something has changed");
-            starts += 1;
         }
     }
     // Otherwise this would show nothing.
-    assert!(starts > 80 && refused > 40, "{refused} of {starts} refused");
+    assert!(looks > 80 && refused > 40, "{refused} of {looks} refused");
 }
 
-/// All segments with their bytes.
-fn segments(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// All files with their bytes, the lock's apart.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(segments(&path));
-        } else if path.extension().is_some_and(|it| it == "log") {
+            found.extend(files(&path));
+        } else if path.file_name().is_some_and(|name| name != "lock") {
             let bytes = fs::read(&path).unwrap();
             found.insert(path, bytes);
         }
     }
+    found
+}
+
+fn segments(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = files(dir);
+    found.retain(|path, _| path.extension().is_some_and(|extension| extension == "log"));
     found
 }
 
