@@ -3,14 +3,14 @@
 
 use std::fmt::Write;
 
+use ::shard::{InboxContents, KeyHasher, Waiting};
 use serde::Serialize;
-use shard::{InboxContents, KeyHasher, Waiting};
 use wal::disk::{ShardDir, Stored};
 use wal::record::Message;
 use wire::id::ShardId;
 
 use super::record::{class, expiry};
-use super::{Look, count, name, table, time};
+use super::{Look, count, name, shard, table, time};
 use crate::exit::Exit;
 use crate::kept::Kept;
 use crate::progress::Teller;
@@ -134,12 +134,10 @@ impl Found {
     fn look(look: &Look, id: ShardId, user: &str, teller: &mut Teller) -> Result<Found, Exit> {
         let dir = look.inspection.shard(id);
         let mut replay = look.replay(id);
-        let refusal = match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
-            Ok(_) => {
-                let inbox = replay.inbox(user.as_bytes());
-                return Ok(Found { inbox, dir, refusal: None, missing: None });
-            }
-            Err(error) => error.to_string(),
+        let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
+        let Some(refusal) = shard::refusal(&dir, &read_back, &replay) else {
+            let inbox = replay.inbox(user.as_bytes());
+            return Ok(Found { inbox, dir, refusal: None, missing: None });
         };
         drop(replay);
         // What a server is at work on may only seem to be damaged.
@@ -220,7 +218,8 @@ impl InboxReport {
         }
         let seen = self.last_seen.as_deref().unwrap_or("never");
         let _ = writeln!(out, "  last seen: {seen}");
-        let _ = writeln!(out, "  numbers given out up to: {}", self.last_seq);
+        let known = if self.refusal.is_some() { " that are known of" } else { "" };
+        let _ = writeln!(out, "  numbers given out{known} up to: {}", self.last_seq);
         let _ = writeln!(out, "  sending devices remembered: {}", count(self.pairs));
         for DeviceReport { device, cursor } in &self.devices {
             let what = if *device == 0 { " (protocol v1)" } else { "" };

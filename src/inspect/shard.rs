@@ -6,7 +6,9 @@ use std::io;
 use ::shard::{Contents, Replay};
 use serde::Serialize;
 use wal::Restore;
-use wal::disk::{DataDirError, Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
+use wal::disk::{
+    DataDirError, Files, RecoverError, Recovered, SegmentFile, ShardDir, SnapshotSeen,
+};
 use wal::recover::Torn;
 use wire::id::ShardId;
 
@@ -120,6 +122,23 @@ impl HoldsReport {
     }
 }
 
+/// Why a start would be refused that reads this back, if it would.
+pub(super) fn refusal(
+    dir: &ShardDir,
+    read_back: &Result<Recovered, RecoverError>,
+    replay: &Replay,
+) -> Option<String> {
+    match read_back {
+        Ok(_) => {
+            let contradictions = replay.contradictions();
+            let says = || format!("the log contradicts itself in {contradictions} records");
+            (contradictions > 0).then(says)
+        }
+        Err(error) if dir.path().exists() => Some(error.to_string()),
+        Err(_) => Some(DataDirError::ShardMissing { path: dir.path().into() }.to_string()),
+    }
+}
+
 impl ShardReport {
     pub(super) fn look(look: &Look, id: ShardId, teller: &mut Teller) -> ShardReport {
         let dir = look.inspection.shard(id);
@@ -149,19 +168,15 @@ impl ShardReport {
         let mut replay = look.replay(id);
         let mut live = None;
         let mut used = None;
-        match dir.look_back(&mut replay, &mut |at| teller.reading(id, at)) {
+        let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
+        report.refusal = refusal(&dir, &read_back, &replay);
+        match read_back {
             Ok(recovered) => {
                 used = recovered.snapshot.as_ref().map(|loaded| loaded.start.lsn);
                 live = Some(replay.needed());
                 report.read_back(&recovered, &replay);
             }
-            Err(error) => {
-                let path = dir.path().to_owned();
-                report.refusal = Some(if path.exists() {
-                    error.to_string()
-                } else {
-                    DataDirError::ShardMissing { path }.to_string()
-                });
+            Err(_) => {
                 drop(replay);
                 // What a server is at work on may only seem to be damaged.
                 if look.running.is_none() {
@@ -189,10 +204,6 @@ impl ShardReport {
             torn: torn.map(TornReport::new),
         });
         self.holds = Some(HoldsReport::new(&replay.contents()));
-        let contradictions = replay.contradictions();
-        if contradictions > 0 {
-            self.refusal = Some(format!("the log contradicts itself in {contradictions} records"));
-        }
     }
 
     /// Looks for whatever a repair would keep; how much of that each segment holds.
