@@ -3,7 +3,8 @@
 //!
 //! Where no disk can be made to fail, the kernel refuses the write because of a
 //! file size limit that is lowered while the server runs: for the server a
-//! failure like any other.
+//! failure like any other. A device that answers EIO is a loop device whose
+//! file's file system is full: not every kernel has a device mapper.
 
 mod server;
 
