@@ -24,7 +24,7 @@ use wire::limits::DEVICES_MAX;
 use crate::dedup::{Numbering, PairKey};
 use crate::inbox::{Entry, HOLES_MAX};
 use crate::replay::Replay;
-use crate::user::{Device, User, UserIndex, V1_DEVICE};
+use crate::user::{Device, User, UserIndex, V1_DEVICE, floor_record};
 use crate::{InboxContents, KeyHasher, Options, Shard};
 
 /// Numbers that all inboxes together skip at most while messages wait in them:
@@ -178,7 +178,7 @@ impl Salvage {
 
     /// The same as the log is to say it.
     pub fn floor(&self) -> Option<Record<'static>> {
-        self.new_floor().map(|seq| Record::Floor { key: UserKey(0), name: b"", seq })
+        self.new_floor().map(floor_record)
     }
 
     /// Messages that the lost bytes held, at most.
@@ -231,7 +231,7 @@ impl Salvage {
     fn raise_floors(&mut self) {
         let Some(floor) = self.new_floor() else { return };
         let (is_forgotten, lost_max) = (self.forgotten_ms.is_some(), self.lost_max());
-        let among_waiting = if is_forgotten { lost_max.max(SKIPPED_UNKNOWN) } else { lost_max };
+        let leapt = if is_forgotten { SKIPPED_UNKNOWN } else { 0 };
         let users = self.replay.users_mut();
         users.raise_floor(floor);
         let waits = |user: &&crate::user::User| user.waiting().next().is_some();
@@ -248,7 +248,7 @@ impl Salvage {
             inbox.raise_floor(match inbox.len() {
                 0 if is_forgotten => floor.max(last + lost_max),
                 0 => last + lost_max,
-                _ => last + among_waiting.min(each_max),
+                _ => last + (lost_max + leapt).min(each_max),
             });
         }
     }
@@ -631,6 +631,11 @@ mod tests {
         assert_eq!(carol.last_seq, floor);
         salvage.forget(1_800_000_000_001);
         assert!(salvage.new_floor().expect("again") > floor, "a later one is higher");
+        // What is left may be of before an earlier leap, and numbers lost on top.
+        salvage.lost(10 * MESSAGE_BYTES_MIN, None);
+        salvage.raise_floors();
+        let bob = salvage.replay.inbox(NAME).expect("bob is known");
+        assert_eq!(bob.last_seq, 8 + 2 * SKIPPED_UNKNOWN + 10);
     }
 
     /// A log that is read again after such a repair, without its snapshots.

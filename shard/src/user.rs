@@ -8,6 +8,7 @@ use std::hash::Hasher;
 use hashbrown::HashTable;
 use siphasher::sip128::{Hasher128, SipHasher13};
 use smallvec::SmallVec;
+use wal::Record;
 use wire::id::UserKey;
 
 use crate::chunks::Chunks;
@@ -217,6 +218,11 @@ impl User {
 /// one turn: of a million users a part holds 16,000.
 const PARTS: usize = 64;
 
+/// Has the inboxes of all users who come after it begin above `seq`.
+pub(crate) const fn floor_record(seq: u64) -> Record<'static> {
+    Record::Floor { key: UserKey(0), name: b"", seq }
+}
+
 /// All users of a shard. Indices are stable; users are never removed.
 pub(crate) struct Users {
     list: Chunks<User>,
@@ -250,6 +256,11 @@ impl Users {
     /// unless a repair had to leave users out that may have seen numbers.
     pub(crate) fn floor(&self) -> u64 {
         self.floor
+    }
+
+    /// The same as the log says it; nothing where there is none.
+    pub(crate) fn floor_record(&self) -> Option<Record<'static>> {
+        (self.floor > 0).then_some(floor_record(self.floor))
     }
 
     /// Has the inboxes of all users who come from now on begin above `seq`.

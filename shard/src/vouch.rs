@@ -50,12 +50,15 @@ impl Shard {
     }
 
     /// Appends a record that changes nothing to a log that is at rest; whether
-    /// it did.
+    /// it did. Without users it repeats where a repair has numbers begin.
     pub(crate) fn mark(&mut self, now: Now) -> bool {
         let is_at_rest = self.log.end() == self.log.durable();
-        let Some(user) = self.users.iter().next().filter(|_| is_at_rest) else { return false };
-        let at_s = user.last_seen_s.into();
-        let record = Record::Seen { key: user.key, name: &user.name, at_s };
+        let seen = self.users.iter().next().map(|user| {
+            let at_s = user.last_seen_s.into();
+            Record::Seen { key: user.key, name: &user.name, at_s }
+        });
+        let record = seen.or_else(|| self.users.floor_record()).filter(|_| is_at_rest);
+        let Some(record) = record else { return false };
         // Without room another write is under way, and there will be some.
         self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok()
     }

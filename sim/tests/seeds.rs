@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 33] = [
+const NOTICE: [(u64, &str); 35] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -39,6 +39,8 @@ const NOTICE: [(u64, &str); 33] = [
     (12_522_357, "a repair after the clock was set back has numbers begin lower"),
     (12_544_378, "the oracle waits for room in an inbox of what cannot be read"),
     (12_547_859, "the oracle asks for a record over what was had under another number"),
+    (12_800_881, "a leap of an earlier repair and numbers that are lost are not added up"),
+    (12_819_816, "a shard that was repaired without users keeps a dead segment"),
 ];
 
 #[test]
