@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 35] = [
+const NOTICE: [(u64, &str); 38] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -41,6 +41,9 @@ const NOTICE: [(u64, &str); 35] = [
     (12_547_859, "the oracle asks for a record over what was had under another number"),
     (12_800_881, "a leap of an earlier repair and numbers that are lost are not added up"),
     (12_819_816, "a shard that was repaired without users keeps a dead segment"),
+    (12_852_995, "the oracle misses who has what a torn acknowledgement beside a hole says"),
+    (12_867_755, "the oracle takes zeroes behind a hole for a commit's"),
+    (12_889_112, "the oracle asks for what stood in a hole before something that is kept"),
 ];
 
 #[test]
