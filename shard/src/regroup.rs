@@ -150,9 +150,19 @@ impl Newcomer {
     /// # Errors
     /// As for [`Newcomer::take`].
     pub(crate) fn mark(&mut self) -> Result<(), Refused> {
-        let Some(user) = self.shard.users.iter().next() else { return Ok(()) };
-        let record = Record::Floor { key: user.key, name: &user.name, seq: user.last_seq() };
+        let users = &self.shard.users;
+        let named = users.iter().next().map(|user| Record::Floor {
+            key: user.key,
+            name: &user.name,
+            seq: user.last_seq(),
+        });
+        let Some(record) = named.or_else(|| users.floor_record()) else { return Ok(()) };
         self.shard.log.append(&record, 0).map(|_| ())
+    }
+
+    /// Whether there is anything that [`Newcomer::mark`] can repeat.
+    pub(crate) fn can_mark(&self) -> bool {
+        self.load.users > 0 || self.shard.users.floor() > 0
     }
 
     /// The next write of its log.

@@ -222,8 +222,8 @@ fn plan(reads: Vec<Planned>, newcomers: &[Newcomer]) -> VecDeque<Planned> {
     for shard in shards.clone() {
         let complete = || [Step::Write { shard }, Step::Sync { shard }, Step::Snapshot { shard }];
         plan.extend(complete().map(Do));
-        // Without users there is nothing to forget.
-        if newcomers[usize::from(shard)].load().users > 0 {
+        // With neither users nor a floor there is nothing to forget.
+        if newcomers[usize::from(shard)].can_mark() {
             plan.push_back(Mark(shard));
             plan.extend(complete().map(Do));
         }

@@ -32,8 +32,8 @@ use crate::{InboxContents, KeyHasher, Options, Shard};
 const HOLES_TOTAL_MAX: u64 = 4 << 20;
 
 /// Numbers that an inbox skips in which something waits, when only a snapshot
-/// told of those without a message: far more than logins and restarts leave. An
-/// inbox takes twice as many before it is full.
+/// told of those without a message: far more than logins and restarts leave. With
+/// twice as many an inbox is full until its oldest messages are acknowledged.
 const SKIPPED_UNKNOWN: u64 = 1 << 15;
 
 /// Numbers that an inbox is thought to have given out in each millisecond since
@@ -201,7 +201,7 @@ impl Salvage {
             name: &user.name,
             at_s: user.last_seen_s.into(),
         });
-        seen.or_else(|| self.floor())
+        seen.or_else(|| self.floor()).or_else(|| self.replay.users().floor_record())
     }
 
     /// The inboxes of which something is known to be missing.

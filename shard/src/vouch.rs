@@ -67,7 +67,7 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use wal::recover::{Proof, Scanner, What};
-    use wal::{BLOCK, Damage, Lsn};
+    use wal::{BLOCK, Damage, Lsn, Record};
 
     use super::REST_NS;
     use crate::snapshot::tests::{Life, SEGMENT, log_options};
@@ -117,6 +117,27 @@ mod tests {
         life.disk[last + 100] ^= 1;
         life.disk[end + 50] ^= 1;
         assert_eq!(read_back(&life).expect("torn"), (end as Lsn, true));
+    }
+
+    /// As a repair may leave it.
+    #[test]
+    fn a_shard_without_users_is_vouched_for_by_its_floor() {
+        let mut life = Life::new(1000);
+        let now = life.now();
+        assert!(!life.shard.vouch(now), "there is nothing to say");
+        life.shard.users.raise_floor(7);
+        let record = life.shard.users.floor_record().expect("one");
+        life.shard.log.append(&record, 0).expect("room");
+        assert!(!life.shard.vouch(now), "what is under way comes first");
+        life.step(COMMIT);
+        assert!(life.shard.vouch(now) && !life.shard.vouch(now), "one is enough");
+        life.step(COMMIT);
+        assert!(!life.shard.vouch(now), "one is enough");
+        let mut said = Vec::new();
+        let mut scanner = Scanner::new(life.shard.salt, log_options(), 0);
+        let sink = &mut |_, _, record: Record<'_>| said.push(format!("{record:?}"));
+        scanner.segment(0, &life.disk, sink).expect("whole");
+        assert_eq!(said, vec![format!("{record:?}"); 2]);
     }
 
     #[test]

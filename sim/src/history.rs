@@ -46,7 +46,8 @@ impl History {
     ///
     /// A commit that a crash tore may become whole with the torn write of the
     /// next life, where both have a sector in common: inside of the same long
-    /// body, say. It follows the same records, and neither was acknowledged.
+    /// body, say. It follows the same records, and neither was acknowledged. Both
+    /// lives may have begun with the same ones, where the clock was set back.
     ///
     /// # Errors
     /// When that is not what stood there in this history, or might have.
@@ -59,6 +60,12 @@ impl History {
     ) -> Result<(), String> {
         let is_it = |record: &Written| record.lsn == lsn && record.bytes == bytes;
         if self.records.get(n).is_some_and(is_it) {
+            for (after, lost) in &mut self.lost {
+                if *after == n && lost.len() > 1 && is_it(&lost[0]) {
+                    lost.remove(0);
+                    *after += 1;
+                }
+            }
             return Ok(());
         }
         let revived = self.lost.iter().position(|(after, lost)| *after == n && is_it(&lost[0]));

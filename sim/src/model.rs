@@ -94,6 +94,11 @@ impl Inbox {
             && !self.has_had(device, seq)
     }
 
+    /// The same of any device.
+    pub(crate) fn waits_for(&self, device: u64, seq: u64) -> bool {
+        self.devices.contains_key(&device) && self.is_due(device, seq)
+    }
+
     /// Entries that some device still has to get, and what is aside.
     pub(crate) fn kept(&self) -> impl Iterator<Item = (u64, LetterId)> {
         self.aside.iter().map(|(seq, id)| (*seq, *id)).chain(self.waiting())

@@ -170,13 +170,13 @@ impl World {
                 }
                 // What a crash tore of an acknowledgement's commit a hole may hide, so that
                 // it counts again: said by somebody who has the letter.
-                let have = || left.iter().filter(|(_, cursor)| *cursor >= seq);
-                let has = |device: u64| {
+                let due = || left.iter().filter(|(device, _)| later.waits_for(*device, seq));
+                let has = |(device, cursor): &(u64, u64)| {
                     let mut devices = self.devices.iter().filter(|it| usize::from(it.user) == user);
-                    devices.any(|it| it.id == device && it.seen.contains(&id))
+                    *cursor >= seq && devices.any(|it| it.id == *device && it.seen.contains(&id))
                 };
-                if disk.has_holes() && have().count() > 0 && have().all(|(device, _)| has(*device))
-                {
+                let is_torn = disk.has_holes() && !finding.lost.is_empty();
+                if is_torn && due().next().is_some() && due().all(has) {
                     excused.push(id);
                     continue;
                 }
@@ -216,8 +216,8 @@ impl World {
         Ok(())
     }
 
-    /// What stood in a lost range in front of what is kept of the same sender: its
-    /// number is taken for one that was stored, as it may have been.
+    /// What no log has, with a number in front of what is kept of the same sender:
+    /// that is taken for stored, as it may have been where something is lost.
     fn passed_over(
         &self,
         shard: usize,
@@ -236,7 +236,9 @@ impl World {
                 };
                 let of_pair = kept.iter().filter(|id| is_of_pair(id));
                 let last = of_pair.map(|id| self.ledger.get(*id).seq).max().unwrap_or(0);
-                let lost = |(seq, id): &&(u64, LetterId)| *seq < last && !kept.contains(id);
+                let lost = |(seq, id): &&(u64, LetterId)| {
+                    *seq < last && !kept.contains(id) && self.model.letter(*id).is_none()
+                };
                 passed.extend(outbox.unsettled.iter().filter(lost).map(|(_, id)| *id));
             }
         }

@@ -262,12 +262,14 @@ fn what_a_newer_version_wrote_is_left_alone() {
             assert!(said.to_string().contains("or a newer one"), "seed {seed}: {said}");
             assert!(files(dir.path()) == before, "seed {seed}: something has changed");
             looks += 1;
+            let before = segments(dir.path());
+            let started = start(dir.path(), &image);
+            assert!(segments(dir.path()) == before, "seed {seed}: something has changed");
             if !is_healthy {
                 continue;
             }
-            let before = segments(dir.path());
             let from = start(put(&image).path(), &image).unwrap().from;
-            match start(dir.path(), &image) {
+            match started {
                 Err(said) => {
                     assert!(said.to_string().contains("or a newer one"), "seed {seed}: {said}");
                     refused += 1;
@@ -278,7 +280,6 @@ fn what_a_newer_version_wrote_is_left_alone() {
                     check_start(&format!("seed {seed}"), &image, &started);
                 }
             }
-            assert!(segments(dir.path()) == before, "seed {seed}: something has changed");
         }
     }
     // Otherwise this would show nothing.

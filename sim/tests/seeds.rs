@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 38] = [
+const NOTICE: [(u64, &str); 39] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -44,6 +44,7 @@ const NOTICE: [(u64, &str); 38] = [
     (12_852_995, "the oracle misses who has what a torn acknowledgement beside a hole says"),
     (12_867_755, "the oracle takes zeroes behind a hole for a commit's"),
     (12_889_112, "the oracle asks for what stood in a hole before something that is kept"),
+    (13_053_153, "the oracle misses that two lives began with the same records"),
 ];
 
 #[test]

@@ -218,8 +218,8 @@ impl InboxReport {
         }
         let seen = self.last_seen.as_deref().unwrap_or("never");
         let _ = writeln!(out, "  last seen: {seen}");
-        let known = if self.refusal.is_some() { " that are known of" } else { "" };
-        let _ = writeln!(out, "  numbers given out{known} up to: {}", self.last_seq);
+        let known = if self.refusal.is_some() { "known to have been " } else { "" };
+        let _ = writeln!(out, "  numbers {known}given out up to: {}", self.last_seq);
         let _ = writeln!(out, "  sending devices remembered: {}", count(self.pairs));
         for DeviceReport { device, cursor } in &self.devices {
             let what = if *device == 0 { " (protocol v1)" } else { "" };

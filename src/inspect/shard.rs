@@ -171,12 +171,12 @@ impl ShardReport {
         let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
         report.refusal = refusal(&dir, &read_back, &replay);
         match read_back {
-            Ok(recovered) => {
+            Ok(recovered) if report.refusal.is_none() => {
                 used = recovered.snapshot.as_ref().map(|loaded| loaded.start.lsn);
                 live = Some(replay.needed());
                 report.read_back(&recovered, &replay);
             }
-            Err(_) => {
+            _ => {
                 drop(replay);
                 // What a server is at work on may only seem to be damaged.
                 if look.running.is_none() {
