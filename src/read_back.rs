@@ -2,7 +2,7 @@
 
 use shard::{KeyHasher, Options, Replay};
 use wal::LogOptions;
-use wal::disk::{Recovered, ShardDir};
+use wal::disk::{DataDirError, Recovered, ShardDir};
 use wire::id::ShardId;
 
 use crate::exit::Exit;
@@ -33,6 +33,28 @@ pub(crate) fn read_back(
         )));
     }
     Ok((replay, recovered))
+}
+
+/// Reads a shard back as a start does and changes nothing, not even what a start
+/// sets aside.
+///
+/// # Errors
+/// Why a start would be refused, in words.
+pub(crate) fn look_back(
+    dir: &ShardDir,
+    id: ShardId,
+    replay: &mut Replay,
+    teller: &mut Teller,
+) -> Result<Recovered, String> {
+    let read = dir.look_back(replay, &mut |at| teller.reading(id, at));
+    let recovered = read.map_err(|error| match dir.path().to_owned() {
+        path if path.exists() => error.to_string(),
+        path => DataDirError::ShardMissing { path }.to_string(),
+    })?;
+    match replay.contradictions() {
+        0 => Ok(recovered),
+        records => Err(format!("the log contradicts itself in {records} records")),
+    }
 }
 
 fn tell_recovery(shard: ShardId, recovered: &Recovered, segment_bytes: u64) {

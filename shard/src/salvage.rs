@@ -195,13 +195,8 @@ impl Salvage {
     /// A record that changes nothing, so that the log has one more commit; `None`
     /// when there is nothing that it could repeat.
     pub fn idle(&self) -> Option<Record<'_>> {
-        let user = self.replay.users().iter().next();
-        let seen = user.map(|user| Record::Seen {
-            key: user.key,
-            name: &user.name,
-            at_s: user.last_seen_s.into(),
-        });
-        seen.or_else(|| self.floor()).or_else(|| self.replay.users().floor_record())
+        let users = self.replay.users();
+        users.seen_record().or_else(|| self.floor()).or_else(|| users.floor_record())
     }
 
     /// The inboxes of which something is known to be missing.

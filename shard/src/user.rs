@@ -258,7 +258,13 @@ impl Users {
         self.floor
     }
 
-    /// The same as the log says it; nothing where there is none.
+    /// A record that changes nothing; nothing where there is nobody to name.
+    pub(crate) fn seen_record(&self) -> Option<Record<'_>> {
+        let user = self.iter().next()?;
+        Some(Record::Seen { key: user.key, name: &user.name, at_s: user.last_seen_s.into() })
+    }
+
+    /// That floor as the log says it; nothing where there is none.
     pub(crate) fn floor_record(&self) -> Option<Record<'static>> {
         (self.floor > 0).then_some(floor_record(self.floor))
     }

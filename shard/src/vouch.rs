@@ -9,7 +9,7 @@
 //! Invariant: one of them for each rest, and none while anything waits for the
 //! disk.
 
-use wal::{Lsn, Record, block_end};
+use wal::{Lsn, block_end};
 
 use crate::Shard;
 use crate::io::Now;
@@ -53,12 +53,8 @@ impl Shard {
     /// it did. Without users it repeats where a repair has numbers begin.
     pub(crate) fn mark(&mut self, now: Now) -> bool {
         let is_at_rest = self.log.end() == self.log.durable();
-        let seen = self.users.iter().next().map(|user| {
-            let at_s = user.last_seen_s.into();
-            Record::Seen { key: user.key, name: &user.name, at_s }
-        });
-        let record = seen.or_else(|| self.users.floor_record()).filter(|_| is_at_rest);
-        let Some(record) = record else { return false };
+        let record = self.users.seen_record().or_else(|| self.users.floor_record());
+        let Some(record) = record.filter(|_| is_at_rest) else { return false };
         // Without room another write is under way, and there will be some.
         self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok()
     }

@@ -77,12 +77,14 @@ impl World {
             return true;
         }
         let inbox = self.model.inbox(user);
-        let has = |device: &u64| {
-            let mut devices = self.devices.iter().filter(|it| it.user == user);
-            devices.any(|it| it.id == *device && it.seen.contains(&id))
-        };
+        let has = |device: &u64| self.has_seen(user, *device, id);
         let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
         inbox.kept().any(|(seq, _)| self.is_damaged(user, seq)) && due.all(has)
+    }
+
+    fn has_seen(&self, user: u16, device: u64, id: LetterId) -> bool {
+        let mut devices = self.devices.iter().filter(|it| it.user == user);
+        devices.any(|it| it.id == device && it.seen.contains(&id))
     }
 
     /// Whether the newest copy of this can be read no more.
@@ -172,8 +174,7 @@ impl World {
                 // it counts again: said by somebody who has the letter.
                 let due = || left.iter().filter(|(device, _)| later.waits_for(*device, seq));
                 let has = |(device, cursor): &(u64, u64)| {
-                    let mut devices = self.devices.iter().filter(|it| usize::from(it.user) == user);
-                    *cursor >= seq && devices.any(|it| it.id == *device && it.seen.contains(&id))
+                    *cursor >= seq && self.has_seen(user as u16, *device, id)
                 };
                 let is_torn = disk.has_holes() && !finding.lost.is_empty();
                 if is_torn && due().next().is_some() && due().all(has) {

@@ -3,17 +3,18 @@
 
 use std::fmt::Write;
 
-use ::shard::{InboxContents, KeyHasher, Waiting};
 use serde::Serialize;
+use shard::{InboxContents, KeyHasher, Waiting};
 use wal::disk::{ShardDir, Stored};
 use wal::record::Message;
 use wire::id::ShardId;
 
 use super::record::{class, expiry};
-use super::{Look, count, name, shard, table, time};
+use super::{Look, count, name, table, time};
 use crate::exit::Exit;
 use crate::kept::Kept;
 use crate::progress::Teller;
+use crate::read_back::look_back;
 
 /// What is in it.
 #[derive(Debug, Serialize)]
@@ -36,11 +37,11 @@ pub(super) struct InboxReport {
     entries: Vec<EntryReport>,
 }
 
-/// As `iris-shard repair` tells it.
+/// As `iris-shard repair` tells it, under the same names.
 #[derive(Debug, Serialize)]
 struct MissingReport {
     /// Messages that waited and cannot be read.
-    given_up: u64,
+    messages: u64,
     /// Damaged records that still show the inbox's name.
     recognised: u64,
     /// Numbers that no record tells of.
@@ -134,8 +135,7 @@ impl Found {
     fn look(look: &Look, id: ShardId, user: &str, teller: &mut Teller) -> Result<Found, Exit> {
         let dir = look.inspection.shard(id);
         let mut replay = look.replay(id);
-        let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
-        let Some(refusal) = shard::refusal(&dir, &read_back, &replay) else {
+        let Err(refusal) = look_back(&dir, id, &mut replay, teller) else {
             let inbox = replay.inbox(user.as_bytes());
             return Ok(Found { inbox, dir, refusal: None, missing: None });
         };
@@ -148,7 +148,7 @@ impl Found {
             .map_err(|error| Exit::data(error.to_string()))?;
         let missing = kept.salvage.missing().find(|(name, _)| *name == user.as_bytes());
         let missing = missing.map(|(_, it)| MissingReport {
-            given_up: it.given_up,
+            messages: it.given_up,
             recognised: it.recognised,
             unknown: it.unknown,
         });
@@ -211,7 +211,7 @@ impl InboxReport {
                 out,
                 "  missing: {} messages that cannot be read, {} damaged records with its name, up to \
                  {} numbers that no record tells of",
-                count(missing.given_up),
+                count(missing.messages),
                 count(missing.recognised),
                 count(missing.unknown)
             );

@@ -6,15 +6,14 @@ use std::io;
 use ::shard::{Contents, Replay};
 use serde::Serialize;
 use wal::Restore;
-use wal::disk::{
-    DataDirError, Files, RecoverError, Recovered, SegmentFile, ShardDir, SnapshotSeen,
-};
+use wal::disk::{Files, Recovered, SegmentFile, ShardDir, SnapshotSeen};
 use wal::recover::Torn;
 use wire::id::ShardId;
 
 use super::{Look, bytes, count, table};
 use crate::kept::Kept;
 use crate::progress::Teller;
+use crate::read_back::look_back;
 
 /// What is there of one shard.
 #[derive(Debug, Serialize)]
@@ -122,23 +121,6 @@ impl HoldsReport {
     }
 }
 
-/// Why a start would be refused that reads this back, if it would.
-pub(super) fn refusal(
-    dir: &ShardDir,
-    read_back: &Result<Recovered, RecoverError>,
-    replay: &Replay,
-) -> Option<String> {
-    match read_back {
-        Ok(_) => {
-            let contradictions = replay.contradictions();
-            let says = || format!("the log contradicts itself in {contradictions} records");
-            (contradictions > 0).then(says)
-        }
-        Err(error) if dir.path().exists() => Some(error.to_string()),
-        Err(_) => Some(DataDirError::ShardMissing { path: dir.path().into() }.to_string()),
-    }
-}
-
 impl ShardReport {
     pub(super) fn look(look: &Look, id: ShardId, teller: &mut Teller) -> ShardReport {
         let dir = look.inspection.shard(id);
@@ -168,15 +150,14 @@ impl ShardReport {
         let mut replay = look.replay(id);
         let mut live = None;
         let mut used = None;
-        let read_back = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
-        report.refusal = refusal(&dir, &read_back, &replay);
-        match read_back {
-            Ok(recovered) if report.refusal.is_none() => {
+        match look_back(&dir, id, &mut replay, teller) {
+            Ok(recovered) => {
                 used = recovered.snapshot.as_ref().map(|loaded| loaded.start.lsn);
                 live = Some(replay.needed());
                 report.read_back(&recovered, &replay);
             }
-            _ => {
+            Err(refusal) => {
+                report.refusal = Some(refusal);
                 drop(replay);
                 // What a server is at work on may only seem to be damaged.
                 if look.running.is_none() {

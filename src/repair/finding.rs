@@ -4,14 +4,14 @@ use std::fmt::Write;
 
 use shard::{KeyHasher, Missing, Placed};
 use wal::BLOCK;
-use wal::disk::{DataDir, RecoverError, ShardDir};
+use wal::disk::{DataDir, RecoverError};
 use wal::recover::Torn;
 use wire::id::ShardId;
 
 use crate::inspect::{bytes, count, name, replay};
 use crate::kept::Kept;
 use crate::progress::Teller;
-use crate::read_back::ends_with;
+use crate::read_back::{ends_with, look_back};
 
 /// Lines of one kind that a person is shown.
 const LINES_MAX: usize = 20;
@@ -73,8 +73,8 @@ impl Finding {
     ) -> Result<Option<Torn>, String> {
         let manifest = data.manifest();
         let hasher = KeyHasher::new(manifest.seed);
-        let replay = replay(id, manifest.shards, hasher, manifest.segment_bytes);
-        look_back(&data.shard(id), id, replay, teller)
+        let mut replay = replay(id, manifest.shards, hasher, manifest.segment_bytes);
+        look_back(&data.shard(id), id, &mut replay, teller).map(|recovered| recovered.torn)
     }
 
     /// What waits in segments that are given up.
@@ -171,7 +171,8 @@ impl Finding {
         });
         let lost = found.lost.iter().map(|lost| {
             format!(
-                "{} bytes at file offset {} of {} (log position {}) are not what they were, or cannot be read",
+                "{} bytes at file offset {} of {} (log position {}) are not what they were, or \
+                 cannot be read",
                 lost.bytes,
                 lost.offset,
                 lost.path.display(),
@@ -268,24 +269,6 @@ impl Finding {
                 _ => format!("segments {} and the old snapshots", aside.join(", ")),
             }
         );
-    }
-}
-
-/// Why a start would be refused, if it would.
-fn look_back(
-    dir: &ShardDir,
-    id: ShardId,
-    mut replay: shard::Replay,
-    teller: &mut Teller,
-) -> Result<Option<Torn>, String> {
-    if !dir.path().is_dir() {
-        return Err(format!("{} is missing", dir.path().display()));
-    }
-    let read = dir.look_back(&mut replay, &mut |at| teller.reading(id, at));
-    let recovered = read.map_err(|error| error.to_string())?;
-    match replay.contradictions() {
-        0 => Ok(recovered.torn),
-        records => Err(format!("the log contradicts itself in {records} records")),
     }
 }
 
