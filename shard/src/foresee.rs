@@ -20,6 +20,11 @@ const LINE: usize = 64;
 /// caches hold.
 const RELEASED_AHEAD: usize = 256;
 
+/// Bytes of the log that an input leads to, a message of some hundred bytes and an
+/// acknowledgement; and those of the inputs before it.
+const APPENDED_BYTES: usize = 512;
+const APPENDED_AHEAD: usize = 2048;
+
 /// How far down the chain. Each step reads what the one before it asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ahead {
@@ -40,6 +45,7 @@ impl Shard {
     pub fn foresee(&self, conn: Conn, step: Ahead, fetch: impl Fn(*const u8)) {
         let Some(session) = self.sessions.peek(conn.slot) else { return };
         if step == Ahead::Session {
+            self.foresee_append(&fetch);
             return fetch_all(session, &fetch);
         }
         if !session.is_logged_in() {
@@ -60,6 +66,15 @@ impl Shard {
         let devices = due().flat_map(|waiting| &self.users[waiting.user].devices);
         for session in devices.filter_map(|device| self.sessions.peek(device.slot)) {
             fetch_all(session, &fetch);
+        }
+    }
+
+    /// Where the log goes on after what is appended until then.
+    #[inline]
+    fn foresee_append(&self, fetch: &impl Fn(*const u8)) {
+        let coming = self.log.coming(APPENDED_AHEAD + APPENDED_BYTES);
+        for line in coming.get(APPENDED_AHEAD..).unwrap_or_default().chunks(LINE) {
+            fetch(line.as_ptr());
         }
     }
 

@@ -184,6 +184,12 @@ impl Shard {
         let id = self.hlc.next_id(now.wall_ms);
         let inbox_seq = self.users[user].inbox_mut().next_seq(self.leap);
         let expires_ms = self.expires_ms(now, post);
+        // Put together before the append: copying it waits until it is in memory, behind whatever
+        // else was written first, and the log's lines are cold.
+        let posted = match post.reply_kind() {
+            ReplyKind::Quiet => Posted::Quiet,
+            ReplyKind::Told => Posted::Sent { id, class: post.class },
+        };
         let appended = self.append(
             now,
             &Record::Message(Message {
@@ -212,10 +218,6 @@ impl Shard {
         counters.waiting_messages += 1;
         counters.waiting_bytes += u64::from(appended.len);
         self.metrics.record_late(Stage::ReceiveToAppend, post.received_ns, now.mono_ns);
-        let posted = match post.reply_kind() {
-            ReplyKind::Quiet => Posted::Quiet,
-            ReplyKind::Told => Posted::Sent { id, class: post.class },
-        };
         self.when_durable(now, user, post, posted, inbox_seq, out);
     }
 

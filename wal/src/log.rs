@@ -337,6 +337,13 @@ impl Log {
         }
     }
 
+    /// The memory that so many bytes are about to be appended to, or less of it
+    /// where the tail begins anew. What stands there means nothing.
+    pub fn coming(&self, bytes: usize) -> &[u8] {
+        let left = self.lap_end(self.end) - self.end;
+        self.tail.get(self.end, bytes.min(left as usize))
+    }
+
     /// Its sizes.
     pub fn options(&self) -> &LogOptions {
         &self.options
@@ -544,6 +551,26 @@ mod tests {
         assert_eq!(log.written(0, true), 3 * 4096);
         assert!(log.durable() >= first.lsn + u64::from(first.len));
         assert_eq!(log.next_write(), Some(Write { lsn: 3 * 4096, len: 3 * 4096 }));
+    }
+
+    /// Over several laps of the tail.
+    #[test]
+    fn what_is_appended_next_lies_where_it_is_said_to_come() {
+        let mut log = log();
+        let tail = log.options().tail_bytes;
+        for n in 0..200 {
+            let coming = log.coming(3 * BLOCK).as_ptr_range();
+            let left = tail - (log.end() as usize) % tail;
+            assert_eq!(log.coming(3 * BLOCK).len(), left.min(3 * BLOCK));
+            let appended = append(&mut log, 200 + n % 7 * 100).unwrap();
+            let place = log.tail.get(appended.lsn, appended.len as usize).as_ptr_range();
+            let is_new_lap = appended.lsn as usize % tail == COMMIT_BYTES;
+            assert!(is_new_lap || coming.start <= place.start && place.end <= coming.end);
+            while let Some(write) = log.next_write() {
+                log.written(write.lsn, true);
+            }
+        }
+        assert!(log.end() as usize > 3 * tail);
     }
 
     #[test]
