@@ -256,6 +256,7 @@ fn replay(id: ShardId, shards: u16, hasher: &KeyHasher) -> Replay {
         pairs_kept_ms: 7 << 30,
         handshake_ms: 10_000,
         logins_per_second: 0,
+        vouch_after_ms: shard::VOUCH_AFTER_MS,
     };
     Replay::new(options, *hasher, LogOptions::default().segment_bytes)
 }

@@ -342,6 +342,7 @@ fn shard_options(config: &Config, plan: &Plan, shard: ShardId, shards: u16) -> s
         pairs_kept_ms: u64::from(config.pairs_kept_days) * DAY_MS,
         handshake_ms: config.handshake_ms,
         logins_per_second: config.logins_per_second,
+        vouch_after_ms: shard::VOUCH_AFTER_MS,
     }
 }
 

@@ -154,6 +154,7 @@ pub(crate) fn options(shard: ShardId, shards: u16) -> Options {
         pairs_kept_ms: u64::MAX,
         handshake_ms: 0,
         logins_per_second: 0,
+        vouch_after_ms: u64::MAX,
     }
 }
 

@@ -6,6 +6,7 @@ mod server;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -13,7 +14,7 @@ use std::thread;
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
 use server::files::{
-    self, body, check, check_untouched, find, flip, iris_shard, segment, snapshots,
+    self, body, check, check_untouched, find, flip, iris_shard, segment, snapshots, tear_behind,
 };
 use server::mounted::Mounted;
 use server::peer::Peer;
@@ -251,7 +252,8 @@ fn a_torn_tail_is_cut_and_reported() {
     let setup = Setup::new().shards(1);
     written(&setup, 40);
     // The last commit, for which no later one vouches, as if it had been torn.
-    damage(&segment(&setup, 0), &body(39));
+    let at = damage(&segment(&setup, 0), &body(39));
+    tear_behind(&segment(&setup, 0), at as usize);
     let words = ["healthy", "belong to no whole commit", "a start cuts them"];
     check(&iris_shard("repair", setup.data_dir(), &[]), 0, &words);
     let looked = files::json(&iris_shard("repair", setup.data_dir(), &["--json"]), 0);
@@ -275,6 +277,32 @@ fn rot_after_a_clean_stop_is_damage() {
     damage(&segment(&setup, 0), &body(39));
     let words = ["segment-0000000000.log", "damaged at file offset", "had been acknowledged"];
     check_untouched(&setup, &words);
+}
+
+/// So does one at rest, after a moment.
+#[test]
+fn rot_after_a_rest_is_damage() {
+    let setup = Setup::new().shards(1);
+    let server = setup.start();
+    let mut alice = server.v2("alice", 1);
+    alice.send_and_wait(b"bob", body(0).as_bytes(), PATIENCE).unwrap();
+    alice.send_and_wait(b"bob", body(1).as_bytes(), PATIENCE).unwrap();
+    let path = segment(&setup, 0);
+    let behind = find(&path, &body(1)).next_multiple_of(wal::BLOCK) as u64;
+    let log = fs::File::open(&path).unwrap();
+    let deadline = Deadline::new();
+    let mut block = [0; wal::BLOCK];
+    while block.iter().all(|byte| *byte == 0) {
+        deadline.pause(|| "nothing vouches for the last message".to_owned());
+        log.read_exact_at(&mut block, behind).unwrap();
+    }
+    server.kill();
+    damage(&path, &body(1));
+    let words = ["segment-0000000000.log", "damaged at file offset", "had been acknowledged"];
+    check_untouched(&setup, &words);
+    // Everything else is kept.
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    check_messages(&setup.start(), 1);
 }
 
 /// A shard without a file looks like a new one.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use server::files::{
-    check, contents, fill, filled, find, flip, iris_shard, segment, snapshots, taken, waiting,
-    written,
+    check, contents, fill, filled, find, flip, iris_shard, segment, snapshots, taken, tear_behind,
+    waiting, written,
 };
 use server::mounted::Mounted;
 use server::peer::{Peer, hello, send};
@@ -244,6 +244,7 @@ fn a_repair_begun_again_keeps_nothing_of_a_torn_end() {
     let path = segment(&setup, 0);
     flip(&path, find(&path, "it rots"));
     flip(&path, find(&path, "it is torn"));
+    tear_behind(&path, find(&path, "it is behind that"));
     for _ in 0..2 {
         check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
         assert_eq!(waiting(&setup), 1);

@@ -220,6 +220,7 @@ impl Core {
             pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: 10_000,
             logins_per_second: 0,
+            vouch_after_ms: shard::VOUCH_AFTER_MS,
         };
         let start = LogStart::fresh(u64::from(id) + 1);
         let log = Log::new(LogOptions::default(), start);

@@ -427,5 +427,6 @@ fn options() -> Options {
         pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
         handshake_ms: 10_000,
         logins_per_second: 0,
+        vouch_after_ms: shard::VOUCH_AFTER_MS,
     }
 }

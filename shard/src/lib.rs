@@ -64,6 +64,7 @@ pub use salvage::{Missing, Placed, Salvage};
 pub use snapshot::{SLICE_BYTES, Slice};
 pub use stall::LOOKS;
 pub use user::KeyHasher;
+pub use vouch::VOUCH_AFTER_MS;
 
 use admission::Admission;
 use ages::Ages;
@@ -114,6 +115,9 @@ pub struct Options {
     /// Logins taken in a second while the shard has little else to do; 0 for no
     /// bound.
     pub logins_per_second: u32,
+    /// How long a log rests before it gets a record that vouches for all before
+    /// it, milliseconds; a server's is [`VOUCH_AFTER_MS`].
+    pub vouch_after_ms: u64,
 }
 
 /// The state of one shard. [`Shard::handle`] is the only way to change it.

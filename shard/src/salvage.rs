@@ -434,6 +434,7 @@ mod tests {
             pairs_kept_ms: 1000,
             handshake_ms: 0,
             logins_per_second: 0,
+            vouch_after_ms: crate::VOUCH_AFTER_MS,
         };
         Salvage::new(options, hasher(), 1 << 20)
     }

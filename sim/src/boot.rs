@@ -190,6 +190,7 @@ impl World {
             pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
             handshake_ms: HANDSHAKE_MS,
             logins_per_second: self.knobs.logins_per_second,
+            vouch_after_ms: self.knobs.vouch_after_ms,
         }
     }
 

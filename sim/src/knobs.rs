@@ -115,6 +115,9 @@ pub struct Knobs {
     /// What rots may not be readable at all, or be cut off; see [`REFUSE_FROM`].
     pub(crate) refuses: bool,
 
+    /// How long a log rests before it is vouched for; see [`VOUCH_FROM`].
+    pub(crate) vouch_after_ms: u64,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -139,6 +142,9 @@ pub(crate) const TEAR_FROM: u64 = 10_000_000;
 pub(crate) const RETURN_FROM: u64 = 11_000_000;
 /// Below this one every byte of a segment can be read, for the same reason.
 pub(crate) const REFUSE_FROM: u64 = 12_000_000;
+/// Below this one a log is vouched for after a minute, which no world lasts, for
+/// the same reason.
+pub(crate) const VOUCH_FROM: u64 = 14_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -162,6 +168,9 @@ impl Knobs {
         let read_fails = if seed >= READS_FROM { some(read, 300) } else { 0 };
         let gather = &mut Chance::new(!seed.rotate_left(40));
         let busy = if seed >= GATHER_FROM { gather.within(1, 900) as u32 } else { 0 };
+        let vouch = &mut Chance::new(!seed.rotate_left(24));
+        let vouch_after_ms =
+            if seed >= VOUCH_FROM { vouch.pick(&[10, 100, 1000, 60_000]) } else { 60_000 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -238,6 +247,8 @@ impl Knobs {
             snapshots_return: seed >= RETURN_FROM,
 
             refuses: seed >= REFUSE_FROM,
+
+            vouch_after_ms,
 
             is_steady: false,
         };

@@ -167,6 +167,14 @@ pub fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Has nothing stand in the blocks behind this place, as if the server had died at
+/// once: one that lives on for a moment vouches there for what it has written.
+pub fn tear_behind(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[(at + 1).next_multiple_of(wal::BLOCK)..].fill(0);
+    fs::write(path, bytes).unwrap();
+}
+
 /// Where this text stands first in a file.
 #[track_caller]
 pub fn find(path: &Path, text: &str) -> usize {

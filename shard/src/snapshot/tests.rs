@@ -38,6 +38,7 @@ pub(crate) fn options() -> Options {
         pairs_kept_ms: 180 * MINUTE_MS,
         handshake_ms: 1 << 40,
         logins_per_second: 0,
+        vouch_after_ms: crate::VOUCH_AFTER_MS,
     }
 }
 

@@ -116,6 +116,7 @@ fn options(logins_per_second: u32) -> Options {
         pairs_kept_ms: 7 * 24 * 60 * 60 * 1000,
         handshake_ms: 1000,
         logins_per_second,
+        vouch_after_ms: 60_000,
     }
 }
 
