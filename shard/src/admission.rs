@@ -36,23 +36,31 @@ impl Admission {
         Admission { interval_ns, taken_until: 0, promised_until: 0 }
     }
 
-    /// Takes a login, or says how long its client should stay away.
-    ///
-    /// # Errors
-    /// That time, milliseconds, never 0.
-    pub(crate) fn admit(&mut self, now: Now, conn: Conn, level: Level) -> Result<(), u32> {
-        let interval_ns = self.interval_ns * COSTS[level as usize];
+    /// Takes a login, if there is room for it now.
+    pub(crate) fn takes(&mut self, now: Now, level: Level) -> bool {
+        let interval_ns = self.interval_ns(level);
         let taken_until = self.taken_until.max(now.mono_ns);
-        if interval_ns == 0 || taken_until - now.mono_ns <= BURST_NS {
+        let is_taken = interval_ns == 0 || taken_until - now.mono_ns <= BURST_NS;
+        if is_taken {
             self.taken_until = taken_until + interval_ns;
-            return Ok(());
         }
-        // The place behind those who were told to come back before.
+        is_taken
+    }
+
+    /// How long a client should stay away whose login was not taken,
+    /// milliseconds, never 0: until the place behind those who were told before.
+    /// For whoever hears of it; others have no place in that line.
+    pub(crate) fn put_off_ms(&mut self, now: Now, conn: Conn, level: Level) -> u32 {
         let first = now.mono_ns + BURST_NS;
         let last = now.mono_ns + WAIT_NS_MAX;
-        self.promised_until = (self.promised_until.max(first) + interval_ns).min(last);
+        let promised_until = self.promised_until.max(first) + self.interval_ns(level);
+        self.promised_until = promised_until.min(last);
         let wait_ms = (self.promised_until - now.mono_ns) / 1_000_000;
-        Err(with_jitter(wait_ms, wait_ms / JITTER_SHARE, now, conn))
+        with_jitter(wait_ms, wait_ms / JITTER_SHARE, now, conn)
+    }
+
+    fn interval_ns(&self, level: Level) -> u64 {
+        self.interval_ns * COSTS[level as usize]
     }
 
     /// When the client of `conn` should come back if all of `sessions` have to
@@ -93,11 +101,17 @@ mod tests {
         Conn { slot, generation: 1 }
     }
 
+    /// One login of a client that hears when to come back.
+    fn admit(admission: &mut Admission, now: Now, conn: Conn, level: Level) -> Result<(), u32> {
+        let is_taken = admission.takes(now, level);
+        if is_taken { Ok(()) } else { Err(admission.put_off_ms(now, conn, level)) }
+    }
+
     #[test]
     fn without_a_bound_everybody_comes_in() {
         let mut admission = Admission::new(0);
         for slot in 0..100_000 {
-            assert_eq!(admission.admit(at(7), conn(slot), Level::Critical), Ok(()));
+            assert_eq!(admit(&mut admission, at(7), conn(slot), Level::Critical), Ok(()));
         }
     }
 
@@ -106,7 +120,7 @@ mod tests {
         let mut admission = Admission::new(100);
         let (mut taken, mut waits) = (0, Vec::new());
         for slot in 0..1000 {
-            match admission.admit(at(5), conn(slot), Level::Calm) {
+            match admit(&mut admission, at(5), conn(slot), Level::Calm) {
                 Ok(()) => taken += 1,
                 Err(wait_ms) => waits.push(u64::from(wait_ms)),
             }
@@ -120,11 +134,21 @@ mod tests {
         }
     }
 
+    /// Whoever is not told a time takes none of the others'.
+    #[test]
+    fn clients_that_hear_of_no_time_have_no_place_in_the_line() {
+        let mut admission = Admission::new(100);
+        let refused = (0..10_000).filter(|_| !admission.takes(at(5), Level::Calm)).count();
+        assert_eq!(refused, 10_000 - 26);
+        let wait_ms = admit(&mut admission, at(5), conn(1), Level::Calm).unwrap_err();
+        assert!((260..=325).contains(&wait_ms), "{wait_ms}");
+    }
+
     #[test]
     fn nobody_is_sent_away_for_longer_than_the_longest_time() {
         let mut admission = Admission::new(1);
         let longest =
-            (0..10_000).filter_map(|n| admission.admit(at(n), conn(9), Level::Calm).err());
+            (0..10_000).filter_map(|n| admit(&mut admission, at(n), conn(9), Level::Calm).err());
         let longest = longest.max().unwrap();
         assert!((60_000..=75_000).contains(&longest), "{longest}");
     }
@@ -138,7 +162,7 @@ mod tests {
             (0..clients).map(|slot| std::cmp::Reverse((0_u64, slot))).collect();
         let (mut ended_ns, mut refusals, mut taken_at) = (0, 0_u64, Vec::new());
         while let Some(std::cmp::Reverse((now_ns, slot))) = arrivals.pop() {
-            match admission.admit(at(now_ns), conn(slot), level) {
+            match admit(&mut admission, at(now_ns), conn(slot), level) {
                 Ok(()) => {
                     taken_at.push(now_ns);
                     ended_ns = now_ns;

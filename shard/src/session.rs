@@ -17,7 +17,7 @@ use crate::Shard;
 use crate::chunks::Chunks;
 use crate::inbox::{Inbox, RAISE_EMPTY_MAX};
 use crate::io::{Conn, Effect, Effects, Now, Outcome};
-use crate::user::{Device, NO_SLOT, User, UserIndex};
+use crate::user::{Device, NO_SLOT, User, UserIndex, V1_DEVICE};
 
 /// Log bytes that must be free before a login is looked at: for three records
 /// with a name each, and a block because they may not stand together.
@@ -434,7 +434,7 @@ impl Shard {
         if !self.log.room(LOGIN_LOG_BYTES) {
             return Ok(Outcome::Blocked);
         }
-        self.admit(now, conn)?;
+        self.admit(now, conn, login)?;
         self.log_out(now, conn);
         // Nobody is put into the table by a login that is refused.
         self.check_device(login)?;
@@ -461,11 +461,18 @@ impl Shard {
     }
 
     /// Refuses a login where there are more than the shard takes at a time.
-    fn admit(&mut self, now: Now, conn: Conn) -> Result<(), Refusal> {
-        self.admission.admit(now, conn, self.flow.level()).map_err(|retry_ms| {
-            self.metrics.counters.logins_put_off += 1;
-            Refusal { code: Code::RateLimited, retry_ms }
-        })
+    fn admit(&mut self, now: Now, conn: Conn, login: &Login<'_>) -> Result<(), Refusal> {
+        let level = self.flow.level();
+        if self.admission.takes(now, level) {
+            return Ok(());
+        }
+        self.metrics.counters.logins_put_off += 1;
+        // Protocol v1 has no word for a time, and its clients come when they want to.
+        let retry_ms = match login.device {
+            V1_DEVICE => 0,
+            _ => self.admission.put_off_ms(now, conn, level),
+        };
+        Err(Refusal { code: Code::RateLimited, retry_ms })
     }
 
     /// A device may have best-effort messages that a crash took from the

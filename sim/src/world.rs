@@ -31,7 +31,7 @@ use crate::volume::{Ahead, Volume};
 /// Unix time at which every world begins, milliseconds.
 const WALL_MS: u64 = 1_800_000_000_000;
 /// After the faults end, everything must have settled within this time.
-const SETTLE_NS_MAX: u64 = 120_000_000_000;
+const SETTLE_NS_MAX: u64 = 600_000_000_000;
 /// Records that all looks back at deletions may take together.
 const LOOKS_BACK: usize = 100_000;
 /// And within this many steps.
