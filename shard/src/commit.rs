@@ -103,6 +103,7 @@ impl Shard {
     /// Appends a record for which room was checked before.
     pub(crate) fn append(&mut self, now: Now, record: &Record<'_>) -> wal::Appended {
         let hlc_ms = self.hlc.ms().max(now.wall_ms);
+        self.no_more_vouched();
         self.log.append(record, hlc_ms).expect("room was checked before the append")
     }
 

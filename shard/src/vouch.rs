@@ -6,24 +6,25 @@
 //! confirmed would be cut. So a log that comes to rest gets one more record,
 //! which changes nothing, and if that one rots nothing is lost with it.
 //!
-//! Invariant: one of them for each rest, and none while anything waits for the
-//! disk.
+//! Invariant: at rest the log ends with one of them, and there is none while
+//! anything waits for the disk.
 
 use wal::{Lsn, block_end};
 
 use crate::Shard;
 use crate::io::Now;
 
-/// A log at rest gets its record after so long, milliseconds. Until then a
-/// crash leaves one commit whose rot looks like a torn tail; and a log with a
-/// message now and then writes twice as many blocks, one a second at most.
+/// A log at rest gets its record after so long, milliseconds, or a tick of the
+/// caller's later. Until then a crash leaves a commit, or two of which both were
+/// under way, whose rot looks like a torn tail; and a log with a message now and
+/// then writes twice as many blocks, one a second at most.
 pub const VOUCH_AFTER_MS: u64 = 1000;
 
 /// What of the log is vouched for.
 #[derive(Default)]
 pub(crate) struct Vouched {
-    /// Where the log ended when its last commit was such a record.
-    until: Lsn,
+    /// Where the log ends if such a record is its last one.
+    until: Option<Lsn>,
     /// Where it ended at the last look, and since when it does.
     rests: (Lsn, u64),
 }
@@ -33,11 +34,12 @@ impl Shard {
     /// does or something is under way. Whether one was appended; it is to be
     /// written like any other. For a server that is about to stop.
     pub fn vouch(&mut self, now: Now) -> bool {
-        if self.vouched.until == block_end(self.log.end()) || !self.mark(now) {
-            return false;
-        }
-        self.vouched.until = block_end(self.log.end());
-        true
+        self.vouched.until != Some(block_end(self.log.end())) && self.mark(now)
+    }
+
+    /// Something else is appended: behind that record, or into its block.
+    pub(crate) fn no_more_vouched(&mut self) {
+        self.vouched.until = None;
     }
 
     /// The same after a while in which nothing was appended.
@@ -47,7 +49,7 @@ impl Shard {
         let rest_ns = self.options.vouch_after_ms.saturating_mul(1_000_000);
         if seen != end {
             self.vouched.rests = (end, now.mono_ns);
-        } else if now.mono_ns >= since_ns + rest_ns && !self.draining && !self.storage_full {
+        } else if now.mono_ns - since_ns >= rest_ns && !self.draining && !self.storage_full {
             self.vouch(now);
         }
     }
@@ -59,7 +61,11 @@ impl Shard {
         let record = self.users.seen_record().or_else(|| self.users.floor_record());
         let Some(record) = record.filter(|_| is_at_rest) else { return false };
         // Without room another write is under way, and there will be some.
-        self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok()
+        let is_marked = self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok();
+        if is_marked {
+            self.vouched.until = Some(block_end(self.log.end()));
+        }
+        is_marked
     }
 }
 
@@ -68,6 +74,7 @@ mod tests {
     use wal::recover::{Proof, Scanner, What};
     use wal::{BLOCK, Damage, Lsn, Record};
 
+    use super::VOUCH_AFTER_MS;
     use crate::snapshot::tests::{Life, SEGMENT, log_options};
 
     const SEND: (u8, u8, u8, u16) = (0, 0, 1, 100);
@@ -117,6 +124,23 @@ mod tests {
         assert_eq!(read_back(&life).expect("torn"), (end as Lsn, true));
     }
 
+    /// It is not durable at once, and what joins its block is in its commit.
+    #[test]
+    fn what_is_appended_beside_the_record_is_vouched_for_by_another() {
+        let (mut life, _) = at_rest();
+        assert!(life.shard.vouch(life.now()));
+        let record = life.disk.len();
+        life.step(SEND);
+        life.step(COMMIT);
+        assert_eq!(life.disk.len(), record + BLOCK, "they are one commit");
+        assert!(life.shard.vouch(life.now()), "the message is not vouched for");
+        life.step(COMMIT);
+        assert!(!life.shard.vouch(life.now()), "one is enough");
+        life.disk[record + 300] ^= 1;
+        let damage = read_back(&life).expect_err("it had been confirmed");
+        assert_eq!(damage.lsn, record as Lsn);
+    }
+
     /// As a repair may leave it.
     #[test]
     fn a_shard_without_users_is_vouched_for_by_its_floor() {
@@ -136,6 +160,19 @@ mod tests {
         let sink = &mut |_, _, record: Record<'_>| said.push(format!("{record:?}"));
         scanner.segment(0, &life.disk, sink).expect("whole");
         assert_eq!(said, vec![format!("{record:?}"); 2]);
+    }
+
+    #[test]
+    fn a_rest_is_as_long_as_is_said() {
+        let (mut life, _) = at_rest();
+        let mut now = life.now();
+        life.shard.vouch_at_rest(now);
+        now.mono_ns += 1_000_000 * VOUCH_AFTER_MS - 1;
+        life.shard.vouch_at_rest(now);
+        assert_eq!(life.shard.log.end(), life.shard.log.durable());
+        now.mono_ns += 1;
+        life.shard.vouch_at_rest(now);
+        assert!(life.shard.log.end() > life.shard.log.durable());
     }
 
     #[test]
