@@ -5,6 +5,10 @@
 //! Beyond it a client is told when to come back, and each later than the one
 //! before, as if all stood in a line; nothing is kept of them but the length
 //! of that line. What the shard has to bear besides lowers the rate.
+//!
+//! The answer to a login with protocol v1 has no time in it, so such a client has
+//! no place in the line. One that ignores its time takes another place with each
+//! attempt: nothing tells it from others, and what bounds it is the longest time.
 
 use crate::flow::Level;
 use crate::io::{Conn, Now};

@@ -278,7 +278,7 @@ impl Sessions {
 }
 
 /// A login that is not taken, and when to come back; 0 where that would be
-/// refused again.
+/// refused again, and where nobody is told.
 struct Refusal {
     code: Code,
     retry_ms: u32,
@@ -321,7 +321,7 @@ impl Shard {
             return self.refuse_v1(now, conn, v1::AUTH_FAILED, out);
         }
         let key = self.hasher.key(name);
-        let login = Login { name, key, device: 0, last_seq: 0 };
+        let login = Login { name, key, device: V1_DEVICE, last_seq: 0 };
         match self.login(now, conn, &login, out) {
             Ok(Outcome::Taken) => {}
             Ok(elsewhere) => return elsewhere,
@@ -467,7 +467,7 @@ impl Shard {
             return Ok(());
         }
         self.metrics.counters.logins_put_off += 1;
-        // Protocol v1 has no word for a time, and its clients come when they want to.
+        // The answer to a login with v1 has no time, and its clients come when they want to.
         let retry_ms = match login.device {
             V1_DEVICE => 0,
             _ => self.admission.put_off_ms(now, conn, level),

@@ -168,7 +168,7 @@ impl World {
             Answer::Status { .. } => {}
             // One of its letters was refused; v1 cannot say which.
             Answer::RateLimited { wait_ms: 1.. } => self.was_refused(device),
-            Answer::LoginRateLimited => {} // poisoned or draining; it closes
+            Answer::LoginRateLimited => {} // poisoned, draining, too many; it closes
             _ => self.violate(format!("an answer for nothing: {answer:?}")),
         }
     }

@@ -41,6 +41,15 @@ fn too_many_logins_are_told_to_come_back_and_cost_nothing() {
     );
 }
 
+/// However often they try, and however many: nobody else is sent away for longer.
+#[test]
+fn v1_logins_beyond_the_rate_have_no_place_in_the_line() {
+    let taken = "logins 1\n0 hello a 1\n> 0 welcome 1..0\n";
+    let attempt = |n| format!("{n} login d\n> {n} rate_limited\n> {n} close\n");
+    let refused: String = (1..40).map(attempt).collect();
+    check(&format!("{taken}{refused}40 hello b 1\n> 40 goaway RateLimited come back\n> 40 close"));
+}
+
 /// A device that comes back while its older connection is still there keeps
 /// that one when there are too many logins.
 #[test]
