@@ -142,8 +142,8 @@ pub(crate) const TEAR_FROM: u64 = 10_000_000;
 pub(crate) const RETURN_FROM: u64 = 11_000_000;
 /// Below this one every byte of a segment can be read, for the same reason.
 pub(crate) const REFUSE_FROM: u64 = 12_000_000;
-/// Below this one a log is vouched for after a minute, which no world lasts, for
-/// the same reason.
+/// Below this one a log is vouched for after a minute of rest, which next to none
+/// has, for the same reason.
 pub(crate) const VOUCH_FROM: u64 = 14_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
@@ -170,7 +170,7 @@ impl Knobs {
         let busy = if seed >= GATHER_FROM { gather.within(1, 900) as u32 } else { 0 };
         let vouch = &mut Chance::new(!seed.rotate_left(24));
         let vouch_after_ms =
-            if seed >= VOUCH_FROM { vouch.pick(&[10, 100, 1000, 60_000]) } else { 60_000 };
+            if seed >= VOUCH_FROM { vouch.pick(&[0, 100, 1000, 60_000]) } else { 60_000 };
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,

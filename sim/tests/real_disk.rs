@@ -21,7 +21,7 @@ use wal::{BLOCK, FORMAT, Log, LogOptions, Lsn, Record};
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
 /// messages are set aside, and some in which appends gather.
-const SEEDS: [Range<u64>; 7] = [
+const SEEDS: [Range<u64>; 8] = [
     0..10,
     10_000..10_030,
     3_000_000..3_000_040,
@@ -29,6 +29,7 @@ const SEEDS: [Range<u64>; 7] = [
     7_000_000..7_000_020,
     8_000_000..8_000_020,
     12_000_000..12_000_020,
+    14_000_000..14_000_020,
 ];
 
 #[test]
