@@ -9,9 +9,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 use server::files::{
-    body, check, contents, filled, find, flip, iris_shard, json, segment, written,
+    body, check, contents, filled, find, flip, iris_shard, json, segment, snapshots, written,
 };
 use server::{PATIENCE, Setup};
+use wal::manifest::Manifest;
 
 #[test]
 fn a_directory_is_shown() {
@@ -251,4 +252,31 @@ fn a_damaged_inbox_is_shown() {
     let words = ["nobody named carol", "a start would be refused"];
     check(&iris_shard("inspect", dir, &["--inbox", "carol"]), 3, &words);
     assert!(contents(dir) == before, "looking changes nothing");
+}
+
+/// It is not damaged, and nobody says so: not a start, not a repair, not a look.
+#[test]
+fn a_snapshot_of_a_newer_version_is_called_that() {
+    let setup = filled(600);
+    let dir = setup.data_dir();
+    let path = snapshots(&setup).pop().expect("one at least");
+    let text = fs::read_to_string(dir.join("manifest.toml")).unwrap();
+    let manifest = Manifest::decode(&text).unwrap();
+    let mut bytes = fs::read(&path).unwrap();
+    // Length, checksum, kind, "irisSNP\n", format.
+    let newer = manifest.format + 1;
+    bytes[17..21].copy_from_slice(&newer.to_le_bytes());
+    let len: [u8; 4] = bytes[..4].try_into().unwrap();
+    let frame = u32::from_le_bytes(len) as usize;
+    let head = [&manifest.salts[0].to_le_bytes()[..], &[0; 4], &len, &bytes[8..frame]].concat();
+    bytes[4..8].copy_from_slice(&crc32c::crc32c(&head).to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    let words = [&format!("has format {newer}")[..], "run the version that wrote it"];
+    setup.check_refused(3, &words);
+    check(&iris_shard("repair", dir, &["--yes"]), 3, &words);
+    let name = format!("a newer version's: its format is {newer}");
+    check(&iris_shard("inspect", dir, &[]), 3, &[&name]);
+    let shown = json(&iris_shard("inspect", dir, &["--json"]), 3);
+    let seen = shown["shards"][0]["snapshots"].as_array().unwrap().last().unwrap();
+    assert_eq!(seen["newer_format"], newer, "{seen}");
 }

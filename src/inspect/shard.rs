@@ -95,6 +95,8 @@ struct SnapshotReport {
     bytes: u64,
     /// A start would use this one.
     used: bool,
+    /// Its format, if a newer version wrote it: it is not damaged then.
+    newer_format: Option<u32>,
     flaw: Option<String>,
 }
 
@@ -241,6 +243,7 @@ impl ShardReport {
             end: seen.read.as_ref().ok().map(|loaded| loaded.end),
             bytes: seen.bytes,
             used: used == Some(seen.start),
+            newer_format: seen.newer,
             flaw: seen.read.as_ref().err().cloned(),
         };
         self.snapshots = files.snapshots.iter().map(snapshot).collect();
@@ -336,6 +339,7 @@ impl ShardReport {
     fn snapshots_text(&self) -> String {
         let row = |it: &SnapshotReport| {
             let state = match &it.flaw {
+                Some(flaw) if it.newer_format.is_some() => format!("a newer version's: {flaw}"),
                 Some(flaw) => format!("damaged: {flaw}"),
                 None if it.used => "a start uses this one".to_owned(),
                 None => "whole".to_owned(),

@@ -122,6 +122,8 @@ pub struct SnapshotSeen {
     pub bytes: u64,
     /// What was read back, or in words why it cannot be used.
     pub read: Result<Loaded, String>,
+    /// Its format, if a newer version wrote it.
+    pub newer: Option<u32>,
 }
 
 /// What stands at a place of the log.
@@ -249,7 +251,8 @@ impl ShardDir {
         let path = self.snapshot_path(start);
         let bytes = fs::metadata(&path).map_or(0, |found| found.len());
         let read = snapshots::load(self, start, &mut Nowhere, &mut |_| {});
-        SnapshotSeen { path, start, bytes, read }
+        let newer = snapshots::newer_format(self, start);
+        SnapshotSeen { path, start, bytes, read, newer }
     }
 }
 
