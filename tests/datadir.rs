@@ -6,7 +6,6 @@ mod server;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -15,6 +14,7 @@ use client::blocking::{Client, Notice};
 use rustix::process::Resource;
 use server::files::{
     self, body, check, check_untouched, find, flip, iris_shard, segment, snapshots, tear_behind,
+    wait_vouched,
 };
 use server::mounted::Mounted;
 use server::peer::Peer;
@@ -287,17 +287,9 @@ fn rot_after_a_rest_is_damage() {
     let mut alice = server.v2("alice", 1);
     alice.send_and_wait(b"bob", body(0).as_bytes(), PATIENCE).unwrap();
     alice.send_and_wait(b"bob", body(1).as_bytes(), PATIENCE).unwrap();
-    let path = segment(&setup, 0);
-    let behind = find(&path, &body(1)).next_multiple_of(wal::BLOCK) as u64;
-    let log = fs::File::open(&path).unwrap();
-    let deadline = Deadline::new();
-    let mut block = [0; wal::BLOCK];
-    while block.iter().all(|byte| *byte == 0) {
-        deadline.pause(|| "nothing vouches for the last message".to_owned());
-        log.read_exact_at(&mut block, behind).unwrap();
-    }
+    wait_vouched(&server, &body(1));
     server.kill();
-    damage(&path, &body(1));
+    damage(&segment(&setup, 0), &body(1));
     let words = ["segment-0000000000.log", "damaged at file offset", "had been acknowledged"];
     check_untouched(&setup, &words);
     // Everything else is kept.

@@ -168,11 +168,22 @@ pub fn flip(path: &Path, at: usize) {
 }
 
 /// Has nothing stand in the blocks behind this place, as if the server had died at
-/// once: one that lives on for a moment vouches there for what it has written.
+/// once: one that lives on for a second vouches there for what it has written.
 pub fn tear_behind(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[(at + 1).next_multiple_of(wal::BLOCK)..].fill(0);
     fs::write(path, bytes).unwrap();
+}
+
+/// Waits until the log of the one shard rests behind this text of its first
+/// segment, which stands in a commit of one block: a record is durable that vouches
+/// for it.
+pub fn wait_vouched(server: &Server, text: &str) {
+    let at = find(&segment(server.setup(), 0), text);
+    // Where that block ends, because the head of the file is one, too.
+    let end = at / wal::BLOCK * wal::BLOCK;
+    server.wait_metric("iris_log_bytes_total", |bytes| bytes > end as f64);
+    server.wait_metric("iris_log_undurable_bytes", |bytes| bytes == 0.0);
 }
 
 /// Where this text stands first in a file.
