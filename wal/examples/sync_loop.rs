@@ -12,6 +12,12 @@
 //! `--bytes N` is the size of a write, a multiple of 4 KiB, `--pause-us N` the
 //! rest between two; `--beside segments` makes segments of 64 MiB and deletes
 //! them meanwhile, `--beside snapshots` writes snapshots of 24 MiB.
+//!
+//! `--rate R` is the plainest group commit there is instead: R records of
+//! `--record N` bytes become due in a second, evenly, and each write takes all
+//! that are due by then, in whole blocks. `due_p50_us` and `due_p99_us` are the
+//! times from when a record was due to the end of its write: no server that
+//! confirms as much to one log on this disk does better with one write at a time.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::error::Error;
@@ -26,6 +32,8 @@ use wal::disk::{DataDir, OpenOptions as DataDirOptions, ShardDir, SnapshotFile, 
 
 const BLOCK_BYTES: usize = 4096;
 const FILE_BYTES: usize = 64 << 20;
+/// Of records that are due together.
+const WRITE_BYTES_MAX: usize = 1 << 20;
 
 const SNAPSHOT_BYTES: usize = 24 << 20;
 /// So much of a snapshot comes from the shard at once, and so long after the last.
@@ -38,11 +46,28 @@ struct Loop {
     direct: bool,
     bytes: usize,
     pause: Duration,
+    /// Instead of writes of one size.
+    records: Option<Records>,
+}
+
+/// What becomes due.
+#[derive(Clone, Copy)]
+struct Records {
+    per_second: f64,
+    bytes: usize,
+}
+
+/// Microseconds.
+#[derive(Default)]
+struct Times {
+    writes: Vec<u32>,
+    records: Vec<u32>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut dir, mut seconds, mut direct) = (None, 2.0, false);
     let (mut bytes, mut pause_us, mut beside) = (BLOCK_BYTES, 0, None);
+    let (mut rate, mut record_bytes) = (None, 200);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{name} wants a value"));
@@ -53,13 +78,20 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--bytes" => bytes = value()?.parse::<usize>()?.next_multiple_of(BLOCK_BYTES),
             "--pause-us" => pause_us = value()?.parse()?,
             "--beside" => beside = Some(value()?),
+            "--rate" => rate = Some(value()?.parse::<f64>()?),
+            "--record" => record_bytes = value()?.parse::<usize>()?,
             _ => return Err(format!("unknown argument {name}").into()),
         }
     }
     let dir = dir.ok_or("usage: sync_loop --dir DIRECTORY [--seconds N] [--direct]")?;
     let path = dir.join(format!("sync_loop.{}", std::process::id()));
     let (duration, pause) = (Duration::from_secs_f64(seconds), Duration::from_micros(pause_us));
-    let run = Loop { duration, direct, bytes: bytes.clamp(BLOCK_BYTES, FILE_BYTES / 2), pause };
+    let records = rate
+        .filter(|rate| *rate > 0.0)
+        .map(|per_second| Records { per_second, bytes: record_bytes.max(1) });
+    let bytes = if records.is_some() { WRITE_BYTES_MAX } else { bytes };
+    let bytes = bytes.clamp(BLOCK_BYTES, FILE_BYTES / 2);
+    let run = Loop { duration, direct, bytes, pause, records };
     let result = match beside.as_deref() {
         None => measure(&path, &run),
         Some("segments") => beside_it(&dir, make_segments, || measure(&path, &run)),
@@ -67,19 +99,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(other) => Err(format!("beside what: segments or snapshots, not {other}").into()),
     };
     std::fs::remove_file(&path)?;
-    let mut times_us = result?;
-    times_us.sort_unstable();
-    let at = |share: f64| times_us[(times_us.len() as f64 * share) as usize];
-    println!(
-        "{{\n  \"writes_per_s\": {:.0},\n  \"p50_us\": {},\n  \"p90_us\": {},\n  \"p99_us\": {},\n  \"p999_us\": {},\n  \"waited_p99_us\": {:.0}\n}}",
-        times_us.len() as f64 / seconds,
-        at(0.5),
-        at(0.9),
-        at(0.99),
-        at(0.999),
-        waited_us(&times_us, 0.99),
-    );
+    let Times { mut writes, mut records } = result?;
+    writes.sort_unstable();
+    records.sort_unstable();
+    println!("{{\n  \"writes_per_s\": {:.0},", writes.len() as f64 / seconds);
+    for (name, share) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999)] {
+        println!("  \"{name}_us\": {},", at(&writes, share));
+    }
+    if !records.is_empty() {
+        println!("  \"records_per_s\": {:.0},", records.len() as f64 / seconds);
+        println!(
+            "  \"due_p50_us\": {},\n  \"due_p99_us\": {},",
+            at(&records, 0.5),
+            at(&records, 0.99)
+        );
+    }
+    println!("  \"waited_p99_us\": {:.0}\n}}", waited_us(&writes, 0.99));
     Ok(())
+}
+
+fn at(sorted_us: &[u32], share: f64) -> u32 {
+    sorted_us[(sorted_us.len() as f64 * share) as usize]
 }
 
 /// The wait that `share` of those who come at random times do not exceed. Who
@@ -144,34 +184,60 @@ fn write_snapshots(shard: &ShardDir, is_over: &AtomicBool) -> std::io::Result<()
     Ok(())
 }
 
-/// How long each write took until it was durable, microseconds.
-fn measure(path: &Path, run: &Loop) -> Result<Vec<u32>, Box<dyn Error>> {
-    let Loop { duration, direct, bytes, pause } = *run;
+/// How long each write took until it was durable, and each record since it was due.
+fn measure(path: &Path, run: &Loop) -> Result<Times, Box<dyn Error>> {
     let zeroes = vec![0; 1 << 20];
     let file = File::create(path)?;
     for at in (0..FILE_BYTES).step_by(zeroes.len()) {
         file.write_all_at(&zeroes, at as u64)?;
     }
     file.sync_all()?;
-    let flags = if direct { libc::O_DIRECT | libc::O_DSYNC } else { 0 };
+    let flags = if run.direct { libc::O_DIRECT | libc::O_DSYNC } else { 0 };
     let file = OpenOptions::new().write(true).custom_flags(flags).open(path)?;
     // Where `O_DIRECT` wants it.
-    let memory = vec![0xa5; bytes + BLOCK_BYTES];
+    let memory = vec![0xa5; run.bytes + BLOCK_BYTES];
     let start = memory.as_ptr().align_offset(BLOCK_BYTES);
-    let block = &memory[start..start + bytes];
-    let mut times_us = Vec::with_capacity(1 << 20);
-    let began = Instant::now();
-    while times_us.is_empty() || began.elapsed() < duration {
-        let offset = times_us.len() * bytes % (FILE_BYTES - bytes) / BLOCK_BYTES * BLOCK_BYTES;
+    let block = &memory[start..start + run.bytes];
+    let mut times = Times { writes: Vec::with_capacity(1 << 20), ..Times::default() };
+    let (began, mut offset) = (Instant::now(), 0);
+    while times.writes.is_empty() || began.elapsed() < run.duration {
+        let due = run.records.map(|records| await_due(records, times.records.len(), began));
+        let bytes = due.as_ref().map_or(run.bytes, |due| due.bytes);
+        if offset + bytes > FILE_BYTES {
+            offset = 0;
+        }
         let before = Instant::now();
-        file.write_all_at(block, offset as u64)?;
-        if !direct {
+        file.write_all_at(&block[..bytes], offset as u64)?;
+        if !run.direct {
             file.sync_data()?;
         }
-        times_us.push(before.elapsed().as_micros() as u32);
-        if !pause.is_zero() {
-            std::thread::sleep(pause);
+        let after = Instant::now();
+        offset += bytes;
+        times.writes.push((after - before).as_micros() as u32);
+        if let (Some(records), Some(due)) = (run.records, due) {
+            let ended = (after - began).as_secs_f64();
+            let waited = |index: usize| (ended - index as f64 / records.per_second) * 1e6;
+            let first = times.records.len();
+            times.records.extend((first..first + due.count).map(|index| waited(index) as u32));
+        }
+        if !run.pause.is_zero() {
+            std::thread::sleep(run.pause);
         }
     }
-    Ok(times_us)
+    Ok(times)
+}
+
+struct Due {
+    count: usize,
+    bytes: usize,
+}
+
+/// Waits until the record of this index is due, and takes what is due by then.
+fn await_due(records: Records, index: usize, began: Instant) -> Due {
+    let due = Duration::from_secs_f64(index as f64 / records.per_second);
+    std::thread::sleep(due.saturating_sub(began.elapsed()));
+    let until = (began.elapsed().as_secs_f64() * records.per_second) as usize + 1;
+    let count = (until - index).min(WRITE_BYTES_MAX / records.bytes).max(1);
+    let bytes = (count * records.bytes).next_multiple_of(BLOCK_BYTES).min(WRITE_BYTES_MAX);
+    Due { count, bytes }
 }
