@@ -10,6 +10,29 @@ use crate::hands::Hands;
 /// From here on what may wait for company does, see [`Flags::trust`].
 pub(crate) const TRUST_MIN: u32 = 8;
 
+/// What may wait to share a send, and where it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Nowhere: it leaves at once.
+    No,
+    /// On connections where company has come nearly every time lately. Where it comes to two of
+    /// three by chance, one of three hundred has that luck.
+    Proven,
+    /// On connections where it has come more often than not.
+    Likely,
+}
+
+impl Wait {
+    /// From which trust on; nothing where it does not wait.
+    fn trust_min(self) -> Option<u32> {
+        match self {
+            Wait::No => None,
+            Wait::Proven => Some(Flags::TRUST_MAX),
+            Wait::Likely => Some(TRUST_MIN),
+        }
+    }
+}
+
 /// What is lost when company does not come in time: it has to come six times as often as not.
 const TRUST_LOST: u32 = 6;
 
@@ -46,22 +69,22 @@ impl Hands {
     /// urgent for the same connection: they go out with that, or with
     /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
     ///
-    /// They wait only if they may, and on connections where that has paid lately. On others they
-    /// go out like any, and it is watched whether company would have come in the same time.
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], may_wait: bool) {
+    /// They wait only where they may, see [`Wait`]. On other connections they go out like any, and
+    /// it is watched whether company would have come in the same time.
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], wait: Wait) {
         let unsent = self.append(conn, bytes);
         if unsent.is_none() {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        if !may_wait {
+        let Some(trust_min) = wait.trust_min() else {
             return entry.mark_dirty(conn.slot, &mut self.dirty);
-        }
+        };
         if unsent != Some(0) {
             // Whoever put bytes there before has seen to it that the rest follows.
             return;
         }
-        if entry.flags.trust() >= TRUST_MIN {
+        if entry.flags.trust() >= trust_min {
             entry.flags.set(Flags::LATE);
         } else {
             entry.mark_dirty(conn.slot, &mut self.dirty);

@@ -6,7 +6,7 @@ mod world;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 
-use net::{After, ConnId};
+use net::{After, ConnId, Wait};
 use world::{World, ways};
 
 /// Late bytes stay through a flush, go out in order with something urgent, and never wait while
@@ -18,7 +18,7 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         let (mut client, conn) = world.connect();
         let hands = &mut world.hands;
         let before = hands.stats().sends;
-        hands.send_late(conn, b"late ", true);
+        hands.send_late(conn, b"late ", Wait::Likely);
         hands.flush();
         assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
         hands.send(conn, b"urgent");
@@ -29,13 +29,13 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         assert_eq!(&got, b"late urgent");
 
         world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
-        world.hands.send_late(conn, b"alone", true);
+        world.hands.send_late(conn, b"alone", Wait::Likely);
         world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
         client.read_exact(&mut got[..5]).expect("a connection of the test's own");
         assert_eq!(&got[..5], b"alone");
 
         // An end does not leave them behind either.
-        world.hands.send_late(conn, b"bye", true);
+        world.hands.send_late(conn, b"bye", Wait::Likely);
         world.hands.close(conn, After::Flush);
         client.shutdown(Shutdown::Write).expect("a connection of the test's own");
         world.assert_clean();
@@ -55,9 +55,15 @@ enum Alone {
 }
 
 /// Late bytes, and then company. Whether they waited.
-fn confirm(world: &mut World, client: &mut TcpStream, conn: ConnId, alone: Alone) -> bool {
+fn confirm(
+    world: &mut World,
+    client: &mut TcpStream,
+    conn: ConnId,
+    wait: Wait,
+    alone: Alone,
+) -> bool {
     let before = world.hands.stats().sends;
-    world.hands.send_late(conn, b"late ", true);
+    world.hands.send_late(conn, b"late ", wait);
     world.hands.flush();
     let has_waited = world.hands.stats().sends == before;
     match alone {
@@ -80,7 +86,7 @@ fn on_each(check: impl Fn(&mut dyn FnMut(Alone) -> bool)) {
     for options in ways() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
-        check(&mut |alone| confirm(&mut world, &mut client, conn, alone));
+        check(&mut |alone| confirm(&mut world, &mut client, conn, Wait::Likely, alone));
     }
 }
 
@@ -104,6 +110,25 @@ fn whether_late_bytes_wait_is_learned_from_what_follows_them() {
     });
 }
 
+/// Where company is chance, what waits has to have met it without an end, and what
+/// does not is watched all the same.
+#[test]
+fn where_company_is_chance_late_bytes_want_proof() {
+    for options in ways() {
+        let mut world = World::new(options);
+        let (mut client, conn) = world.connect();
+        let mut confirm = |alone| confirm(&mut world, &mut client, conn, Wait::Proven, alone);
+        assert!((0..7).all(|_| !confirm(Alone::Ages(0))), "a new connection has proved nothing");
+        assert!(confirm(Alone::Ages(0)), "now it has");
+        assert!(confirm(Alone::Ages(4)), "company has come");
+        assert!(
+            (0..6).all(|_| !confirm(Alone::Ages(0))),
+            "once in vain takes six times of company"
+        );
+        assert!(confirm(Alone::Ages(0)), "it has learned again");
+    }
+}
+
 /// A stall of everybody does not say that company is not coming.
 #[test]
 fn a_flush_of_everything_costs_little_trust() {
@@ -121,8 +146,8 @@ fn what_may_not_wait_leaves_at_once() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
         let before = world.hands.stats();
-        world.hands.send_late(conn, b"late ", true);
-        world.hands.send_late(conn, b"now", false);
+        world.hands.send_late(conn, b"late ", Wait::Likely);
+        world.hands.send_late(conn, b"now", Wait::No);
         world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
         let after = world.hands.stats();
         assert_eq!((after.sends - before.sends, after.late_joined), (1, before.late_joined));

@@ -3,10 +3,12 @@
 //! Clients that answer each other hear of something again after one trip through
 //! the server and the other client: all of them after about the same time, which
 //! a wait a little longer than the mean covers. Where company is chance the times
-//! scatter, and the same wait meets about two of three, too few for the hands to
-//! let anything wait there. So it does not have to be known which of
-//! both it is, nor how many clients there are, only the mean. One connection at
-//! a time is timed for it.
+//! scatter, and the same wait meets about two of three: too few for the hands to
+//! let anything wait on most connections, but a few are lucky for a while, and
+//! that wait is then what one confirmation in twenty takes. So what the wait meets
+//! is counted, too, and where it is less than seven of eight the hands ask for
+//! more luck than that. It does not have to be known how many clients there are,
+//! nor what they do. One connection at a time is timed for both.
 //!
 //! Time is counted in what this core has to send to anybody (*sends*): it stands
 //! still while a disk or a load generator does.
@@ -21,6 +23,10 @@ const MEMORY: u64 = 8;
 /// Before anything was timed, and at most, sends.
 const MEAN: u64 = 1_000;
 const MEAN_MAX: u64 = 100_000;
+/// The same for what the wait meets.
+const MET_MEMORY: u64 = 64;
+/// Where it meets fewer of a thousand, company is chance.
+const MET_MIN: u64 = 875;
 /// A period is over after so long at the latest, so that nothing waits for more
 /// than four times this and a turn.
 const LATE_NS: u64 = 10_000_000;
@@ -36,11 +42,20 @@ pub(super) struct Company {
     timed: Option<(Conn, u64)>,
     /// [`MEMORY`] times the mean, sends.
     means: u64,
+    /// [`MET_MEMORY`] times how many of a thousand found company in time.
+    met: u64,
 }
 
 impl Default for Company {
     fn default() -> Company {
-        Company { sends: 0, ended_at: 0, ended_ns: 0, timed: None, means: MEAN * MEMORY }
+        Company {
+            sends: 0,
+            ended_at: 0,
+            ended_ns: 0,
+            timed: None,
+            means: MEAN * MEMORY,
+            met: 1_000 * MET_MEMORY,
+        }
     }
 }
 
@@ -86,7 +101,15 @@ impl Company {
         1 + least / (LATE_PERIODS as u64 - 1)
     }
 
+    /// Whether company comes by chance, and not because clients answer each other.
+    pub(super) fn is_chance(&self) -> bool {
+        self.met < MET_MIN * MET_MEMORY
+    }
+
+    /// Company came after this time, or had not come when the longest was over.
     fn took(&mut self, time: u64) {
+        let met = if time < self.longest() { 1_000 } else { 0 };
+        self.met = self.met - self.met / MET_MEMORY + met;
         self.means = (self.means - self.means / MEMORY + time).min(MEAN_MAX * MEMORY);
     }
 
@@ -114,6 +137,11 @@ mod tests {
     /// company after the next of `times`.
     fn waits(times: impl IntoIterator<Item = u64>) -> (u64, u64) {
         let mut company = Company::default();
+        time(&mut company, times);
+        (company.longest() - company.period(), company.longest())
+    }
+
+    fn time(company: &mut Company, times: impl IntoIterator<Item = u64>) {
         for time in times {
             company.confirmed(conn(1));
             for _ in 1..time {
@@ -121,7 +149,6 @@ mod tests {
             }
             company.sent(conn(1));
         }
-        (company.longest() - company.period(), company.longest())
     }
 
     #[test]
@@ -150,6 +177,23 @@ mod tests {
         let (_, most) = waits(times.iter().copied());
         let met = times.iter().filter(|time| **time <= most).count();
         assert!(met * 4 < times.len() * 3, "{met} of {} within {most}", times.len());
+    }
+
+    /// What the hands are told to ask for follows what clients do.
+    #[test]
+    fn it_is_told_whether_company_is_chance() {
+        let mut company = Company::default();
+        assert!(!company.is_chance(), "nothing is known yet");
+        let answers = || std::iter::repeat_n(500, 400);
+        for (times, is_chance) in
+            [(exponential(1_000), true), (answers().collect(), false), (exponential(30), true)]
+        {
+            time(&mut company, times);
+            assert_eq!(company.is_chance(), is_chance);
+        }
+        // One in twenty is late where clients answer each other.
+        time(&mut company, answers().zip(1..).map(|(time, n)| time * (1 + n % 20 / 19 * 9)));
+        assert!(!company.is_chance());
     }
 
     fn exponential(mean: u64) -> Vec<u64> {

@@ -37,8 +37,7 @@ impl Core {
         match effect {
             Effect::Send { conn, start, end, late: true } => {
                 self.rest.company.confirmed(conn);
-                let may_wait = self.rest.has_high_load();
-                self.hands.send_late(id(conn), &bytes[start..end], may_wait);
+                self.hands.send_late(id(conn), &bytes[start..end], self.rest.wait());
             }
             Effect::Send { conn, start, end, late: false } => {
                 self.rest.company.sent(conn);

@@ -9,6 +9,8 @@
 
 use std::time::Duration;
 
+use net::Wait;
+
 use super::company::Company;
 use super::{Core, Doing, clock};
 
@@ -88,8 +90,17 @@ impl Rest {
     /// Whether the core has little time left, so that what it saves counts: below
     /// that a send saved is worth nothing to anybody, and the wait is seen by a
     /// client.
-    pub(super) fn has_high_load(&self) -> bool {
+    fn has_high_load(&self) -> bool {
         self.load.is_high()
+    }
+
+    /// Where confirmations wait for company now.
+    pub(super) fn wait(&self) -> Wait {
+        match self.has_high_load() {
+            false => Wait::No,
+            true if self.company.is_chance() => Wait::Proven,
+            true => Wait::Likely,
+        }
     }
 }
 
