@@ -7,28 +7,28 @@
 use crate::conn::{Conn, ConnId, Flags};
 use crate::hands::Hands;
 
-/// From here on what may wait for company does, see [`Flags::trust`].
+/// From here on what may wait where company is likely does, see [`Flags::trust`].
 pub(crate) const TRUST_MIN: u32 = 8;
 
-/// What may wait to share a send, and where it does.
+/// Where something waits to share a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub enum Patience {
     /// Nowhere: it leaves at once.
-    No,
+    None,
     /// On connections where company has come nearly every time lately. Where it comes to two of
     /// three by chance, one of three hundred has that luck.
     Proven,
-    /// On connections where it has come more often than not.
+    /// On connections where it has come more than six times as often as not, and on new ones.
     Likely,
 }
 
-impl Wait {
+impl Patience {
     /// From which trust on; nothing where it does not wait.
     fn trust_min(self) -> Option<u32> {
         match self {
-            Wait::No => None,
-            Wait::Proven => Some(Flags::TRUST_MAX),
-            Wait::Likely => Some(TRUST_MIN),
+            Patience::None => None,
+            Patience::Proven => Some(Flags::TRUST_MAX),
+            Patience::Likely => Some(TRUST_MIN),
         }
     }
 }
@@ -69,15 +69,15 @@ impl Hands {
     /// urgent for the same connection: they go out with that, or with
     /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
     ///
-    /// They wait only where they may, see [`Wait`]. On other connections they go out like any, and
+    /// They wait only where there is [`Patience`] for it. On other connections they go out like any, and
     /// it is watched whether company would have come in the same time.
-    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], wait: Wait) {
+    pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], patience: Patience) {
         let unsent = self.append(conn, bytes);
         if unsent.is_none() {
             return;
         }
         let entry = &mut self.table[conn.slot];
-        let Some(trust_min) = wait.trust_min() else {
+        let Some(trust_min) = patience.trust_min() else {
             return entry.mark_dirty(conn.slot, &mut self.dirty);
         };
         if unsent != Some(0) {

@@ -43,7 +43,7 @@ pub use disk::{NoBuffer, READ_BYTES_MAX, WriteMode};
 pub use event::Event;
 pub use eventfd::Waker;
 pub use hands::Hands;
-pub use late::{LATE_PERIODS, Wait};
+pub use late::{LATE_PERIODS, Patience};
 pub use mesh::{Mesh, Port};
 pub use options::{Features, HandsOptions};
 pub use prefetch::prefetch;

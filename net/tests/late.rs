@@ -6,7 +6,7 @@ mod world;
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 
-use net::{After, ConnId, Wait};
+use net::{After, ConnId, Patience};
 use world::{World, ways};
 
 /// Late bytes stay through a flush, go out in order with something urgent, and never wait while
@@ -18,7 +18,7 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         let (mut client, conn) = world.connect();
         let hands = &mut world.hands;
         let before = hands.stats().sends;
-        hands.send_late(conn, b"late ", Wait::Likely);
+        hands.send_late(conn, b"late ", Patience::Likely);
         hands.flush();
         assert_eq!((hands.stats().sends - before, hands.unsent(conn)), (0, 5));
         hands.send(conn, b"urgent");
@@ -29,13 +29,13 @@ fn late_bytes_wait_for_company_but_not_for_ever() {
         assert_eq!(&got, b"late urgent");
 
         world.until_state("the send to end", |hands| hands.unsent(conn) == 0);
-        world.hands.send_late(conn, b"alone", Wait::Likely);
+        world.hands.send_late(conn, b"alone", Patience::Likely);
         world.until_state("the late bytes to go", |hands| hands.unsent(conn) == 0);
         client.read_exact(&mut got[..5]).expect("a connection of the test's own");
         assert_eq!(&got[..5], b"alone");
 
         // An end does not leave them behind either.
-        world.hands.send_late(conn, b"bye", Wait::Likely);
+        world.hands.send_late(conn, b"bye", Patience::Likely);
         world.hands.close(conn, After::Flush);
         client.shutdown(Shutdown::Write).expect("a connection of the test's own");
         world.assert_clean();
@@ -59,11 +59,11 @@ fn confirm(
     world: &mut World,
     client: &mut TcpStream,
     conn: ConnId,
-    wait: Wait,
+    patience: Patience,
     alone: Alone,
 ) -> bool {
     let before = world.hands.stats().sends;
-    world.hands.send_late(conn, b"late ", wait);
+    world.hands.send_late(conn, b"late ", patience);
     world.hands.flush();
     let has_waited = world.hands.stats().sends == before;
     match alone {
@@ -86,7 +86,7 @@ fn on_each(check: impl Fn(&mut dyn FnMut(Alone) -> bool)) {
     for options in ways() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
-        check(&mut |alone| confirm(&mut world, &mut client, conn, Wait::Likely, alone));
+        check(&mut |alone| confirm(&mut world, &mut client, conn, Patience::Likely, alone));
     }
 }
 
@@ -117,7 +117,7 @@ fn where_company_is_chance_late_bytes_want_proof() {
     for options in ways() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
-        let mut confirm = |alone| confirm(&mut world, &mut client, conn, Wait::Proven, alone);
+        let mut confirm = |alone| confirm(&mut world, &mut client, conn, Patience::Proven, alone);
         assert!((0..7).all(|_| !confirm(Alone::Ages(0))), "a new connection has proved nothing");
         assert!(confirm(Alone::Ages(0)), "now it has");
         assert!(confirm(Alone::Ages(4)), "company has come");
@@ -146,8 +146,8 @@ fn what_may_not_wait_leaves_at_once() {
         let mut world = World::new(options);
         let (mut client, conn) = world.connect();
         let before = world.hands.stats();
-        world.hands.send_late(conn, b"late ", Wait::Likely);
-        world.hands.send_late(conn, b"now", Wait::No);
+        world.hands.send_late(conn, b"late ", Patience::Likely);
+        world.hands.send_late(conn, b"now", Patience::None);
         world.until_state("the bytes to go", |hands| hands.unsent(conn) == 0);
         let after = world.hands.stats();
         assert_eq!((after.sends - before.sends, after.late_joined), (1, before.late_joined));

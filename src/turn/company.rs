@@ -20,13 +20,13 @@ use shard::Conn;
 const LEAST_PERMILLE: u64 = 1_300;
 /// One of so many parts of the mean is the latest time.
 const MEMORY: u64 = 8;
-/// Before anything was timed, and at most, sends.
-const MEAN: u64 = 1_000;
-const MEAN_MAX: u64 = 100_000;
-/// The same for what the wait meets.
+/// One of so many parts of the share that the wait meets is the latest.
 const MET_MEMORY: u64 = 64;
 /// Where it meets fewer of a thousand, company is chance.
 const MET_MIN: u64 = 875;
+/// Before anything was timed, and at most, sends.
+const MEAN: u64 = 1_000;
+const MEAN_MAX: u64 = 100_000;
 /// A period is over after so long at the latest, so that nothing waits for more
 /// than four times this and a turn.
 const LATE_NS: u64 = 10_000_000;
@@ -104,6 +104,11 @@ impl Company {
     /// Whether company comes by chance, and not because clients answer each other.
     pub(super) fn is_chance(&self) -> bool {
         self.met < MET_MIN * MET_MEMORY
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_met_by_chance(&mut self) {
+        self.met = 0;
     }
 
     /// Company came after this time, or had not come when the longest was over.
@@ -191,9 +196,15 @@ mod tests {
             time(&mut company, times);
             assert_eq!(company.is_chance(), is_chance);
         }
-        // One in twenty is late where clients answer each other.
-        time(&mut company, answers().zip(1..).map(|(time, n)| time * (1 + n % 20 / 19 * 9)));
-        assert!(!company.is_chance());
+        // So many of a hundred come in time.
+        for (met, is_chance) in [(95, false), (82, true), (92, false)] {
+            let slow = |n: u64| n * 37 % 100 >= met;
+            time(
+                &mut company,
+                answers().zip(0..).map(|(time, n)| if slow(n) { 9 * time } else { time }),
+            );
+            assert_eq!(company.is_chance(), is_chance, "{met} of a hundred");
+        }
     }
 
     fn exponential(mean: u64) -> Vec<u64> {

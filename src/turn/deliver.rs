@@ -37,7 +37,7 @@ impl Core {
         match effect {
             Effect::Send { conn, start, end, late: true } => {
                 self.rest.company.confirmed(conn);
-                self.hands.send_late(id(conn), &bytes[start..end], self.rest.wait());
+                self.hands.send_late(id(conn), &bytes[start..end], self.rest.patience());
             }
             Effect::Send { conn, start, end, late: false } => {
                 self.rest.company.sent(conn);

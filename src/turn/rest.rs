@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use net::Wait;
+use net::Patience;
 
 use super::company::Company;
 use super::{Core, Doing, clock};
@@ -95,11 +95,11 @@ impl Rest {
     }
 
     /// Where confirmations wait for company now.
-    pub(super) fn wait(&self) -> Wait {
+    pub(super) fn patience(&self) -> Patience {
         match self.has_high_load() {
-            false => Wait::No,
-            true if self.company.is_chance() => Wait::Proven,
-            true => Wait::Likely,
+            false => Patience::None,
+            true if self.company.is_chance() => Patience::Proven,
+            true => Patience::Likely,
         }
     }
 }
@@ -210,7 +210,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load};
+    use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load, Patience, Rest};
 
     /// A load after turns and rests in turn, in microseconds.
     fn after(turn_us: u64, rest_us: u64) -> bool {
@@ -249,6 +249,19 @@ mod tests {
         assert!(!lives(100, LOAD_NS / 2));
         assert!(!lives(BUSY_MIN - 1, 0));
         assert!(lives(BUSY_MAX, 0));
+    }
+
+    /// What the hands are told about confirmations, by load and by company.
+    #[test]
+    fn confirmations_wait_under_a_high_load_and_for_what_is_no_chance() {
+        let mut rest = Rest::default();
+        assert_eq!(rest.patience(), Patience::None);
+        rest.load.busy = BUSY_MIN;
+        assert_eq!(rest.patience(), Patience::Likely);
+        rest.company.is_met_by_chance();
+        assert_eq!(rest.patience(), Patience::Proven);
+        rest.load.busy = 0;
+        assert_eq!(rest.patience(), Patience::None);
     }
 
     #[test]

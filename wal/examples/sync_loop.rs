@@ -13,15 +13,15 @@
 //! rest between two; `--beside segments` makes segments of 64 MiB and deletes
 //! them meanwhile, `--beside snapshots` writes snapshots of 24 MiB.
 //!
-//! `--rate R` is the plainest group commit there is instead: R records of
-//! `--record N` bytes become due in a second, evenly, and each write takes all
-//! that are due by then, in whole blocks. `due_p50_us` and `due_p99_us` are the
-//! times from when a record was due to the end of its write: no server that
-//! confirms as much to one log on this disk does better with one write at a time.
+//! `--rate R` is the plainest group commit instead: R records of `--record N` bytes
+//! become due in a second, evenly, and each write takes all that are due by then,
+//! in whole blocks. `due_p50_us` and `due_p99_us` are the times from when a record
+//! was due to the end of its write.
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,9 @@ const SNAPSHOT_BYTES: usize = 24 << 20;
 /// So much of a snapshot comes from the shard at once, and so long after the last.
 const FRAMES_BYTES: usize = 256 << 10;
 const FRAMES_PAUSE: Duration = Duration::from_millis(1);
+
+const USAGE: &str = "usage: sync_loop --dir DIRECTORY [--seconds N] [--direct] \
+     [--bytes N] [--pause-us N] [--rate N [--record N]] [--beside segments|snapshots]";
 
 /// What is measured.
 struct Loop {
@@ -67,7 +70,7 @@ struct Times {
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut dir, mut seconds, mut direct) = (None, 2.0, false);
     let (mut bytes, mut pause_us, mut beside) = (BLOCK_BYTES, 0, None);
-    let (mut rate, mut record_bytes) = (None, 200);
+    let (mut rate, mut record_bytes) = (None, 200_usize);
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{name} wants a value"));
@@ -78,17 +81,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--bytes" => bytes = value()?.parse::<usize>()?.next_multiple_of(BLOCK_BYTES),
             "--pause-us" => pause_us = value()?.parse()?,
             "--beside" => beside = Some(value()?),
-            "--rate" => rate = Some(value()?.parse::<f64>()?),
-            "--record" => record_bytes = value()?.parse::<usize>()?,
+            "--rate" => rate = Some(value()?.parse::<NonZeroU32>()?),
+            "--record" => record_bytes = value()?.parse::<NonZeroUsize>()?.get(),
             _ => return Err(format!("unknown argument {name}").into()),
         }
     }
-    let dir = dir.ok_or("usage: sync_loop --dir DIRECTORY [--seconds N] [--direct]")?;
+    let dir = dir.ok_or(USAGE)?;
     let path = dir.join(format!("sync_loop.{}", std::process::id()));
     let (duration, pause) = (Duration::from_secs_f64(seconds), Duration::from_micros(pause_us));
-    let records = rate
-        .filter(|rate| *rate > 0.0)
-        .map(|per_second| Records { per_second, bytes: record_bytes.max(1) });
+    if rate.is_some() && (bytes != BLOCK_BYTES || pause_us != 0) {
+        return Err(
+            "--rate decides how large writes are and when: no --bytes, no --pause-us".into()
+        );
+    }
+    if record_bytes > WRITE_BYTES_MAX {
+        return Err(format!("a record has {WRITE_BYTES_MAX} bytes at most").into());
+    }
+    let records = rate.map(|rate| Records { per_second: rate.get().into(), bytes: record_bytes });
     let bytes = if records.is_some() { WRITE_BYTES_MAX } else { bytes };
     let bytes = bytes.clamp(BLOCK_BYTES, FILE_BYTES / 2);
     let run = Loop { duration, direct, bytes, pause, records };
