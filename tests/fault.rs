@@ -325,6 +325,7 @@ fn a_failed_write_before_an_fsync_counts_as_well() {
     let server = Setup::in_dir(&dir.path().join("data")).shards(1).start();
     let mut alice = server.v2("alice", 1);
     alice.send_and_wait(b"bob", b"first", PATIENCE).unwrap();
+    wait_vouched(&server, "first");
     fail_writes(&server);
     alice.send(b"bob", b"second", Class::Guaranteed).unwrap();
     assert_eq!(goodbye(&mut alice), Code::StorageFailed as u16);
