@@ -69,8 +69,8 @@ impl Hands {
     /// urgent for the same connection: they go out with that, or with
     /// [`age_late`](Hands::age_late) and [`flush_late`](Hands::flush_late).
     ///
-    /// They wait only where there is [`Patience`] for it. On other connections they go out like any, and
-    /// it is watched whether company would have come in the same time.
+    /// They wait only where there is [`Patience`] for it. On other connections they go out like
+    /// any, and it is watched whether company would have come in the same time.
     pub fn send_late(&mut self, conn: ConnId, bytes: &[u8], patience: Patience) {
         let unsent = self.append(conn, bytes);
         if unsent.is_none() {

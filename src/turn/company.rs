@@ -106,11 +106,6 @@ impl Company {
         self.met < MET_MIN * MET_MEMORY
     }
 
-    #[cfg(test)]
-    pub(super) fn is_met_by_chance(&mut self) {
-        self.met = 0;
-    }
-
     /// Company came after this time, or had not come when the longest was over.
     fn took(&mut self, time: u64) {
         let met = if time < self.longest() { 1_000 } else { 0 };

@@ -210,6 +210,8 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use shard::Conn;
+
     use super::{BUSY_MAX, BUSY_MIN, LOAD_NS, Load, Patience, Rest};
 
     /// A load after turns and rests in turn, in microseconds.
@@ -258,7 +260,12 @@ mod tests {
         assert_eq!(rest.patience(), Patience::None);
         rest.load.busy = BUSY_MIN;
         assert_eq!(rest.patience(), Patience::Likely);
-        rest.company.is_met_by_chance();
+        let conn = |slot| Conn { slot, generation: 1 };
+        for _ in 0..20 {
+            // Nothing comes for longer than any wait.
+            rest.company.confirmed(conn(1));
+            (0..200_000).for_each(|_| rest.company.sent(conn(2)));
+        }
         assert_eq!(rest.patience(), Patience::Proven);
         rest.load.busy = 0;
         assert_eq!(rest.patience(), Patience::None);

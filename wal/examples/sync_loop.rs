@@ -244,6 +244,7 @@ struct Due {
 /// Waits until the record of this index is due, and takes what is due by then.
 fn await_due(records: Records, index: usize, began: Instant) -> Due {
     let due = Duration::from_secs_f64(index as f64 / records.per_second);
+    // An open loop: nobody could be asked when the next one is due but the schedule.
     std::thread::sleep(due.saturating_sub(began.elapsed()));
     let until = (began.elapsed().as_secs_f64() * records.per_second) as usize + 1;
     let count = (until - index).min(WRITE_BYTES_MAX / records.bytes).max(1);
