@@ -13,16 +13,17 @@ use std::thread;
 use client::blocking::{Client, Notice};
 use rustix::process::Resource;
 use server::files::{
-    self, body, check, check_untouched, find, flip, iris_shard, segment, snapshots, tear_behind,
-    wait_vouched,
+    self, body, check, check_untouched, find, flip, iris_shard, lose_sector, segment, snapshots,
+    tear_behind, wait_vouched,
 };
 use server::mounted::Mounted;
-use server::peer::Peer;
+use server::peer::{Peer, hello, send};
 use server::{Deadline, PATIENCE, Server, Setup};
 use wal::manifest::Manifest;
 use wire::id::Class;
 use wire::refuse::Code;
 use wire::v1::{Answer, Packet};
+use wire::v2::{self, Request};
 
 /// A directory of one shard with this many messages for "bob", each confirmed
 /// and each in a commit of its own, left behind by a crash.
@@ -105,11 +106,11 @@ fn another_format_is_refused() {
     written(&setup, 3);
     let path = setup.data_dir().join("manifest.toml");
     let text = fs::read_to_string(&path).unwrap();
-    let newer = Manifest { format: 4, ..Manifest::decode(&text).unwrap() };
+    let newer = Manifest { format: 5, ..Manifest::decode(&text).unwrap() };
     fs::write(&path, newer.encode()).unwrap();
-    check_untouched(&setup, &["format 4", "reads formats 1 to 3", "or a newer one"]);
+    check_untouched(&setup, &["format 5", "reads formats 1 to 4", "or a newer one"]);
     // One that rotted is another thing.
-    fs::write(&path, text.replace("format = 3\n", "format = 7\n")).unwrap();
+    fs::write(&path, text.replace("format = 4\n", "format = 7\n")).unwrap();
     check_untouched(&setup, &["its format is damaged", "iris-shard repair"]);
     // An edited manifest is noticed.
     fs::write(&path, text.replace("shards = 1\n", "shards = 2\n")).unwrap();
@@ -250,10 +251,16 @@ fn damage_in_the_middle_stops_the_boot() {
 #[test]
 fn a_torn_tail_is_cut_and_reported() {
     let setup = Setup::new().shards(1);
-    written(&setup, 40);
-    // The last commit, for which no later one vouches, as if it had been torn.
-    let at = damage(&segment(&setup, 0), &body(39));
-    tear_behind(&segment(&setup, 0), at as usize);
+    written(&setup, 39);
+    let torn = body(39).repeat(40);
+    let server = setup.start();
+    server.v2("alice", 2).send_and_wait(b"bob", torn.as_bytes(), PATIENCE).unwrap();
+    server.kill();
+    let path = segment(&setup, 0);
+    let at = find(&path, &torn);
+    // The last commit, for which no later one vouches, has lost a sector.
+    lose_sector(&path, at + torn.len() / 2);
+    tear_behind(&path, at);
     let words = ["healthy", "belong to no whole commit", "a start cuts them"];
     check(&iris_shard("repair", setup.data_dir(), &[]), 0, &words);
     let looked = files::json(&iris_shard("repair", setup.data_dir(), &["--json"]), 0);
@@ -261,11 +268,45 @@ fn a_torn_tail_is_cut_and_reported() {
     let server = setup.start();
     server.wait_said("cut");
     check_messages(&server, 39);
+    // Nothing of it is left where the log goes on.
+    let bytes = fs::read(&path).unwrap();
+    assert!(!bytes.windows(body(39).len()).any(|it| it == body(39).as_bytes()));
     // It goes on behind what is left.
     let mut alice = server.v2("alice", 2);
     alice.send_and_wait(b"bob", body(39).as_bytes(), PATIENCE).unwrap();
     let server = server.crash_and_restart();
     check_messages(&server, 40);
+}
+
+/// Nothing vouches for a commit that is followed by none, but all of its sectors are
+/// there. What is whole in it is kept.
+#[test]
+fn rot_in_the_last_commit_is_damage() {
+    let setup = Setup::new().shards(1);
+    written(&setup, 2);
+    let server = setup.start();
+    let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 2));
+    // One write, one commit.
+    let mut bytes = Vec::new();
+    for seq in 1..=3 {
+        let body = body(seq as usize + 1);
+        v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
+    }
+    alice.write(&bytes);
+    (1..=3).for_each(|seq| _ = alice.expect_sent(seq));
+    drop((alice, server.kill()));
+    let path = segment(&setup, 0);
+    tear_behind(&path, find(&path, &body(4)));
+    damage(&path, &body(3));
+    let words = ["segment-0000000000.log", "damaged at file offset", "has changed since"];
+    check_untouched(&setup, &words);
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for n in [0, 1, 2, 4] {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), body(n));
+    }
 }
 
 /// Even without a client, a server that stops vouches for what it has found.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use server::files::{
-    check, contents, fill, filled, find, flip, iris_shard, segment, snapshots, taken, tear_behind,
-    waiting, written,
+    check, contents, fill, filled, find, flip, iris_shard, lose_sector, segment, snapshots, taken,
+    tear_behind, waiting, written,
 };
 use server::mounted::Mounted;
 use server::peer::{Peer, hello, send};
@@ -234,7 +234,8 @@ fn a_repair_begun_again_keeps_nothing_of_a_torn_end() {
     }
     // One write, one commit: a crash tears it.
     let mut bytes = Vec::new();
-    for (seq, body) in [(3, "it is torn"), (4, "it is behind that")] {
+    let torn = "it is torn ".repeat(200);
+    for (seq, body) in [(3, &torn[..]), (4, "it is behind that")] {
         v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
     }
     alice.write(&bytes);
@@ -243,7 +244,7 @@ fn a_repair_begun_again_keeps_nothing_of_a_torn_end() {
     drop((alice, server.kill()));
     let path = segment(&setup, 0);
     flip(&path, find(&path, "it rots"));
-    flip(&path, find(&path, "it is torn"));
+    lose_sector(&path, find(&path, &torn) + torn.len() / 2);
     tear_behind(&path, find(&path, "it is behind that"));
     for _ in 0..2 {
         check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
@@ -256,7 +257,7 @@ fn a_repair_begun_again_keeps_nothing_of_a_torn_end() {
     assert_eq!(waiting(&setup), 1);
     let server = setup.start();
     let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 1));
-    let all = ["it stays", "it rots", "it is torn", "it is behind that"];
+    let all = ["it stays", "it rots", &torn, "it is behind that"];
     for (seq, body) in (1..).zip(all) {
         alice.send_v2("bob", seq, body.as_bytes());
         alice.expect_sent(seq);

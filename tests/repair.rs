@@ -397,7 +397,7 @@ fn a_manifest_is_brought_back_from_its_copy() {
     let setup = written(5);
     let path = setup.data_dir().join("manifest.toml");
     let whole = fs::read(&path).unwrap();
-    let format = find(&path, "format = 3") + "format = 3".len() - 1;
+    let format = find(&path, "format = 4") + "format = 4".len() - 1;
     for damaged in [Some(whole.len() - 20), Some(format), None] {
         if let Some(at) = damaged {
             flip(&path, at);

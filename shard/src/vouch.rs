@@ -1,10 +1,11 @@
 //! The record behind which nothing of the log is doubtful.
 //!
-//! Every commit says how far the log was durable when it was sealed, so rot of
-//! what stands before that is told from a torn tail. Of the last commit none
-//! says so: its rot looks like a write that a crash tore, and what had been
+//! Every commit says how far the log was durable when it was sealed, so what is
+//! missing before that is told from a torn tail. Of the last commit none says so:
+//! if the disk has confirmed it and does not have it, or zeroes in place of one of
+//! its sectors, it looks like a write that a crash tore, and what had been
 //! confirmed would be cut. So a log that comes to rest gets one more record,
-//! which changes nothing, and if that one rots nothing is lost with it.
+//! which changes nothing, and if that one is lost nothing is lost with it.
 //!
 //! Invariant: at rest the log ends with one of them, and there is none while
 //! anything waits for the disk.
@@ -16,7 +17,7 @@ use crate::io::Now;
 
 /// A log at rest gets its record after so long, milliseconds, or a tick of the
 /// caller's later. Until then a crash leaves a commit, or two of which both were
-/// under way, whose rot looks like a torn tail; and a log with a message now and
+/// under way, of which lost sectors look like a torn tail; and a log with a message now and
 /// then writes twice as many blocks, one a second at most.
 pub const VOUCH_AFTER_MS: u64 = 1000;
 

@@ -122,6 +122,7 @@ impl World {
         let mut replay = Replay::new(options, self.hasher, log.segment_bytes);
         let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
         let mut scanner = Scanner::resume(from, vouched, log);
+        scanner.swept(self.knobs.sweeps);
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
@@ -153,6 +154,9 @@ impl World {
         }
         let disk = &mut self.layout.disks[shard];
         disk.recovered(start.lsn);
+        if self.knobs.sweeps && self.plant != Plant::LeaveTorn {
+            disk.sweep(start.lsn);
+        }
         if let Some((index, ..)) = replay.needed().into_iter().find(|(it, ..)| disk.lacks(*it)) {
             return Err(format!(
                 "messages of shard {shard} wait in segment {index}, it is deleted"

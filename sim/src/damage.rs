@@ -115,6 +115,7 @@ impl World {
         let (from, vouched) = loaded.unwrap_or((LogStart::fresh(self.layout.salts[shard]), 0));
         let vouched = vouched.max(named);
         let mut scanner = Scanner::resume(from, vouched, self.knobs.log);
+        scanner.swept(self.knobs.sweeps);
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
                 return Err(format!("segment {index} is missing"));
@@ -194,6 +195,7 @@ impl World {
             has_state: loaded.is_some() || start.lsn == 0 && !disk.needs_snapshot(),
         };
         let mut log = LogSalvage::new(start, is_exact, segment_bytes, &survey);
+        log.swept(self.knobs.sweeps);
         self.read_pieces(disk, &survey, &mut log, &mut finding);
         finding.look_at_each(disk, salt, segment_bytes, log.end().lsn);
         finding.go_on(&present, &survey, log.end(), segment_bytes);
@@ -272,13 +274,17 @@ impl World {
             Tears { permille: self.knobs.repair_tears, goes_on, chance: &mut self.fault_chance };
         let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
         let disk = &mut self.layout.disks[shard];
+        if self.knobs.sweeps {
+            disk.sweep(finding.fresh.lsn);
+        }
         let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
         let records = repair.records;
         self.stats.torn_repairs += u64::from(copied.is_none());
         // See `Tears::goes_on`; where nothing is torn they die here, too. Unless a
         // segment is gone: what it had to say is said then, and a start succeeds.
-        let is_told_twice = self.knobs.repair_tears == 0 && !self.layout.disks[shard].has_holes();
+        let is_gone = self.layout.disks[shard].has_holes() || !finding.missing.is_empty();
+        let is_told_twice = self.knobs.repair_tears == 0 && !is_gone;
         let dies = dies_at == 0 && (!goes_on || is_told_twice);
         let Some((start, last)) = copied.filter(|_| !dies) else {
             return Ok(false);

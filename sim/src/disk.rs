@@ -2,8 +2,8 @@
 //!
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
-//! disks, garbage. What was cut by a recovery stays where it is: only the
-//! log's chain tells that it is stale. A sync may fail by itself: its write is
+//! disks, garbage. What was cut by a recovery stays where it is unless that sweeps
+//! it: only the log's chain tells then that it is stale. A sync may fail by itself: its write is
 //! there or partly there, nobody knows, and what completes afterwards is as
 //! doubtful until somebody reads it back. A deleted segment or
 //! snapshot may come back with a crash. Snapshots are files of their own, there
@@ -352,6 +352,14 @@ impl Disk {
         self.rotten.iter().any(|at| (from..to).contains(at)) || self.is_in_hole(from, to)
     }
 
+    /// Whether nothing but zeroes is left of a sector that rotted from this position
+    /// on.
+    pub(crate) fn has_rotted_to_zero(&self, from: Lsn) -> bool {
+        let sector = |at: Lsn| at as usize / SECTOR * SECTOR;
+        let is_zero = |at: usize| self.bytes[at..at + SECTOR].iter().all(|byte| *byte == 0);
+        self.rotten.iter().any(|at| *at >= from && is_zero(sector(*at)))
+    }
+
     /// The segments that something was written to and that are there.
     pub(crate) fn written_segments(&self) -> Vec<u64> {
         let segments = (self.bytes.len() as u64).div_ceil(self.segment_bytes);
@@ -485,6 +493,12 @@ impl Disk {
     pub fn recovered(&mut self, end: Lsn) {
         self.durable = end;
         self.rotten.retain(|at| *at < end);
+    }
+
+    /// A start makes zeroes of what stands behind the end of the log.
+    pub fn sweep(&mut self, end: Lsn) {
+        let end = (end as usize).min(self.bytes.len());
+        self.bytes[end..].fill(0);
     }
 
     /// What a read of `len` bytes gives; it ends where the segment does.

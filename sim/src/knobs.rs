@@ -118,6 +118,10 @@ pub struct Knobs {
     /// How long a log rests before it is vouched for; see [`VOUCH_FROM`].
     pub(crate) vouch_after_ms: u64,
 
+    /// A start sweeps what a torn tail has left, and knows rot by that; see
+    /// [`SWEEP_FROM`].
+    pub(crate) sweeps: bool,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -145,6 +149,10 @@ pub(crate) const REFUSE_FROM: u64 = 12_000_000;
 /// Below this one a log is vouched for after a minute of rest, which next to none
 /// has, for the same reason.
 pub(crate) const VOUCH_FROM: u64 = 14_000_000;
+/// Below this one what a torn tail has left stays where it is, for the same reason;
+/// from it on in every other world only, as in segments of older formats. A disk
+/// that leaves garbage is in those worlds: elsewhere that is damage.
+pub(crate) const SWEEP_FROM: u64 = 15_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -250,11 +258,14 @@ impl Knobs {
 
             vouch_after_ms,
 
+            sweeps: seed >= SWEEP_FROM && !seed.is_multiple_of(2),
+
             is_steady: false,
         };
         // Only the volume itself says whether it is full.
         let storage_full = if is_bounded { 0 } else { knobs.storage_full };
-        let knobs = Knobs { storage_full, ..knobs };
+        let garbage_sectors = if knobs.sweeps { 0 } else { knobs.garbage_sectors };
+        let knobs = Knobs { storage_full, garbage_sectors, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
     }
 

@@ -39,6 +39,8 @@ pub enum Plant {
     SkipBesideDamage,
     /// The shard does not hear that the disk is full.
     IgnoreFull,
+    /// A start leaves what a torn tail has left where the log goes on.
+    LeaveTorn,
 }
 
 impl Plant {

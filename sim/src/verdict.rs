@@ -291,7 +291,8 @@ impl World {
         Ok(())
     }
 
-    /// Only what rotted is cut, and what no later commit vouches for.
+    /// Only what rotted is cut, and what no later commit vouches for; where torn
+    /// ends are swept, only what has become zeroes.
     fn check_cut(&self, shard: usize, end: Lsn) -> Result<(), String> {
         let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
         let durable = disk.durable();
@@ -308,6 +309,13 @@ impl World {
                 .is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
         if end < durable && !disk.is_hit(commit, durable) && !is_silent {
             return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
+        }
+        if end < durable
+            && self.knobs.sweeps
+            && !disk.has_holes()
+            && !disk.has_rotted_to_zero(commit)
+        {
+            return Err(format!("shard {shard} is cut at {end}, and no write was torn there"));
         }
         for at in (end.next_multiple_of(BLOCK as Lsn)..durable).step_by(BLOCK) {
             let bytes = disk.record_there(at, (durable - at).min(BLOCK as u64) as u32);

@@ -95,6 +95,11 @@ fn a_record_passed_over_silently_is_noticed() {
 }
 
 #[test]
+fn what_a_torn_end_has_left_under_the_log_is_noticed() {
+    check(Plant::LeaveTorn, 15_004_300..15_004_400);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }

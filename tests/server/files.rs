@@ -9,6 +9,7 @@ use std::time::Duration;
 use client::Session;
 use client::blocking::Client;
 use serde_json::Value;
+use wal::sector::SECTOR;
 use wire::id::Class;
 
 use super::{Deadline, PATIENCE, Server, Setup};
@@ -164,6 +165,15 @@ pub fn segment(setup: &Setup, index: u32) -> PathBuf {
 pub fn flip(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+/// Makes zeroes of the sector that holds this place, as a crash does that tears a
+/// write.
+pub fn lose_sector(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let from = at / SECTOR * SECTOR;
+    bytes[from..from + SECTOR].fill(0);
     fs::write(path, bytes).unwrap();
 }
 

@@ -25,13 +25,18 @@ pub struct Commit {
     pub hlc_ms: u64,
     /// Number of this commit in its log, from 1.
     pub seq: u64,
+    /// How many of its sectors hold nothing but zeroes, up to the one in which its
+    /// records end; 0 before [`FORMAT_SWEPT`](crate::FORMAT_SWEPT).
+    pub zero_sectors: u16,
 }
 
 impl Commit {
     /// Writes it at the front of its commit and returns its checksum.
     pub(crate) fn seal(&self, bytes: &mut [u8], salt: u64, lsn: Lsn, prev: u32) -> u32 {
         let len = COMMIT_BYTES as u32;
-        let header = Header { len, crc: 0, prev: 0, kind: KIND_COMMIT, flags: 0, partition: 0 };
+        // It is of no partition, and has that place for something else.
+        let partition = self.zero_sectors;
+        let header = Header { len, crc: 0, prev: 0, kind: KIND_COMMIT, flags: 0, partition };
         header.write(bytes);
         let mut put = Put::new(&mut bytes[HEADER_BYTES..COMMIT_BYTES]);
         put.u32(self.commit_bytes);
@@ -55,14 +60,15 @@ impl Commit {
             return Err(Malformed::Length);
         }
         check(bytes, salt, lsn)?;
-        let commit = Commit::fields(&bytes[HEADER_BYTES..]).ok_or(Malformed::Length)?;
+        let payload = &bytes[HEADER_BYTES..];
+        let commit = Commit::fields(payload, header.partition).ok_or(Malformed::Length)?;
         if !commit.is_possible(lsn) {
             return Err(Malformed::Payload);
         }
         Ok((header, commit))
     }
 
-    fn fields(payload: &[u8]) -> Option<Commit> {
+    fn fields(payload: &[u8], zero_sectors: u16) -> Option<Commit> {
         let mut take = Take(payload);
         Some(Commit {
             commit_bytes: take.u32()?,
@@ -70,6 +76,7 @@ impl Commit {
             lsn_durable: take.u64()?,
             hlc_ms: take.u64()?,
             seq: take.u64()?,
+            zero_sectors,
         })
     }
 

@@ -11,10 +11,10 @@ use crate::commit::COMMIT_BYTES;
 use crate::record::encoded_len;
 use crate::record::tests::{Owned, any_record, message};
 use crate::recover::{Proof, What};
+use crate::sector::SECTOR;
 use crate::{Appended, BLOCK, Damage, Log, LogOptions, LogStart, Record, Scanner, Torn, Write};
 
 const SALT: u64 = 0x5a17;
-const SECTOR: usize = 512;
 
 fn options() -> LogOptions {
     LogOptions {
@@ -60,6 +60,23 @@ impl Disk {
     /// Recovers from a checkpoint on, the log durable up to `vouched`.
     fn resume(&self, start: LogStart, vouched: u64) -> Result<Recovered, Damage> {
         self.recover_with(Scanner::resume(start, vouched, options()))
+    }
+
+    /// Recovers a log from its beginning where all torn ends were swept.
+    fn recover_swept(&self) -> Result<Recovered, Damage> {
+        let mut scanner = Scanner::new(SALT, options(), 0);
+        scanner.swept(true);
+        self.recover_with(scanner)
+    }
+
+    /// Makes zeroes of those sectors from a position on for which `lands` says yes.
+    fn sweep(&mut self, end: u64, mut lands: impl FnMut(usize) -> bool) {
+        let sectors = self.segments.iter_mut().flat_map(|segment| segment.chunks_mut(SECTOR));
+        for (n, sector) in sectors.enumerate().skip(end as usize / SECTOR) {
+            if lands(n) {
+                sector.fill(0);
+            }
+        }
     }
 
     fn recover_with(&self, mut scanner: Scanner) -> Result<Recovered, Damage> {
@@ -180,6 +197,51 @@ fn the_end_of_the_log_may_rot_unseen_but_not_unsaid() {
     let recovered = disk.recover().unwrap();
     assert_eq!(recovered.start.lsn, 2 * 4096);
     assert!(recovered.torn.unwrap().bytes > 500);
+}
+
+/// A torn write leaves zeroes where it has lost a sector: whatever else stands
+/// there has changed since.
+#[test]
+fn the_end_of_a_swept_log_does_not_rot_unseen() {
+    use crate::record::Malformed::*;
+    let check = |at: u64, what: What| {
+        let (_, mut disk) = durable_log(3);
+        *disk.byte(2 * 4096 + at) ^= 1;
+        let damage = disk.recover_swept().err().expect("no crash leaves this");
+        assert_eq!((damage.lsn, damage.what), (2 * 4096, what));
+        assert_eq!(damage.proof, Some(Proof::Sectors));
+        assert!(damage.to_string().contains("has changed since"), "{damage}");
+    };
+    check(100, What::Record(Checksum));
+    check(600, What::Record(Checksum));
+    check(30, What::Commit(Checksum));
+    check(0, What::NoCommit);
+    check(12, What::NoCommit);
+}
+
+/// Unless it leaves nothing but zeroes, which is what a crash leaves, too.
+#[test]
+fn a_sector_that_has_become_zeroes_looks_torn() {
+    let (_, mut disk) = durable_log(3);
+    (0..SECTOR as u64).for_each(|at| *disk.byte(2 * 4096 + 512 + at) = 0);
+    assert_eq!(disk.recover_swept().unwrap().torn.unwrap().lsn, 2 * 4096);
+}
+
+/// Zeroes in a body are no sign of a torn write, and a sector that was to be zero
+/// need not have arrived.
+#[test]
+fn sectors_of_a_body_may_be_zero() {
+    let (mut log, mut disk) = durable_log(1);
+    let (write, bytes) = commit(&mut log, 0, 3000);
+    let zero = |n: &usize| bytes[n * SECTOR..][..SECTOR].iter().all(|byte| *byte == 0);
+    let zeroes: Vec<usize> = (0..8).filter(zero).collect();
+    assert!(zeroes.len() > 4, "{zeroes:?}");
+    disk.write(write, &bytes, |n| !zeroes.contains(&n));
+    assert_eq!(disk.recover_swept().unwrap().records.len(), 2);
+    *disk.byte(write.lsn + 100) ^= 1;
+    assert_eq!(disk.recover_swept().err().unwrap().proof, Some(Proof::Sectors));
+    disk.write(write, &vec![0; BLOCK], |n| n == 0);
+    assert_eq!(disk.recover_swept().unwrap().records.len(), 1);
 }
 
 #[test]
@@ -322,6 +384,8 @@ struct Life {
 #[derive(Clone, Debug)]
 enum Step {
     Append(Owned),
+    /// A body of so many zeroes.
+    Zeroes(usize),
     Write,
     /// Completes one of the writes in flight.
     Complete(bool),
@@ -336,6 +400,7 @@ fn life() -> impl Strategy<Value = Life> {
     let step = prop_oneof![
         4 => any_record(600).prop_map(Step::Append),
         1 => any_record(9000).prop_map(Step::Append),
+        1 => (0..6000usize).prop_map(Step::Zeroes),
         3 => Just(Step::Write),
         3 => any::<bool>().prop_map(Step::Complete),
         1 => (0..6usize).prop_map(Step::Checkpoint),
@@ -373,6 +438,13 @@ fn live(
                     history.push((at, format!("{record:?}")));
                 }
             }
+            Step::Zeroes(bytes) => {
+                let body = vec![0; *bytes];
+                let record = Record::Message(message(&body));
+                if let Ok(at) = log.append(&record, 1) {
+                    history.push((at, format!("{record:?}")));
+                }
+            }
             Step::Write => {
                 if let Some(write) = log.next_write() {
                     flying.push((write, log.write_bytes(&write).to_vec()));
@@ -405,16 +477,19 @@ proptest! {
     /// However the writes in flight tear: everything durable is there, in
     /// order, nothing that was never appended appears, and life goes on.
     #[test]
-    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5)) {
+    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5), sweeps: bool) {
         let mut disk = Disk::default();
         let mut history: Vec<(Appended, String)> = Vec::new();
         let mut start = LogStart::fresh(SALT);
         let mut checkpoints = Vec::new();
         for life in &lives {
             let durable = live(life, start, &mut disk, &mut history, &mut checkpoints)?;
-            let recovered = disk.recover().map_err(|damage| {
-                TestCaseError::fail(format!("a crash is not damage: {damage}"))
-            })?;
+            let recover = |disk: &Disk| {
+                let found = if sweeps { disk.recover_swept() } else { disk.recover() };
+                let crash = |damage| TestCaseError::fail(format!("a crash is not damage: {damage}"));
+                found.map_err(crash)
+            };
+            let recovered = recover(&disk)?;
             let kept = recovered.records.len();
             prop_assert!(kept <= history.len());
             prop_assert_eq!(&recovered.records[..], &history[..kept]);
@@ -437,7 +512,33 @@ proptest! {
             }
             history.truncate(kept);
             start = recovered.start;
+            // A crash while it is swept changes nothing.
+            if sweeps {
+                let bits = life.sectors[0];
+                disk.sweep(start.lsn, |n| bits >> (n % 64) & 1 == 1);
+                let again = recover(&disk)?;
+                prop_assert_eq!((again.start, again.records.len()), (start, kept));
+                disk.sweep(start.lsn, |_| true);
+                prop_assert_eq!(recover(&disk)?.torn, None);
+            }
         }
+    }
+
+    /// In a swept log nothing that was written as a whole rots unseen, whether or not
+    /// anything vouches for it, and however what was behind it was torn.
+    #[test]
+    fn a_flipped_bit_in_a_swept_log_is_damage(
+        block in 0u64..20, byte in 0u64..600, bit in 0u8..8, torn: u8,
+    ) {
+        let (mut log, mut disk) = durable_log(20);
+        let (write, bytes) = commit(&mut log, 9, 3000);
+        disk.write(write, &bytes, |n| torn >> n & 1 == 1);
+        let lsn = block * 4096 + byte;
+        *disk.byte(lsn) ^= 1 << bit;
+        let first = lsn / 512 * 512;
+        let is_left = (first..first + 512).any(|at| *disk.byte(at) != 0);
+        let damage = disk.recover_swept().err().map(|damage| damage.lsn);
+        prop_assert_eq!(damage, is_left.then_some(block * 4096));
     }
 
     /// One flipped bit anywhere: named as damage, or cut at the end and said

@@ -11,6 +11,7 @@
 //! - [`commit`]: what one write to disk begins with;
 //! - [`log`]: the tail in memory and the pipeline of writes;
 //! - [`segment`]: which file and offset holds a log position;
+//! - [`sector`]: what a torn write leaves behind;
 //! - [`recover`]: from the bytes of the segments back to records;
 //! - [`salvage`]: what is left of a damaged one;
 //! - [`snapshot`]: the state beside the log, as bytes;
@@ -32,6 +33,7 @@ pub mod manifest;
 pub mod record;
 pub mod recover;
 pub mod salvage;
+pub mod sector;
 pub mod segment;
 pub mod snapshot;
 mod tail;
@@ -54,8 +56,13 @@ pub const BLOCK: usize = 4096;
 /// The number of the on-disk format, in the manifest and in each segment: what
 /// new files are written with. 2 brought records that move and drop messages,
 /// snapshots, segments that are gone, and generations; 3 messages that are set
-/// aside because they cannot be read.
-pub const FORMAT: u32 = 3;
+/// aside because they cannot be read; 4 says that what was never written is zero,
+/// and counts the zeroes of a commit.
+pub const FORMAT: u32 = 4;
+
+/// From this format on a torn write is told by the zeroes that it leaves, see
+/// [`sector`].
+pub const FORMAT_SWEPT: u32 = 4;
 
 /// The oldest format that is still read. A file once written stays readable.
 pub const FORMAT_OLDEST: u32 = 1;

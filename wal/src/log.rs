@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use crate::commit::{COMMIT_BYTES, Commit};
 use crate::record::{self, Header, Record};
 use crate::tail::Tail;
-use crate::{BLOCK, BLOCK_LSN, Lsn, block_end};
+use crate::{BLOCK, BLOCK_LSN, Lsn, block_end, sector};
 
 const COMMIT_LSN: Lsn = COMMIT_BYTES as Lsn;
 
@@ -461,15 +461,17 @@ impl Log {
         let used = (batch.used_end - batch.start) as usize;
         assert!(len <= self.options.commit_bytes_max && used <= len, "a commit keeps its limit");
         self.commit_seq += 1;
+        let bytes = self.tail.get_mut(batch.start, len);
+        bytes[used..].fill(0);
+        let zero_sectors = sector::zeroes(bytes, used);
         let commit = Commit {
             commit_bytes: len as u32,
             record_bytes: used as u32,
             lsn_durable: self.durable.min(self.vouched_max),
             hlc_ms: batch.hlc_ms,
             seq: self.commit_seq,
+            zero_sectors,
         };
-        let bytes = self.tail.get_mut(batch.start, len);
-        bytes[used..].fill(0);
         let mut prev = commit.seal(bytes, self.salt, batch.start, self.prev_crc);
         let mut at = COMMIT_BYTES;
         while at < used {

@@ -5,19 +5,21 @@
 //! nothing: a **torn tail** was never acknowledged and is cut; **damage** was
 //! acknowledged and must stop the boot. The difference is in the commits
 //! further on: each says how far the log was durable when it was sealed. If one
-//! of them says "beyond this place", what stood here had been confirmed.
+//! of them says "beyond this place", what stood here had been confirmed. And
+//! where the log was [swept](crate::sector), a write that was torn has lost a
+//! sector, and zeroes stand there; what has lost none is damage as well.
 //!
-//! What it cannot see: rot in the very last commits, which no later commit
-//! vouches for, looks like a torn tail. It is reported as such, never silently.
-//! A log that came to rest or was closed ends with a commit that holds nothing
-//! else.
+//! What it cannot see: last commits, which no later commit vouches for, whose
+//! sectors have become zeroes as a whole look like a torn tail. That is reported
+//! as such, never silently. A log that came to rest or was closed ends with a
+//! commit that holds nothing else.
 
 use std::fmt;
 
 use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::{LogOptions, LogStart};
 use crate::record::{self, Header, Malformed, Record};
-use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
+use crate::{BLOCK, BLOCK_LSN, Lsn, sector, segment};
 
 /// Receives each record in log order: its lsn, its length in bytes, itself.
 pub type Sink<'a> = &'a mut dyn FnMut(Lsn, u32, Record<'_>);
@@ -82,6 +84,9 @@ pub enum Proof {
     /// The snapshot, which got its name when the log was durable up to this
     /// position.
     Snapshot(Lsn),
+    /// All sectors of the write, none of which is missing. Nothing says that it
+    /// was confirmed, but it was written, and is not what it was.
+    Sectors,
 }
 
 /// What is wrong at a position of the log.
@@ -133,6 +138,10 @@ impl fmt::Display for Damage {
                 f,
                 "; the snapshot shows that the log had been acknowledged up to position {lsn}"
             ),
+            Some(Proof::Sectors) => f.write_str(
+                "; it was written and has changed since: a write that a crash has torn lacks sectors, \
+                 and zeroes stand in their place",
+            ),
         }
     }
 }
@@ -167,6 +176,10 @@ pub struct Scanner {
     /// Set once the chain broke at `lsn`; from then on the scanner only looks
     /// ahead.
     broken: Option<What>,
+    /// No torn write can have left what stands there.
+    is_rotten: bool,
+    /// What was never written is zero in the segments that come.
+    is_swept: bool,
     /// Bytes other than zero from `lsn` on.
     cut_bytes: u64,
     #[cfg(any(test, feature = "planted"))]
@@ -192,6 +205,8 @@ impl Scanner {
             known_durable: first_base_lsn,
             vouched: 0,
             broken: None,
+            is_rotten: false,
+            is_swept: false,
             cut_bytes: 0,
             #[cfg(any(test, feature = "planted"))]
             chain_ignored: false,
@@ -219,6 +234,12 @@ impl Scanner {
                 segment::base(segment::index(start.lsn, bytes), bytes),
             )
         }
+    }
+
+    /// Whether the segments that come were [swept](crate::sector), as those of
+    /// [`FORMAT_SWEPT`](crate::FORMAT_SWEPT) are. Unless it is said they were not.
+    pub fn swept(&mut self, is_swept: bool) {
+        self.is_swept = is_swept;
     }
 
     /// Plants a bug for the simulator's own test: stale commits pass.
@@ -255,7 +276,10 @@ impl Scanner {
                     at += commit.commit_bytes as usize;
                     self.lsn += Lsn::from(commit.commit_bytes);
                 }
-                Err(what) => self.broken = Some(what),
+                Err(what) => {
+                    self.is_rotten = self.is_swept && !self.may_be_torn(rest);
+                    self.broken = Some(what);
+                }
             }
         }
         match self.broken {
@@ -275,11 +299,15 @@ impl Scanner {
     ///
     /// # Errors
     /// [`Damage`] when the log ends before the place up to which it is known to
-    /// have been durable; all other damage shows in [`Scanner::segment`].
+    /// have been durable, or in what no torn write can have left; all other damage
+    /// shows in [`Scanner::segment`].
     pub fn finish(self) -> Result<(LogStart, Option<Torn>), Damage> {
         if self.lsn < self.vouched {
             let what = self.broken.unwrap_or(What::NoCommit);
             return Err(self.damage_at(self.lsn, what, Some(Proof::Snapshot(self.vouched))));
+        }
+        if let Some(what) = self.broken.filter(|_| self.is_rotten) {
+            return Err(self.damage_at(self.lsn, what, Some(Proof::Sectors)));
         }
         let start = LogStart {
             salt: self.salt,
@@ -303,8 +331,7 @@ impl Scanner {
         if bytes.len() < commit.commit_bytes as usize {
             return Err(What::TooLong);
         }
-        let seq_follows = self.commit_seq.is_none_or(|seq| seq.checked_add(1) == Some(commit.seq));
-        if !self.follows(&header, self.prev_crc) || !seq_follows {
+        if !self.is_next(&header, &commit) {
             return Err(What::Chain);
         }
         let last_crc = self.records(&bytes[..commit.record_bytes as usize], header.crc)?;
@@ -329,6 +356,25 @@ impl Scanner {
             at += header.len as usize;
         }
         Ok(prev)
+    }
+
+    /// Whether this commit is the one that follows the last one.
+    fn is_next(&self, header: &Header, commit: &Commit) -> bool {
+        let seq_follows = self.commit_seq.is_none_or(|seq| seq.checked_add(1) == Some(commit.seq));
+        seq_follows && self.follows(header, self.prev_crc)
+    }
+
+    /// Whether a crash can have left this where the next commit should stand.
+    fn may_be_torn(&self, bytes: &[u8]) -> bool {
+        match Commit::read(bytes, self.salt, self.lsn) {
+            Ok((header, commit)) => {
+                let is_within = commit.commit_bytes as usize <= bytes.len();
+                !is_within
+                    || !self.is_next(&header, &commit)
+                    || sector::may_be_torn(bytes, Some(&commit))
+            }
+            Err(_) => sector::may_be_torn(bytes, None),
+        }
     }
 
     fn follows(&self, header: &Header, prev: Option<u32>) -> bool {

@@ -12,7 +12,11 @@
 //! Below that place everything had been written and whatever is not valid is
 //! lost; from there on the first thing that does not follow is the torn tail.
 //!
-//! Unless it cannot be read: a *hole* is what the disk refuses, or what was cut
+//! Unless no torn write can have left it, in a log that was
+//! [swept](crate::sector): then it was written as a whole, what is valid in it is
+//! kept, and the log goes on behind.
+//!
+//! And unless it cannot be read: a *hole* is what the disk refuses, or what was cut
 //! off a file. Nobody knows how far the log went on in it, so all of it is lost,
 //! and what stands behind it is looked at once more.
 //!
@@ -27,6 +31,7 @@ use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::LogStart;
 use crate::record::{self, HEADER_BYTES, Header, KIND_COMMIT, Record};
 use crate::recover::Restore;
+use crate::sector::{self, SECTOR};
 use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
 
 /// The shortest record of a message, bytes: no more messages than its bytes
@@ -97,6 +102,8 @@ pub enum Piece<'a> {
 pub struct Salvage {
     segment_bytes: u64,
     durable: Lsn,
+    /// Where the last commit ends that is valid by itself.
+    written_to: Lsn,
     /// Where the next commit begins, and what is known of the ones before.
     next: LogStart,
     /// The next commit must chain to `next.prev_crc`: nothing is lost just
@@ -104,6 +111,8 @@ pub struct Salvage {
     is_chained: bool,
     /// The end of the log was found.
     is_over: bool,
+    /// What was never written is zero in the segments that come.
+    is_swept: bool,
 }
 
 /// Where the pieces go.
@@ -115,7 +124,20 @@ impl Salvage {
     pub fn new(start: LogStart, is_exact: bool, segment_bytes: u64, survey: &Survey) -> Salvage {
         // A snapshot may vouch for a part of a commit, which was written at once.
         let durable = survey.durable.checked_next_multiple_of(BLOCK_LSN).unwrap_or(Lsn::MAX);
-        Salvage { segment_bytes, durable, next: start, is_chained: is_exact, is_over: false }
+        Salvage {
+            segment_bytes,
+            durable,
+            written_to: survey.end,
+            next: start,
+            is_chained: is_exact,
+            is_over: false,
+            is_swept: false,
+        }
+    }
+
+    /// As [`Scanner::swept`](crate::Scanner::swept).
+    pub fn swept(&mut self, is_swept: bool) {
+        self.is_swept = is_swept;
     }
 
     /// Reads the next segment: its log part, with anything in its holes, which
@@ -139,9 +161,11 @@ impl Salvage {
             } else if self.next.lsn < self.durable {
                 let across = hole(holes, &(self.durable..self.durable + 1));
                 let to = across.map_or(self.durable, |hole| hole.end.max(used_to));
-                self.resync(rest, end.min(to), sink);
+                self.resync(rest, end.min(to), false, sink);
             } else if let Some(hole) = hole(holes, &self.head()) {
-                self.resync(rest, hole.end.max(used_to), sink);
+                self.resync(rest, hole.end.max(used_to), false, sink);
+            } else if let Some(to) = self.rotten_to(rest, end) {
+                self.resync(rest, to, true, sink);
             } else if let Some(hole) = self.hole_behind(holes, rest) {
                 // Nothing that can be read vouches for anything from here on.
                 let to = hole.end.max(used_to);
@@ -156,6 +180,28 @@ impl Salvage {
     /// What says whether a commit begins here.
     fn head(&self) -> Range<Lsn> {
         self.next.lsn..self.next.lsn + COMMIT_BYTES as Lsn
+    }
+
+    /// Where what was written here ends, when its first record is damaged and the
+    /// write cannot have been torn; in this segment, which ends at `end`.
+    fn rotten_to(&self, bytes: &[u8], end: Lsn) -> Option<Lsn> {
+        let is_sound = Commit::read(bytes, self.next.salt, self.next.lsn).is_ok();
+        if !self.is_swept || is_sound || sector::may_be_torn(bytes, None) {
+            return None;
+        }
+        let blocks = || bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
+        let commit = |(block, at)| Some((at, Commit::read(block, self.next.salt, at).ok()?.1));
+        match blocks().find_map(commit) {
+            // It is the next but one: everything before it is this one, padding included.
+            Some((at, commit)) if commit.seq == self.next.commit_seq + 2 => Some(at),
+            None if self.written_to > end => Some(end),
+            _ => {
+                let is_unwritten =
+                    |block: &[u8]| sector::is_zero(&block[..SECTOR.min(block.len())]);
+                let written = blocks().take_while(|(block, _)| !is_unwritten(block)).count();
+                Some(self.next.lsn + written as Lsn * BLOCK_LSN)
+            }
+        }
     }
 
     /// The hole that may hide what would say that something which stands here and
@@ -207,6 +253,7 @@ impl Salvage {
         let is_good = || {
             hole(holes, &place).is_some()
                 || self.is_whole(&bytes[..commit.record_bytes as usize], header.crc)
+                || self.is_swept && !sector::may_be_torn(bytes, Some(&commit))
         };
         (follows && is_new && is_good()).then_some(commit)
     }
@@ -299,8 +346,8 @@ impl Salvage {
 
     /// Looks for the next commit, block by block, and for single records before
     /// it, up to `end`. Where the log is not known to have been durable they count
-    /// if the commit follows them.
-    fn resync(&mut self, bytes: &[u8], end: Lsn, sink: Sink<'_>) {
+    /// if the commit follows them, or if all of it `was_written`.
+    fn resync(&mut self, bytes: &[u8], end: Lsn, was_written: bool, sink: Sink<'_>) {
         let began = self.next.lsn;
         let limit = (end - began) as usize;
         let bytes = &bytes[..bytes.len().min(limit)];
@@ -312,7 +359,8 @@ impl Salvage {
             }
             _ => singles.len(),
         };
-        let sure = singles.partition_point(|at| began + (*at as Lsn) < self.durable);
+        let is_sure = |at: &usize| was_written || began + (*at as Lsn) < self.durable;
+        let sure = singles.partition_point(is_sure);
         let (sure, rest) = (&singles[..sure], &singles[first.max(sure)..]);
         let mut lost_from = 0;
         for &single in sure.iter().chain(rest) {
@@ -479,12 +527,22 @@ mod tests {
         holes: &[Range<Lsn>],
         vouched: Lsn,
     ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
+        salvaged_from(bytes, holes, vouched, false)
+    }
+
+    fn salvaged_from(
+        bytes: &[u8],
+        holes: &[Range<Lsn>],
+        vouched: Lsn,
+        is_swept: bool,
+    ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
         let mut survey = Survey::new(SALT, vouched);
         let segments = || bytes.chunks(OPTIONS.segment_bytes as usize).zip(0..);
         let base = |index: u64| segment::base(index, OPTIONS.segment_bytes);
         segments().for_each(|(segment, index)| survey.segment(base(index), segment));
         let start = LogStart::fresh(SALT);
         let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
+        salvage.swept(is_swept);
         let (mut records, mut lost) = (Vec::new(), Vec::new());
         let there = segments().last().map_or(0, |(_, index)| index + 1);
         for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes).max(there) {
@@ -537,6 +595,42 @@ mod tests {
             for place in places.iter().filter(|place| !records.contains(place)) {
                 prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
             }
+        }
+
+        /// In a swept log it makes no difference whether anything vouches for what was
+        /// written as a whole.
+        #[test]
+        fn nothing_outside_the_damage_of_a_swept_log_is_lost(
+            groups in groups(),
+            flips in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+            vouched in any::<prop::sample::Index>(),
+            in_flight in 1..=2_usize,
+        ) {
+            let (mut bytes, places) = written_with(&records(&groups), in_flight);
+            let end = bytes.len();
+            bytes.resize(end.next_multiple_of(OPTIONS.segment_bytes as usize), 0);
+            let zeroes = |bytes: &[u8]| -> Vec<bool> {
+                bytes.chunks(SECTOR).map(sector::is_zero).collect()
+            };
+            let before = zeroes(&bytes);
+            // Where nothing stood nothing was lost.
+            let flips: Vec<usize> = flips.iter().map(|at| at.index(end)).collect();
+            let flips: Vec<usize> = flips.into_iter().filter(|at| bytes[*at] != 0).collect();
+            flips.iter().for_each(|at| bytes[*at] ^= 0x10);
+            prop_assume!(zeroes(&bytes) == before);
+            let is_hit = |(lsn, len): &Place| {
+                flips.iter().any(|at| (*lsn..*lsn + Lsn::from(*len)).contains(&(*at as Lsn)))
+            };
+            let vouched = vouched.index(end / BLOCK + 1) as Lsn * BLOCK_LSN;
+            let (records, lost, went_on) = salvaged_from(&bytes, &[], vouched, true);
+            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
+            let found: Vec<_> = records.iter().filter(|place| !is_hit(place)).copied().collect();
+            prop_assert_eq!(found, expected);
+            prop_assert!(records.iter().all(|place| places.contains(place)));
+            for place in places.iter().filter(|place| !records.contains(place)) {
+                prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
+            }
+            prop_assert_eq!(went_on.lsn, end as Lsn);
         }
 
         /// What the disk refuses costs what stands there, though nothing vouches for
@@ -665,6 +759,29 @@ mod tests {
         // A snapshot that has seen it makes it damage.
         let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
         assert_eq!((records.len(), lost.len()), (2, 1));
+    }
+
+    /// But where torn ends are swept this is none.
+    #[test]
+    fn what_no_torn_write_leaves_is_damage() {
+        let one = || vec![Record::Message(message(b"body"))];
+        let (bytes, places) = written(&[one(), one(), one()]);
+        let last = bytes.len() - BLOCK;
+        // In its only record, and in what says that a commit begins there.
+        for at in [60, 20] {
+            let mut bytes = bytes.clone();
+            bytes[last + at] ^= 1;
+            let (records, lost, end) = salvaged_from(&bytes, &[], 0, true);
+            let expected = if at == 60 { &places[..2] } else { &places[..] };
+            assert_eq!(&records[..], expected);
+            assert!(!lost.is_empty() && lost[0].0 >= last as Lsn);
+            assert_eq!(end.lsn, bytes.len() as Lsn);
+        }
+        let mut torn = bytes;
+        torn[last..last + SECTOR].fill(0);
+        torn[last + SECTOR] = 1;
+        let (records, lost, end) = salvaged_from(&torn, &[], 0, true);
+        assert_eq!((&records[..], lost, end.lsn), (&places[..2], vec![], last as Lsn));
     }
 
     /// What the segments before it knew to be durable says nothing of its rest.

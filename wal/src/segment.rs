@@ -11,11 +11,13 @@ use std::fmt;
 use wire::id::ShardId;
 
 use crate::record::{Put, Take};
-use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, Lsn};
+use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, FORMAT_SWEPT, Lsn};
 
 const MAGIC: [u8; 8] = *b"irisWAL\n";
 /// What the header's checksum covers.
 const CHECKED_BYTES: usize = 40;
+/// So many bytes of a file's first block say something.
+pub const HEAD_BYTES: usize = CHECKED_BYTES + 4;
 
 /// The number of the segment that holds `lsn`.
 pub fn index(lsn: Lsn, segment_bytes: u64) -> u64 {
@@ -119,7 +121,7 @@ impl SegmentHeader {
     /// The first [`HeaderError`] that applies; the checksum comes before the
     /// format, so that rot is not taken for a newer one.
     pub fn expect(&self, block: &[u8]) -> Result<(), HeaderError> {
-        let found = decode(block)?;
+        let (_, found) = decode(block)?;
         if found.log_id != self.log_id {
             return Err(HeaderError::OtherLog);
         }
@@ -136,7 +138,14 @@ impl SegmentHeader {
     }
 }
 
-fn decode(block: &[u8]) -> Result<SegmentHeader, HeaderError> {
+/// Whether a file that begins with these bytes was [swept](crate::sector): it is a
+/// segment, of a format in which all of them are.
+pub fn is_swept(block: &[u8]) -> bool {
+    decode(block).is_ok_and(|(format, _)| format >= FORMAT_SWEPT)
+}
+
+/// The format and the rest.
+fn decode(block: &[u8]) -> Result<(u32, SegmentHeader), HeaderError> {
     let mut take = Take(block);
     if take.array() != Some(MAGIC) {
         return Err(HeaderError::NotASegment);
@@ -152,7 +161,7 @@ fn decode(block: &[u8]) -> Result<SegmentHeader, HeaderError> {
     if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
         return Err(HeaderError::OtherFormat(format));
     }
-    Ok(header)
+    Ok((format, header))
 }
 
 fn fields(take: &mut Take<'_>) -> Option<SegmentHeader> {
@@ -181,15 +190,15 @@ mod tests {
         let hex: String = block[..44].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "6972697357414c0a0300000003000000bbaa00000000000000001000000000000000100000000000\
-             cb7fc55d"
+            "6972697357414c0a0400000003000000bbaa00000000000000001000000000000000100000000000\
+             ba4db5ed"
         );
         assert!(block[44..].iter().all(|byte| *byte == 0));
     }
 
     #[test]
     fn golden_headers_of_older_formats() {
-        for (format, checksum) in [("01", "5dde8826"), ("02", "00af6360")] {
+        for (format, checksum) in [("01", "5dde8826"), ("02", "00af6360"), ("03", "cb7fc55d")] {
             let hex = format!(
                 "6972697357414c0a{format}00000003000000bbaa0000000000000000100000000000000010\
                  0000000000{checksum}"
@@ -197,7 +206,9 @@ mod tests {
             let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
             let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
             assert_eq!(MINE.expect(&block), Ok(()));
+            assert!(!is_swept(&block));
         }
+        assert!(is_swept(&MINE.encode()) && !is_swept(&[0; BLOCK]));
     }
 
     #[test]
@@ -222,9 +233,10 @@ mod tests {
             assert_eq!(MINE.expect(&block), Err(HeaderError::Checksum));
         }
         let mut block = MINE.encode();
-        block[8] = 4;
+        block[8] = 5;
         seal(&mut block);
-        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(4)));
+        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(5)));
+        assert!(!is_swept(&block));
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
             assert!(MINE.expect(&MINE.encode()[..len]).is_err());

@@ -383,21 +383,26 @@ pub(crate) mod tests {
         let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "41000000f5bc716d0069726973534e500a0300000003000000efcdab896745230100200000000000\
-             00efbeadde0000000002000000000000002a000000000000000e000000d9269ecd01737461746509\
-             000000f1cabfb30219000000e616b5000339300000000000000400000000000000"
+            "41000000e9efae390069726973534e500a0400000003000000efcdab896745230100200000000000\
+             00efbeadde0000000002000000000000002a000000000000000e000000ab144eeb01737461746509\
+             0000000e79f1f402190000003117b1540339300000000000000400000000000000"
         );
     }
 
     #[test]
-    fn golden_snapshot_of_format_2() {
-        let hex = "41000000f1a158710069726973534e500a0200000003000000efcdab89674523010020000000\
-             000000efbeadde0000000002000000000000002a000000000000000e0000007f2d6ec101737461746509\
-             000000b82ccba9021900000081592ac40339300000000000000400000000000000";
-        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
-        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
-        let (parts, end) = read(&bytes, &[bytes.len()]).expect("it stays readable");
-        assert_eq!((parts.len(), end), (4, 12345));
+    fn golden_snapshots_of_older_formats() {
+        let format_2 = "41000000f1a158710069726973534e500a0200000003000000efcdab89674523010020\
+             000000000000efbeadde0000000002000000000000002a000000000000000e0000007f2d6ec101737461\
+             746509000000b82ccba9021900000081592ac40339300000000000000400000000000000";
+        let format_3 = "41000000f5bc716d0069726973534e500a0300000003000000efcdab89674523010020\
+             000000000000efbeadde0000000002000000000000002a000000000000000e000000d9269ecd01737461\
+             746509000000f1cabfb30219000000e616b5000339300000000000000400000000000000";
+        for hex in [format_2, format_3] {
+            let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+            let (parts, end) = read(&bytes, &[bytes.len()]).expect("it stays readable");
+            assert_eq!((parts.len(), end), (4, 12345));
+        }
     }
 
     #[test]

@@ -270,6 +270,7 @@ impl ShardDir {
                 salvage.missing(base, &mut sink);
             } else if !salvage.is_over() {
                 let found = if is_there { self.read_loosely(index) } else { Loose::default() };
+                salvage.swept(self.is_swept(index));
                 salvage.segment(base, &found.bytes, &found.holes, &mut sink);
             }
             let (done, total) = (index + 1 - first, last - first);
@@ -384,8 +385,8 @@ impl ShardDir {
         self.list()?.leftovers.iter().try_for_each(fs::remove_file)
     }
 
-    /// Makes sure that the disk has what was read from the end of the log, as a
-    /// start does.
+    /// Makes sure that the disk has what was read from the end of the log, and
+    /// nothing where it goes on, as a start does.
     ///
     /// # Errors
     /// What the system said, with the file.
@@ -400,7 +401,7 @@ impl ShardDir {
             }
             at = end;
         }
-        Ok(())
+        self.sweep(found.fresh.lsn)
     }
 
     /// Moves a damaged snapshot out of the way of the one that is to begin at

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,10 +21,12 @@ use crate::file;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::segment::{self, SegmentHeader};
-use crate::{BLOCK, BLOCK_LSN, Lsn};
+use crate::{BLOCK, BLOCK_LSN, Lsn, sector};
 
 /// A walk reads so much at once; longer than any record.
 const WALK_BYTES: u32 = 2 << 20;
+/// What stands behind the log's end is looked at in pieces of this size.
+const SWEEP_BYTES: u64 = 1 << 20;
 
 /// One shard's part of the data directory. Keeps the directory locked.
 #[derive(Clone)]
@@ -199,6 +201,50 @@ impl ShardDir {
             return Err(RecoverError::WrongSize { path, found, expected });
         }
         Ok(file)
+    }
+
+    /// Whether what was never written to a segment is zero.
+    pub(super) fn is_swept(&self, index: u64) -> bool {
+        let mut head = [0; segment::HEAD_BYTES];
+        let opened = file::open(&self.segment_path(index));
+        let read = opened.and_then(|file| file.read_exact_at(&mut head, 0));
+        read.is_ok() && segment::is_swept(&head)
+    }
+
+    /// Makes zeroes of whatever stands behind the end of the log, and syncs them:
+    /// what a torn write will have lost there must not look like something that
+    /// was written. May be interrupted anywhere: what looks torn now does then.
+    pub(super) fn sweep(&self, end: Lsn) -> Result<(), RecoverError> {
+        let listing = self.list().map_err(|error| self.io(self.path(), error))?;
+        for &index in listing.from(segment::index(end, self.segment_bytes)) {
+            let base = segment::base(index, self.segment_bytes);
+            let path = self.segment_path(index);
+            self.sweep_in(&path, end.max(base)..base + self.segment_bytes)
+                .map_err(|error| self.io(&path, error))?;
+        }
+        Ok(())
+    }
+
+    fn sweep_in(&self, path: &Path, range: Range<Lsn>) -> io::Result<()> {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        let mut memory = vec![0; SWEEP_BYTES as usize];
+        let (mut at, mut is_clean) = (range.start, true);
+        while at < range.end {
+            let bytes = &mut memory[..SWEEP_BYTES.min(range.end - at) as usize];
+            let offset = segment::file_offset(at, self.segment_bytes);
+            file.read_exact_at(bytes, offset)?;
+            if !sector::is_zero(bytes) {
+                bytes.fill(0);
+                file.write_all_at(bytes, offset)?;
+                is_clean = false;
+            }
+            at += bytes.len() as Lsn;
+        }
+        if !is_clean {
+            file.sync_data()?;
+        }
+        sys::drop_cached(&file);
+        Ok(())
     }
 
     /// Writes the log from `from` to `to` over itself and syncs it.

@@ -235,13 +235,41 @@ fn an_end_at_a_segment_boundary_gets_its_segment() {
 #[test]
 fn a_torn_tail_is_cut_and_said() {
     let (dir, start) = filled(3);
-    // Half of a commit, as a crash leaves it.
+    // Half of a commit, as a crash leaves it: without its first sector.
     let file = File::options().write(true).open(segment_path(&dir, 0)).unwrap();
-    file.write_all_at(&[9; 512], BLOCK as Lsn + start.lsn).unwrap();
+    file.write_all_at(&[9; 512], BLOCK as Lsn + start.lsn + 512).unwrap();
     let (recovered, seqs) = recover_again(&dir).unwrap();
     assert_eq!(seqs, [0, 1, 2]);
     assert_eq!(recovered.torn, Some(crate::Torn { lsn: start.lsn, bytes: 512 }));
     assert_eq!(recovered.start, start);
+    // Once: it was swept.
+    let (recovered, _) = recover_again(&dir).unwrap();
+    assert_eq!((recovered.torn, recovered.start), (None, start));
+}
+
+/// What no torn write leaves was written, whether or not anybody was told.
+#[test]
+fn rot_of_the_last_commit_is_damage() {
+    let (dir, start) = filled(3);
+    flip(&segment_path(&dir, 0), start.lsn + 60);
+    let said = recover_again(&dir).unwrap_err().to_string();
+    assert!(said.contains("offset") && said.contains("it was written and has changed"), "{said}");
+}
+
+/// Versions before format 4 left what was torn where the log went on.
+#[test]
+fn in_a_segment_of_an_older_format_it_is_cut() {
+    let (dir, start) = filled(3);
+    let path = segment_path(&dir, 0);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 3;
+    let checksum = crc32c::crc32c(&bytes[..40]);
+    bytes[40..44].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    flip(&path, start.lsn + 60);
+    let (recovered, seqs) = recover_again(&dir).unwrap();
+    assert_eq!((recovered.torn.unwrap().lsn, recovered.start.lsn), (0, 0));
+    assert!(seqs.is_empty(), "one commit");
 }
 
 #[test]
