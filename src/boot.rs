@@ -28,7 +28,7 @@ use crate::config::Config;
 use crate::exit::Exit;
 use crate::progress::Teller;
 use crate::pulse::{self, Watch};
-use crate::read_back::read_back;
+use crate::read_back::{awaited, read_back};
 use crate::reshard::{Layout, reshard, sweep};
 use crate::signal::Signals;
 use crate::terminal;
@@ -164,7 +164,7 @@ fn open_data(config: &Config, plan: &Plan) -> Result<DataDir, Exit> {
     let began = Instant::now();
     loop {
         match DataDir::open(&config.data_dir, options) {
-            Ok(data) => return Ok(data),
+            Ok(data) => return awaited(data),
             Err(DataDirError::Locked { .. }) if began.elapsed() < LOCK_PATIENCE => {
                 std::thread::park_timeout(PORT_RETRY);
             }

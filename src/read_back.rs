@@ -1,8 +1,10 @@
 //! One shard's state read back from its directory, and what is said of it.
 
+use std::path::Path;
+
 use shard::{KeyHasher, Options, Replay};
 use wal::LogOptions;
-use wal::disk::{DataDirError, Recovered, ShardDir};
+use wal::disk::{DataDir, DataDirError, Recovered, ShardDir};
 use wire::id::ShardId;
 
 use crate::exit::Exit;
@@ -92,6 +94,22 @@ fn tell_recovery(shard: ShardId, recovered: &Recovered, segment_bytes: u64) {
     for path in &recovered.foreign {
         tracing::warn!("shard {shard}: {} is not part of the log; left alone", path.display());
     }
+}
+
+/// Waits until no write of a server that is gone is under way to this directory.
+pub(crate) fn awaited(data: DataDir) -> Result<DataDir, Exit> {
+    let mut tell = |path: &Path| tracing::warn!("{}", waits_for(path));
+    data.await_writes(&mut tell).map_err(|error| Exit::data(error.to_string()))?;
+    Ok(data)
+}
+
+/// What it means when a segment is locked though the directory is not.
+pub(crate) fn waits_for(segment: &Path) -> String {
+    format!(
+        "waiting for {}: a write of a server that is gone is still under way to it, or somebody \
+         else has locked it",
+        segment.display()
+    )
 }
 
 /// What it means when nothing was made ahead of the log.

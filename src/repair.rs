@@ -23,6 +23,7 @@ use wire::id::ShardId;
 use crate::exit::Exit;
 use crate::inspect::{count, time, to_json};
 use crate::progress::Teller;
+use crate::read_back::waits_for;
 use crate::terminal;
 use finding::Finding;
 use report::{DirectoryReport, ShardReport};
@@ -50,6 +51,8 @@ pub(crate) fn run(data_dir: &Path, wish: Wish) -> Result<ExitCode, Exit> {
     match DataDir::open_as_it_is(data_dir) {
         Ok(data) => {
             refuse_links(&data)?;
+            data.await_writes(&mut |path| terminal::tell(&waits_for(path)))
+                .map_err(|error| Exit::data(error.to_string()))?;
             look_and_mend(data, (&aside, now_ms), wish, &mut told)?;
             told.conclude(data_dir, &aside, wish.yes);
         }

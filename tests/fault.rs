@@ -8,8 +8,9 @@
 
 mod server;
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use client::Session;
 use client::blocking::{Client, Notice};
 use rustix::process::{Resource, Signal};
-use server::files::wait_vouched;
+use server::files::{segment, wait_vouched};
 use server::mounted::Mounted;
 use server::{Deadline, PATIENCE, Server, Setup};
 use tuning::disk::{O_DIRECT, RWF_DSYNC};
@@ -54,6 +55,62 @@ fn wait_until_told(server: &Server) {
             return;
         }
         deadline.pause(|| format!("{status} {health}"));
+    }
+}
+
+/// Whether somebody waits for the lock of this file.
+fn is_awaited(file: &fs::File) -> bool {
+    let inode = format!(":{} ", file.metadata().unwrap().ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap();
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+/// A process may end before what it has written to its log arrives. Nothing is read
+/// before that is there, or it would come over what the next server writes.
+#[test]
+fn a_start_waits_for_the_writes_of_a_server_that_is_gone() {
+    let server = Setup::new().shards(1).start();
+    server.v2("alice", 1).send_and_wait(b"bob", b"first", PATIENCE).unwrap();
+    let file = fs::File::open(segment(server.setup(), 0)).unwrap();
+    let is_locked = |file: &fs::File| matches!(file.try_lock(), Err(TryLockError::WouldBlock));
+    assert!(is_locked(&file), "by the server that writes to it");
+    let setup = server.kill();
+    // As a write that is still under way has it.
+    file.lock().unwrap();
+    let said = setup.kill_in_boot_when(|| is_awaited(&file));
+    assert!(said.contains("waiting for") && said.contains("segment-0000000000.log"), "{said}");
+    drop(file);
+    let server = setup.start();
+    let delivery = server.v2("bob", 1).next_delivery(PATIENCE).unwrap();
+    assert_eq!(delivery.expect("a message").body, b"first");
+}
+
+/// Which is what happens on a disk that hangs.
+#[test]
+fn a_write_that_outlives_its_server_keeps_its_segment_locked() {
+    let Some(outer) = Mounted::ext4(128 << 20) else { return };
+    let Some(inner) = Mounted::ext4_in(outer.path(), 64 << 20) else { return };
+    // With O_DIRECT, whatever else the tests run without: a buffered write keeps the process itself.
+    let setup = Setup::in_dir(&inner.path().join("data")).shards(1);
+    let server = setup.set("debug.without", "multishot_accept").start();
+    let mut alice = server.v2("alice", 1);
+    alice.send_and_wait(b"bob", b"first", PATIENCE).unwrap();
+    // Nothing else will be written.
+    wait_vouched(&server, "first");
+    let file = fs::File::open(segment(server.setup(), 0)).unwrap();
+    let Some(frozen) = outer.freeze() else { return };
+    let sent = alice.send(b"bob", b"second", Class::Guaranteed);
+    server.wait_metric("iris_log_undurable_bytes", |bytes| bytes > 0.0);
+    let setup = server.kill();
+    let lock = file.try_lock();
+    drop(frozen);
+    assert!(sent.is_ok() && matches!(lock, Err(TryLockError::WouldBlock)), "{sent:?} {lock:?}");
+    drop(file);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for expected in ["first", "second"] {
+        let delivery = bob.next_delivery(PATIENCE).unwrap();
+        assert_eq!(delivery.expect("a message").body, expected.as_bytes());
     }
 }
 

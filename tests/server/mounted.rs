@@ -102,9 +102,26 @@ impl Mounted {
         try_run("mount", &["-o", "loop", file, path]).expect("it was mounted before");
     }
 
+    /// Whatever is written there waits until the guard is gone. Where another disk's
+    /// image lies on it, that is a device that hangs.
+    pub fn freeze(&self) -> Option<Frozen<'_>> {
+        run("fsfreeze", &["--freeze", self.path().to_str().expect("a plain path")])?;
+        Some(Frozen(self))
+    }
+
     /// From now on nothing there can be changed.
     pub fn make_read_only(&self) -> Option<()> {
         run("mount", &["-o", "remount,ro", self.path().to_str().expect("a plain path")])
+    }
+}
+
+/// See [`Mounted::freeze`].
+pub struct Frozen<'a>(&'a Mounted);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let path = self.0.path().to_str().expect("a plain path");
+        let _ = try_run("fsfreeze", &["--unfreeze", path]);
     }
 }
 

@@ -107,6 +107,20 @@ impl DataDir {
         ShardDir::new(&self.path, &self.manifest, shard, self.has_begun, &self.lock)
     }
 
+    /// Waits until no write is under way any more of a server that is gone. A
+    /// process may end before what it has handed to the disk arrives, and then the
+    /// directory's lock is free while a block of the log is still to come: it must
+    /// not come over what the next server has written there. But a write keeps its
+    /// file open, and with it the lock that a server has on each of its segments.
+    /// To be done before anything is read. `tell` hears which file it has to wait
+    /// for.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn await_writes(&self, tell: &mut dyn FnMut(&Path)) -> Result<(), DataDirError> {
+        (0..self.manifest.shards).try_for_each(|shard| self.shard(shard).await_writes(tell))
+    }
+
     /// Every shard has its segments now: from the next start on, one that has
     /// none has lost them. Writes a file, unless it is known already.
     pub fn note_begun(&self) {

@@ -227,6 +227,9 @@ impl Segments {
             self.files.push_back(None);
         }
         assert!(index == self.first_missing(), "segments come in order");
+        // For the next server to see whether a write of this one is still under way. Nobody else has
+        // such a lock: `DataDir::await_writes`.
+        let _ = file.try_lock();
         self.files.push_back(Some(file));
     }
 

@@ -79,6 +79,25 @@ impl ShardDir {
         &self.path
     }
 
+    /// As [`DataDir::await_writes`](super::DataDir::await_writes).
+    pub(super) fn await_writes(&self, tell: &mut dyn FnMut(&Path)) -> Result<(), DataDirError> {
+        let failed = |error| DataDirError::from_io(&self.path, error);
+        for index in self.list().unwrap_or_default().segments {
+            let path = self.segment_path(index);
+            // Whoever reads what cannot be opened will say so.
+            let Ok(file) = file::open(&path) else { continue };
+            match file.try_lock_shared() {
+                Ok(()) => {}
+                Err(fs::TryLockError::WouldBlock) => {
+                    tell(&path);
+                    file.lock_shared().map_err(failed)?;
+                }
+                Err(fs::TryLockError::Error(error)) => return Err(failed(error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the segments for reading and appending, and makes the one that
     /// holds `end` if it is not there yet.
     ///
