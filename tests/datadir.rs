@@ -19,6 +19,7 @@ use server::files::{
 use server::mounted::Mounted;
 use server::peer::{Peer, hello, send};
 use server::{Deadline, PATIENCE, Server, Setup};
+use wal::BLOCK;
 use wal::manifest::Manifest;
 use wire::id::Class;
 use wire::refuse::Code;
@@ -279,33 +280,39 @@ fn a_torn_tail_is_cut_and_reported() {
 }
 
 /// Nothing vouches for a commit that is followed by none, but all of its sectors are
-/// there. What is whole in it is kept.
+/// there. What is whole in it is kept, whether a record of it has rotted or what says
+/// that it begins there.
 #[test]
 fn rot_in_the_last_commit_is_damage() {
-    let setup = Setup::new().shards(1);
-    written(&setup, 2);
-    let server = setup.start();
-    let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 2));
-    // One write, one commit.
-    let mut bytes = Vec::new();
-    for seq in 1..=3 {
-        let body = body(seq as usize + 1);
-        v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
-    }
-    alice.write(&bytes);
-    (1..=3).for_each(|seq| _ = alice.expect_sent(seq));
-    drop((alice, server.kill()));
-    let path = segment(&setup, 0);
-    tear_behind(&path, find(&path, &body(4)));
-    damage(&path, &body(3));
-    let words = ["segment-0000000000.log", "damaged at file offset", "has changed since"];
-    check_untouched(&setup, &words);
-    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
-    let server = setup.start();
-    let mut bob = server.v2("bob", 1);
-    for n in [0, 1, 2, 4] {
-        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-        assert_eq!(String::from_utf8_lossy(&delivery.body), body(n));
+    for (in_head, kept) in [(false, &[0, 1, 2, 4][..]), (true, &[0, 1, 2, 3, 4])] {
+        let setup = Setup::new().shards(1);
+        written(&setup, 2);
+        let server = setup.start();
+        let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 2));
+        // One write, one commit.
+        let mut bytes = Vec::new();
+        for seq in 1..=3 {
+            let body = body(seq as usize + 1);
+            v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
+        }
+        alice.write(&bytes);
+        (1..=3).for_each(|seq| _ = alice.expect_sent(seq));
+        drop((alice, server.kill()));
+        let path = segment(&setup, 0);
+        let rotten = find(&path, &body(3));
+        tear_behind(&path, find(&path, &body(4)));
+        flip(&path, if in_head { rotten / BLOCK * BLOCK + 20 } else { rotten });
+        let words = ["segment-0000000000.log", "damaged at file offset", "has changed since"];
+        check_untouched(&setup, &words);
+        check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+        let server = setup.start();
+        let mut bob = server.v2("bob", 1);
+        for n in kept {
+            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+            assert_eq!(String::from_utf8_lossy(&delivery.body), body(*n));
+        }
+        bob.ping(1, PATIENCE).unwrap();
+        assert!(bob.next_delivery(std::time::Duration::ZERO).unwrap().is_none(), "nothing more");
     }
 }
 

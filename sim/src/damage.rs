@@ -16,12 +16,13 @@ use wal::clean::Walker;
 use wal::record::{self, Record};
 use wal::recover::Scanner;
 use wal::salvage::{Piece, Rescue, Salvage as LogSalvage, Survey, fresh_segment};
+use wal::sector::SECTOR;
 use wal::snapshot::{Kind, Writer};
 use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Restore};
 use wire::id::ShardId;
 
 use crate::chance::Chance;
-use crate::disk::{Disk, HalfMended, SECTOR};
+use crate::disk::{Disk, HalfMended};
 use crate::history::{History, records_of};
 use crate::plant::Plant;
 use crate::snapshots::{feed, verify};
@@ -115,7 +116,7 @@ impl World {
         let (from, vouched) = loaded.unwrap_or((LogStart::fresh(self.layout.salts[shard]), 0));
         let vouched = vouched.max(named);
         let mut scanner = Scanner::resume(from, vouched, self.knobs.log);
-        scanner.swept(self.knobs.sweeps);
+        scanner.zeroed(self.knobs.zeroes);
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
                 return Err(format!("segment {index} is missing"));
@@ -195,7 +196,7 @@ impl World {
             has_state: loaded.is_some() || start.lsn == 0 && !disk.needs_snapshot(),
         };
         let mut log = LogSalvage::new(start, is_exact, segment_bytes, &survey);
-        log.swept(self.knobs.sweeps);
+        log.zeroed(self.knobs.zeroes);
         self.read_pieces(disk, &survey, &mut log, &mut finding);
         finding.look_at_each(disk, salt, segment_bytes, log.end().lsn);
         finding.go_on(&present, &survey, log.end(), segment_bytes);
@@ -274,8 +275,8 @@ impl World {
             Tears { permille: self.knobs.repair_tears, goes_on, chance: &mut self.fault_chance };
         let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
         let disk = &mut self.layout.disks[shard];
-        if self.knobs.sweeps {
-            disk.sweep(finding.fresh.lsn);
+        if self.knobs.zeroes {
+            disk.zero_behind(finding.fresh.lsn);
         }
         let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;

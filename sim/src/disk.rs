@@ -2,7 +2,7 @@
 //!
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
-//! disks, garbage. What was cut by a recovery stays where it is unless that sweeps
+//! disks, garbage. What was cut by a recovery stays where it is unless that zeroes
 //! it: only the log's chain tells then that it is stale. A sync may fail by itself: its write is
 //! there or partly there, nobody knows, and what completes afterwards is as
 //! doubtful until somebody reads it back. A deleted segment or
@@ -16,11 +16,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wal::Lsn;
+use wal::sector::SECTOR;
 
 use crate::chance::Chance;
-
-/// What a disk writes whole or not at all.
-pub const SECTOR: usize = 512;
 
 /// How the writes in flight end at a crash.
 #[derive(Clone, Copy, Debug)]
@@ -496,7 +494,7 @@ impl Disk {
     }
 
     /// A start makes zeroes of what stands behind the end of the log.
-    pub fn sweep(&mut self, end: Lsn) {
+    pub fn zero_behind(&mut self, end: Lsn) {
         let end = (end as usize).min(self.bytes.len());
         self.bytes[end..].fill(0);
     }

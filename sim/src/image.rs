@@ -28,7 +28,7 @@ pub struct Image {
     /// The segments that are there, by number; the last one may be short.
     pub segments: Vec<(u64, Vec<u8>)>,
     /// Zeroes stand where nothing was written, in all of them.
-    pub is_swept: bool,
+    pub is_zeroed: bool,
     /// What cannot be read of them, or was cut off, ascending.
     pub holes: Vec<Range<Lsn>>,
     /// The snapshots, by where their replay begins; rotten ones included.
@@ -109,7 +109,7 @@ impl World {
             generation: self.layout.generation,
             segment_bytes: self.knobs.log.segment_bytes,
             segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
-            is_swept: self.knobs.sweeps,
+            is_zeroed: self.knobs.zeroes,
             holes: disk.written_segments().into_iter().flat_map(|it| disk.holes_in(it)).collect(),
             snapshots: disk.snapshots.iter().map(|it| (it.start, it.bytes.clone())).collect(),
             good: disk.snapshots.iter().filter(|it| !it.is_rotten).count(),

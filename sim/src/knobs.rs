@@ -118,9 +118,9 @@ pub struct Knobs {
     /// How long a log rests before it is vouched for; see [`VOUCH_FROM`].
     pub(crate) vouch_after_ms: u64,
 
-    /// A start sweeps what a torn tail has left, and knows rot by that; see
-    /// [`SWEEP_FROM`].
-    pub(crate) sweeps: bool,
+    /// A start zeroes what a torn tail has left, and knows rot by that; see
+    /// [`ZERO_FROM`].
+    pub(crate) zeroes: bool,
 
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
@@ -150,9 +150,9 @@ pub(crate) const REFUSE_FROM: u64 = 12_000_000;
 /// has, for the same reason.
 pub(crate) const VOUCH_FROM: u64 = 14_000_000;
 /// Below this one what a torn tail has left stays where it is, for the same reason;
-/// from it on in every other world only, as in segments of older formats. A disk
-/// that leaves garbage is in those worlds: elsewhere that is damage.
-pub(crate) const SWEEP_FROM: u64 = 15_000_000;
+/// from it on in every other world only, as in segments of older formats. Only in
+/// those disks may leave garbage in a sector: in the others that would be damage.
+pub(crate) const ZERO_FROM: u64 = 15_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -258,13 +258,13 @@ impl Knobs {
 
             vouch_after_ms,
 
-            sweeps: seed >= SWEEP_FROM && !seed.is_multiple_of(2),
+            zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
 
             is_steady: false,
         };
         // Only the volume itself says whether it is full.
         let storage_full = if is_bounded { 0 } else { knobs.storage_full };
-        let garbage_sectors = if knobs.sweeps { 0 } else { knobs.garbage_sectors };
+        let garbage_sectors = if knobs.zeroes { 0 } else { knobs.garbage_sectors };
         let knobs = Knobs { storage_full, garbage_sectors, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
     }

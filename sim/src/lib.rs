@@ -47,7 +47,7 @@ mod verdict;
 mod watch;
 
 pub use chance::Chance;
-pub use disk::{Disk, SECTOR, SnapshotFile};
+pub use disk::{Disk, SnapshotFile};
 pub use image::{Image, Wreck};
 pub use plant::Plant;
 pub use stats::Stats;

@@ -292,7 +292,7 @@ impl World {
     }
 
     /// Only what rotted is cut, and what no later commit vouches for; where torn
-    /// ends are swept, only what has become zeroes.
+    /// ends are zeroed, only what has become zeroes.
     fn check_cut(&self, shard: usize, end: Lsn) -> Result<(), String> {
         let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
         let durable = disk.durable();
@@ -311,7 +311,7 @@ impl World {
             return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
         }
         if end < durable
-            && self.knobs.sweeps
+            && self.knobs.zeroes
             && !disk.has_holes()
             && !disk.has_rotted_to_zero(commit)
         {

@@ -16,12 +16,12 @@ use tempfile::TempDir;
 use wal::disk::{DataDir, OpenOptions, Records, RecoverError, SEGMENT_BYTES_MIN, ShardDir};
 use wal::manifest::Manifest;
 use wal::segment::{SegmentHeader, file_bytes};
-use wal::{BLOCK, FORMAT, FORMAT_SWEPT, Log, LogOptions, Lsn, Record};
+use wal::{BLOCK, FORMAT, FORMAT_ZEROED, Log, LogOptions, Lsn, Record};
 
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
 /// messages are set aside, some in which appends gather, and some in which torn
-/// ends are swept.
+/// ends are zeroed.
 const SEEDS: [Range<u64>; 9] = [
     0..10,
     10_000..10_030,
@@ -270,10 +270,15 @@ fn what_a_newer_version_wrote_is_left_alone() {
             looks += 1;
             let before = segments(dir.path());
             let started = start(dir.path(), &image);
-            // One that is not refused sweeps a torn end.
-            let is_same = segments(dir.path()) == before;
-            let may_sweep = started.as_ref().is_ok_and(|started| started.cut > 0);
-            assert!(is_same || may_sweep, "seed {seed}: something has changed");
+            // One that is not refused makes zeroes of a torn end.
+            let is_cut = started.as_ref().is_ok_and(|started| started.cut > 0);
+            let is_kept = |(was, is): (&Vec<u8>, &Vec<u8>)| {
+                was == is || is_cut && was.iter().zip(is).all(|(was, is)| was == is || *is == 0)
+            };
+            let after = segments(dir.path());
+            assert!(after.keys().eq(before.keys()), "seed {seed}: a file has come or gone");
+            let mut both = before.values().zip(after.values());
+            assert!(both.all(is_kept), "seed {seed}: something has changed");
             if !is_healthy {
                 continue;
             }
@@ -352,8 +357,8 @@ fn put(image: &Image) -> TempDir {
             segment_bytes: image.segment_bytes,
         };
         let mut file = header.encode().to_vec();
-        if !image.is_swept {
-            put_format(&mut file, FORMAT_SWEPT - 1);
+        if !image.is_zeroed {
+            put_format(&mut file, FORMAT_ZEROED - 1);
         }
         file.extend_from_slice(bytes);
         file.resize(file_bytes(image.segment_bytes) as usize, 0);

@@ -26,7 +26,7 @@ pub struct Commit {
     /// Number of this commit in its log, from 1.
     pub seq: u64,
     /// How many of its sectors hold nothing but zeroes, up to the one in which its
-    /// records end; 0 before [`FORMAT_SWEPT`](crate::FORMAT_SWEPT).
+    /// records end. Versions before [`FORMAT_ZEROED`](crate::FORMAT_ZEROED) say 0.
     pub zero_sectors: u16,
 }
 

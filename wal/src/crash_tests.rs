@@ -11,6 +11,7 @@ use crate::commit::COMMIT_BYTES;
 use crate::record::encoded_len;
 use crate::record::tests::{Owned, any_record, message};
 use crate::recover::{Proof, What};
+use crate::salvage::{Piece, Salvage, Survey};
 use crate::sector::SECTOR;
 use crate::{Appended, BLOCK, Damage, Log, LogOptions, LogStart, Record, Scanner, Torn, Write};
 
@@ -59,18 +60,46 @@ impl Disk {
 
     /// Recovers from a checkpoint on, the log durable up to `vouched`.
     fn resume(&self, start: LogStart, vouched: u64) -> Result<Recovered, Damage> {
-        self.recover_with(Scanner::resume(start, vouched, options()))
+        self.resume_in(start, vouched, false)
     }
 
-    /// Recovers a log from its beginning where all torn ends were swept.
-    fn recover_swept(&self) -> Result<Recovered, Damage> {
+    fn resume_in(&self, start: LogStart, vouched: u64, zeroed: bool) -> Result<Recovered, Damage> {
+        let mut scanner = Scanner::resume(start, vouched, options());
+        scanner.zeroed(zeroed);
+        self.recover_with(scanner)
+    }
+
+    /// What a repair finds where torn ends were zeroed: the number of records, the
+    /// lost ranges, and where the log ends.
+    fn salvage_zeroed(&self) -> (usize, Vec<(u64, u64)>, LogStart) {
+        let bytes = options().segment_bytes;
+        let mut survey = Survey::new(SALT, 0);
+        let bases = || self.segments.iter().zip((0..).step_by(bytes as usize));
+        bases().for_each(|(segment, base)| survey.segment(base, segment));
+        let mut salvage = Salvage::new(LogStart::fresh(SALT), true, bytes, &survey);
+        salvage.zeroed(true);
+        let (mut count, mut lost) = (0, Vec::new());
+        for (segment, base) in bases() {
+            if salvage.is_over() {
+                break;
+            }
+            salvage.segment(base, segment, &[], &mut |piece| match piece {
+                Piece::Record { .. } => count += 1,
+                Piece::Lost { from, to, .. } => lost.push((from, to)),
+            });
+        }
+        (count, lost, salvage.end())
+    }
+
+    /// Recovers a log from its beginning where all torn ends were zeroed.
+    fn recover_zeroed(&self) -> Result<Recovered, Damage> {
         let mut scanner = Scanner::new(SALT, options(), 0);
-        scanner.swept(true);
+        scanner.zeroed(true);
         self.recover_with(scanner)
     }
 
     /// Makes zeroes of those sectors from a position on for which `lands` says yes.
-    fn sweep(&mut self, end: u64, mut lands: impl FnMut(usize) -> bool) {
+    fn zero_behind(&mut self, end: u64, mut lands: impl FnMut(usize) -> bool) {
         let sectors = self.segments.iter_mut().flat_map(|segment| segment.chunks_mut(SECTOR));
         for (n, sector) in sectors.enumerate().skip(end as usize / SECTOR) {
             if lands(n) {
@@ -202,12 +231,12 @@ fn the_end_of_the_log_may_rot_unseen_but_not_unsaid() {
 /// A torn write leaves zeroes where it has lost a sector: whatever else stands
 /// there has changed since.
 #[test]
-fn the_end_of_a_swept_log_does_not_rot_unseen() {
+fn the_end_of_a_zeroed_log_does_not_rot_unseen() {
     use crate::record::Malformed::*;
     let check = |at: u64, what: What| {
         let (_, mut disk) = durable_log(3);
         *disk.byte(2 * 4096 + at) ^= 1;
-        let damage = disk.recover_swept().err().expect("no crash leaves this");
+        let damage = disk.recover_zeroed().err().expect("no crash leaves this");
         assert_eq!((damage.lsn, damage.what), (2 * 4096, what));
         assert_eq!(damage.proof, Some(Proof::Sectors));
         assert!(damage.to_string().contains("has changed since"), "{damage}");
@@ -224,7 +253,7 @@ fn the_end_of_a_swept_log_does_not_rot_unseen() {
 fn a_sector_that_has_become_zeroes_looks_torn() {
     let (_, mut disk) = durable_log(3);
     (0..SECTOR as u64).for_each(|at| *disk.byte(2 * 4096 + 512 + at) = 0);
-    assert_eq!(disk.recover_swept().unwrap().torn.unwrap().lsn, 2 * 4096);
+    assert_eq!(disk.recover_zeroed().unwrap().torn.unwrap().lsn, 2 * 4096);
 }
 
 /// Zeroes in a body are no sign of a torn write, and a sector that was to be zero
@@ -237,11 +266,11 @@ fn sectors_of_a_body_may_be_zero() {
     let zeroes: Vec<usize> = (0..8).filter(zero).collect();
     assert!(zeroes.len() > 4, "{zeroes:?}");
     disk.write(write, &bytes, |n| !zeroes.contains(&n));
-    assert_eq!(disk.recover_swept().unwrap().records.len(), 2);
+    assert_eq!(disk.recover_zeroed().unwrap().records.len(), 2);
     *disk.byte(write.lsn + 100) ^= 1;
-    assert_eq!(disk.recover_swept().err().unwrap().proof, Some(Proof::Sectors));
+    assert_eq!(disk.recover_zeroed().err().unwrap().proof, Some(Proof::Sectors));
     disk.write(write, &vec![0; BLOCK], |n| n == 0);
-    assert_eq!(disk.recover_swept().unwrap().records.len(), 1);
+    assert_eq!(disk.recover_zeroed().unwrap().records.len(), 1);
 }
 
 #[test]
@@ -477,7 +506,7 @@ proptest! {
     /// However the writes in flight tear: everything durable is there, in
     /// order, nothing that was never appended appears, and life goes on.
     #[test]
-    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5), sweeps: bool) {
+    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5), zeroes: bool) {
         let mut disk = Disk::default();
         let mut history: Vec<(Appended, String)> = Vec::new();
         let mut start = LogStart::fresh(SALT);
@@ -485,7 +514,7 @@ proptest! {
         for life in &lives {
             let durable = live(life, start, &mut disk, &mut history, &mut checkpoints)?;
             let recover = |disk: &Disk| {
-                let found = if sweeps { disk.recover_swept() } else { disk.recover() };
+                let found = if zeroes { disk.recover_zeroed() } else { disk.recover() };
                 let crash = |damage| TestCaseError::fail(format!("a crash is not damage: {damage}"));
                 found.map_err(crash)
             };
@@ -502,7 +531,7 @@ proptest! {
                 prop_assert_eq!(torn.lsn, recovered.start.lsn);
             }
             for &(from, end) in &checkpoints {
-                let resumed = disk.resume(from, end).map_err(|damage| {
+                let resumed = disk.resume_in(from, end, zeroes).map_err(|damage| {
                     TestCaseError::fail(format!("from {} on: {damage}", from.lsn))
                 })?;
                 let first = history.partition_point(|(at, _)| at.lsn < from.lsn);
@@ -512,22 +541,24 @@ proptest! {
             }
             history.truncate(kept);
             start = recovered.start;
-            // A crash while it is swept changes nothing.
-            if sweeps {
+            // A crash while it is zeroed changes nothing.
+            if zeroes {
+                // A repair finds the same.
+                prop_assert_eq!(disk.salvage_zeroed(), (kept, vec![], start));
                 let bits = life.sectors[0];
-                disk.sweep(start.lsn, |n| bits >> (n % 64) & 1 == 1);
+                disk.zero_behind(start.lsn, |n| bits >> (n % 64) & 1 == 1);
                 let again = recover(&disk)?;
                 prop_assert_eq!((again.start, again.records.len()), (start, kept));
-                disk.sweep(start.lsn, |_| true);
+                disk.zero_behind(start.lsn, |_| true);
                 prop_assert_eq!(recover(&disk)?.torn, None);
             }
         }
     }
 
-    /// In a swept log nothing that was written as a whole rots unseen, whether or not
+    /// In a zeroed log nothing that was written as a whole rots unseen, whether or not
     /// anything vouches for it, and however what was behind it was torn.
     #[test]
-    fn a_flipped_bit_in_a_swept_log_is_damage(
+    fn a_flipped_bit_in_a_zeroed_log_is_damage(
         block in 0u64..20, byte in 0u64..600, bit in 0u8..8, torn: u8,
     ) {
         let (mut log, mut disk) = durable_log(20);
@@ -537,7 +568,7 @@ proptest! {
         *disk.byte(lsn) ^= 1 << bit;
         let first = lsn / 512 * 512;
         let is_left = (first..first + 512).any(|at| *disk.byte(at) != 0);
-        let damage = disk.recover_swept().err().map(|damage| damage.lsn);
+        let damage = disk.recover_zeroed().err().map(|damage| damage.lsn);
         prop_assert_eq!(damage, is_left.then_some(block * 4096));
     }
 

@@ -62,7 +62,7 @@ pub const FORMAT: u32 = 4;
 
 /// From this format on a torn write is told by the zeroes that it leaves, see
 /// [`sector`].
-pub const FORMAT_SWEPT: u32 = 4;
+pub const FORMAT_ZEROED: u32 = 4;
 
 /// The oldest format that is still read. A file once written stays readable.
 pub const FORMAT_OLDEST: u32 = 1;

@@ -63,8 +63,9 @@ impl LogOptions {
         if !blocks(self.commit_bytes_max) || self.commit_bytes_max > self.tail_bytes {
             return Err("the longest write must be a multiple of 4096 bytes and fit in the tail");
         }
-        if self.commit_bytes_max > u32::MAX as usize / 2 {
-            return Err("the longest write must be below 2 GiB");
+        // Its sectors of zeroes are counted in two bytes.
+        if self.commit_bytes_max >= sector::SECTOR << 16 {
+            return Err("the longest write must be below 32 MiB");
         }
         if self.writes_in_flight_max == 0 {
             return Err("at least one write must be allowed in flight");
@@ -463,6 +464,7 @@ impl Log {
         self.commit_seq += 1;
         let bytes = self.tail.get_mut(batch.start, len);
         bytes[used..].fill(0);
+        // No checksum is there yet, but wherever one stands a length or a kind does.
         let zero_sectors = sector::zeroes(bytes, used);
         let commit = Commit {
             commit_bytes: len as u32,

@@ -2,11 +2,11 @@
 //!
 //! The scanner follows the chain from commit to commit. Where it breaks there
 //! are two cases, and confusing them loses messages or refuses to boot for
-//! nothing: a **torn tail** was never acknowledged and is cut; **damage** was
-//! acknowledged and must stop the boot. The difference is in the commits
+//! nothing: a **torn tail** was never acknowledged and is cut; **damage** was, or
+//! may have been, and must stop the boot. The difference is in the commits
 //! further on: each says how far the log was durable when it was sealed. If one
 //! of them says "beyond this place", what stood here had been confirmed. And
-//! where the log was [swept](crate::sector), a write that was torn has lost a
+//! where the log was [zeroed](crate::sector), a write that was torn has lost a
 //! sector, and zeroes stand there; what has lost none is damage as well.
 //!
 //! What it cannot see: last commits, which no later commit vouches for, whose
@@ -179,7 +179,7 @@ pub struct Scanner {
     /// No torn write can have left what stands there.
     is_rotten: bool,
     /// What was never written is zero in the segments that come.
-    is_swept: bool,
+    is_zeroed: bool,
     /// Bytes other than zero from `lsn` on.
     cut_bytes: u64,
     #[cfg(any(test, feature = "planted"))]
@@ -206,7 +206,7 @@ impl Scanner {
             vouched: 0,
             broken: None,
             is_rotten: false,
-            is_swept: false,
+            is_zeroed: false,
             cut_bytes: 0,
             #[cfg(any(test, feature = "planted"))]
             chain_ignored: false,
@@ -236,10 +236,10 @@ impl Scanner {
         }
     }
 
-    /// Whether the segments that come were [swept](crate::sector), as those of
-    /// [`FORMAT_SWEPT`](crate::FORMAT_SWEPT) are. Unless it is said they were not.
-    pub fn swept(&mut self, is_swept: bool) {
-        self.is_swept = is_swept;
+    /// Whether the segments that come were [zeroed](crate::sector), as those of
+    /// [`FORMAT_ZEROED`](crate::FORMAT_ZEROED) are. Unless it is said they were not.
+    pub fn zeroed(&mut self, is_zeroed: bool) {
+        self.is_zeroed = is_zeroed;
     }
 
     /// Plants a bug for the simulator's own test: stale commits pass.
@@ -277,7 +277,7 @@ impl Scanner {
                     self.lsn += Lsn::from(commit.commit_bytes);
                 }
                 Err(what) => {
-                    self.is_rotten = self.is_swept && !self.may_be_torn(rest);
+                    self.is_rotten = self.is_zeroed && !self.may_be_torn(rest);
                     self.broken = Some(what);
                 }
             }

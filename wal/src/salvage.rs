@@ -13,7 +13,7 @@
 //! lost; from there on the first thing that does not follow is the torn tail.
 //!
 //! Unless no torn write can have left it, in a log that was
-//! [swept](crate::sector): then it was written as a whole, what is valid in it is
+//! [zeroed](crate::sector): then it was written as a whole, what is valid in it is
 //! kept, and the log goes on behind.
 //!
 //! And unless it cannot be read: a *hole* is what the disk refuses, or what was cut
@@ -31,8 +31,7 @@ use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::LogStart;
 use crate::record::{self, HEADER_BYTES, Header, KIND_COMMIT, Record};
 use crate::recover::Restore;
-use crate::sector::{self, SECTOR};
-use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
+use crate::{BLOCK, BLOCK_LSN, Lsn, sector, segment};
 
 /// The shortest record of a message, bytes: no more messages than its bytes
 /// divided by this were in a lost range.
@@ -40,7 +39,7 @@ pub const MESSAGE_BYTES_MIN: u64 = 112;
 
 /// What a damaged log is read back into.
 pub trait Rescue: Restore {
-    /// So many bytes that had been acknowledged are not valid; `likely` is what
+    /// So many bytes that had been written, most likely acknowledged, are not valid; `likely` is what
     /// they would say if their checksum did not matter, when they have the shape
     /// of a record. Comes between the records around them.
     fn lost(&mut self, bytes: u64, likely: Option<&Record<'_>>);
@@ -85,7 +84,7 @@ pub enum Piece<'a> {
         /// Itself.
         record: Record<'a>,
     },
-    /// Bytes that had been acknowledged and are not valid.
+    /// Bytes that had been written, most likely acknowledged, and are not valid.
     Lost {
         /// The first of them.
         from: Lsn,
@@ -112,7 +111,7 @@ pub struct Salvage {
     /// The end of the log was found.
     is_over: bool,
     /// What was never written is zero in the segments that come.
-    is_swept: bool,
+    is_zeroed: bool,
 }
 
 /// Where the pieces go.
@@ -131,13 +130,13 @@ impl Salvage {
             next: start,
             is_chained: is_exact,
             is_over: false,
-            is_swept: false,
+            is_zeroed: false,
         }
     }
 
-    /// As [`Scanner::swept`](crate::Scanner::swept).
-    pub fn swept(&mut self, is_swept: bool) {
-        self.is_swept = is_swept;
+    /// As [`Scanner::zeroed`](crate::Scanner::zeroed).
+    pub fn zeroed(&mut self, is_zeroed: bool) {
+        self.is_zeroed = is_zeroed;
     }
 
     /// Reads the next segment: its log part, with anything in its holes, which
@@ -185,23 +184,41 @@ impl Salvage {
     /// Where what was written here ends, when its first record is damaged and the
     /// write cannot have been torn; in this segment, which ends at `end`.
     fn rotten_to(&self, bytes: &[u8], end: Lsn) -> Option<Lsn> {
-        let is_sound = Commit::read(bytes, self.next.salt, self.next.lsn).is_ok();
-        if !self.is_swept || is_sound || sector::may_be_torn(bytes, None) {
+        let is_commit = |block: &[u8], at| Commit::read(block, self.next.salt, at).ok();
+        let is_sound = is_commit(bytes, self.next.lsn).is_some();
+        if !self.is_zeroed || is_sound || sector::may_be_torn(bytes, None) {
             return None;
         }
-        let blocks = || bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
-        let commit = |(block, at)| Some((at, Commit::read(block, self.next.salt, at).ok()?.1));
-        match blocks().find_map(commit) {
+        let mut blocks = bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
+        match blocks.find_map(|(block, at)| Some((at, is_commit(block, at)?.1))) {
             // It is the next but one: everything before it is this one, padding included.
             Some((at, commit)) if commit.seq == self.next.commit_seq + 2 => Some(at),
             None if self.written_to > end => Some(end),
-            _ => {
-                let is_unwritten =
-                    |block: &[u8]| sector::is_zero(&block[..SECTOR.min(block.len())]);
-                let written = blocks().take_while(|(block, _)| !is_unwritten(block)).count();
-                Some(self.next.lsn + written as Lsn * BLOCK_LSN)
-            }
+            _ => Some(self.next.lsn + self.written(bytes) as Lsn),
         }
+    }
+
+    /// How much of this belongs to a write whose first record is damaged, in whole
+    /// blocks. Whole records do whatever they hold; other blocks until one begins
+    /// with nothing, or with a commit.
+    fn written(&self, bytes: &[u8]) -> usize {
+        let mut at = COMMIT_BYTES;
+        while at < bytes.len() {
+            let lsn = self.next.lsn + at as Lsn;
+            if let Some((len, _)) = self.valid(&bytes[at..], lsn) {
+                at += len as usize;
+                continue;
+            }
+            let is_next = || {
+                sector::may_be_torn(&bytes[at..], None)
+                    || Commit::read(&bytes[at..], self.next.salt, lsn).is_ok()
+            };
+            if lsn.is_multiple_of(BLOCK_LSN) && is_next() {
+                break;
+            }
+            at += 1;
+        }
+        at.next_multiple_of(BLOCK).min(bytes.len())
     }
 
     /// The hole that may hide what would say that something which stands here and
@@ -253,7 +270,7 @@ impl Salvage {
         let is_good = || {
             hole(holes, &place).is_some()
                 || self.is_whole(&bytes[..commit.record_bytes as usize], header.crc)
-                || self.is_swept && !sector::may_be_torn(bytes, Some(&commit))
+                || self.is_zeroed && !sector::may_be_torn(bytes, Some(&commit))
         };
         (follows && is_new && is_good()).then_some(commit)
     }
@@ -465,6 +482,7 @@ mod tests {
     use super::*;
     use crate::log::{Log, LogOptions};
     use crate::record::tests::{Owned, any_record, message};
+    use crate::sector::SECTOR;
 
     const SALT: u64 = 77;
     const OPTIONS: LogOptions = LogOptions {
@@ -534,7 +552,7 @@ mod tests {
         bytes: &[u8],
         holes: &[Range<Lsn>],
         vouched: Lsn,
-        is_swept: bool,
+        is_zeroed: bool,
     ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
         let mut survey = Survey::new(SALT, vouched);
         let segments = || bytes.chunks(OPTIONS.segment_bytes as usize).zip(0..);
@@ -542,7 +560,7 @@ mod tests {
         segments().for_each(|(segment, index)| survey.segment(base(index), segment));
         let start = LogStart::fresh(SALT);
         let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
-        salvage.swept(is_swept);
+        salvage.zeroed(is_zeroed);
         let (mut records, mut lost) = (Vec::new(), Vec::new());
         let there = segments().last().map_or(0, |(_, index)| index + 1);
         for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes).max(there) {
@@ -597,16 +615,24 @@ mod tests {
             }
         }
 
-        /// In a swept log it makes no difference whether anything vouches for what was
+        /// In a zeroed log it makes no difference whether anything vouches for what was
         /// written as a whole.
         #[test]
-        fn nothing_outside_the_damage_of_a_swept_log_is_lost(
+        fn nothing_outside_the_damage_of_a_zeroed_log_is_lost(
             groups in groups(),
             flips in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
             vouched in any::<prop::sample::Index>(),
             in_flight in 1..=2_usize,
+            zeroes in prop::collection::vec((any::<prop::sample::Index>(), 0..7000_usize), 0..3),
         ) {
-            let (mut bytes, places) = written_with(&records(&groups), in_flight);
+            let body = vec![0; 7000];
+            let mut records = records(&groups);
+            for (at, len) in zeroes {
+                let group = at.get(&groups).len();
+                let group = records.iter_mut().find(|it| it.len() == group).unwrap();
+                group[0] = Record::Message(message(&body[..len]));
+            }
+            let (mut bytes, places) = written_with(&records, in_flight);
             let end = bytes.len();
             bytes.resize(end.next_multiple_of(OPTIONS.segment_bytes as usize), 0);
             let zeroes = |bytes: &[u8]| -> Vec<bool> {
@@ -761,7 +787,7 @@ mod tests {
         assert_eq!((records.len(), lost.len()), (2, 1));
     }
 
-    /// But where torn ends are swept this is none.
+    /// But where torn ends are zeroed this is none.
     #[test]
     fn what_no_torn_write_leaves_is_damage() {
         let one = || vec![Record::Message(message(b"body"))];

@@ -1,7 +1,7 @@
 //! What a torn write leaves behind, and what it cannot leave.
 //!
 //! A disk writes a sector whole or not at all. A segment is filled with zeroes
-//! before anything is written to it, and a start *sweeps* what a torn tail has
+//! before anything is written to it, and a start *zeroes* what a torn tail has
 //! left: it makes zeroes of it before the log goes on. So where a write has lost
 //! a sector there are zeroes. A commit that is not valid and has lost none was
 //! written as a whole, and is damaged since.

@@ -11,7 +11,7 @@ use std::fmt;
 use wire::id::ShardId;
 
 use crate::record::{Put, Take};
-use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, FORMAT_SWEPT, Lsn};
+use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, FORMAT_ZEROED, Lsn};
 
 const MAGIC: [u8; 8] = *b"irisWAL\n";
 /// What the header's checksum covers.
@@ -138,10 +138,10 @@ impl SegmentHeader {
     }
 }
 
-/// Whether a file that begins with these bytes was [swept](crate::sector): it is a
+/// Whether a file that begins with these bytes was [zeroed](crate::sector): it is a
 /// segment, of a format in which all of them are.
-pub fn is_swept(block: &[u8]) -> bool {
-    decode(block).is_ok_and(|(format, _)| format >= FORMAT_SWEPT)
+pub fn is_zeroed(block: &[u8]) -> bool {
+    decode(block).is_ok_and(|(format, _)| format >= FORMAT_ZEROED)
 }
 
 /// The format and the rest.
@@ -206,9 +206,9 @@ mod tests {
             let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
             let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
             assert_eq!(MINE.expect(&block), Ok(()));
-            assert!(!is_swept(&block));
+            assert!(!is_zeroed(&block));
         }
-        assert!(is_swept(&MINE.encode()) && !is_swept(&[0; BLOCK]));
+        assert!(is_zeroed(&MINE.encode()) && !is_zeroed(&[0; BLOCK]));
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         block[8] = 5;
         seal(&mut block);
         assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(5)));
-        assert!(!is_swept(&block));
+        assert!(!is_zeroed(&block));
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
             assert!(MINE.expect(&MINE.encode()[..len]).is_err());

@@ -119,7 +119,7 @@ impl Twin {
         let newest = recovered.snapshot.map(|it| it.start.lsn);
         assert_eq!(newest, self.sim.snapshots.last().map(|it| it.start));
         self.sim.recovered(start.lsn);
-        self.sim.sweep(start.lsn);
+        self.sim.zero_behind(start.lsn);
         self.log = Log::new(options(), start);
         // Otherwise its segment is there: a whole one is ahead of every append.
         let needs_segment = !self.sim.has_place_for(start.lsn + 1);
@@ -147,7 +147,7 @@ impl Twin {
         let newest = self.sim.snapshots.last().map(|it| self.starts[&it.start]);
         let (from, vouched) = newest.unwrap_or((LogStart::fresh(salt), 0));
         let mut scanner = Scanner::resume(from, vouched, options());
-        scanner.swept(true);
+        scanner.zeroed(true);
         for (index, base, bytes) in self.sim.segments(from.lsn) {
             assert!(!self.sim.lacks(index), "segment {index} is needed");
             scanner.segment(base, bytes, &mut |_, _, _| {}).unwrap();

@@ -9,9 +9,10 @@ use std::io::{self, ErrorKind};
 use std::ops::AddAssign;
 use std::path::PathBuf;
 
-use sim::{Chance, Disk, SECTOR};
+use sim::{Chance, Disk};
 use tempfile::TempDir;
 use wal::disk::{DataDir, DirectMode, SEGMENT_BYTES_MIN, Segments, ShardDir, SnapshotFile};
+use wal::sector::SECTOR;
 use wal::snapshot::{FRAME_BYTES, Kind, Writer};
 use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Message, Record, Write};
 use wire::id::{Class, MessageId, UserKey};

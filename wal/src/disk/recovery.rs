@@ -74,8 +74,8 @@ impl ShardDir {
     /// later commit vouches for, may so far stand in a cache only (the process
     /// died before their fsync, or the fsync failed); they are written again and
     /// synced, so that nobody is told of a message that a power cut takes back.
-    /// So are the names of the files. What a torn write has left behind them is
-    /// swept.
+    /// So are the names of the files, and zeroes wherever a torn write may have left
+    /// something behind them.
     ///
     /// # Errors
     /// [`RecoverError`], which must stop the boot.
@@ -93,9 +93,7 @@ impl ShardDir {
         sync_dir(self.path()).map_err(|error| self.io(self.path(), error))?;
         let (recovered, durable) = self.read_back(listing, into, progress)?;
         self.confirm(durable, recovered.start.lsn)?;
-        if recovered.torn.is_some() {
-            self.sweep(recovered.start.lsn)?;
-        }
+        self.zero_behind(recovered.start.lsn)?;
         for (path, _) in &recovered.damaged {
             snapshots::set_aside(path).map_err(|error| self.io(path, error))?;
         }
@@ -262,7 +260,7 @@ impl ShardDir {
         for (n, &index) in indexes.iter().enumerate() {
             self.read(index, &mut memory)?;
             let base = segment::base(index, self.segment_bytes);
-            scanner.swept(self.is_swept(index));
+            scanner.zeroed(self.is_zeroed(index)?);
             scanner
                 .segment(base, &memory, &mut |lsn, len, record| into.record(lsn, len, &record))
                 .map_err(|damage| self.damage(damage))?;

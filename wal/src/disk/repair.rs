@@ -270,7 +270,7 @@ impl ShardDir {
                 salvage.missing(base, &mut sink);
             } else if !salvage.is_over() {
                 let found = if is_there { self.read_loosely(index) } else { Loose::default() };
-                salvage.swept(self.is_swept(index));
+                salvage.zeroed(self.is_zeroed(index).unwrap_or(false));
                 salvage.segment(base, &found.bytes, &found.holes, &mut sink);
             }
             let (done, total) = (index + 1 - first, last - first);
@@ -401,7 +401,7 @@ impl ShardDir {
             }
             at = end;
         }
-        self.sweep(found.fresh.lsn)
+        self.zero_behind(found.fresh.lsn)
     }
 
     /// Moves a damaged snapshot out of the way of the one that is to begin at

@@ -18,6 +18,7 @@ use super::snapshots::snapshot_name;
 use super::sys;
 use crate::clean::Walker;
 use crate::file;
+use crate::log::LogOptions;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::segment::{self, SegmentHeader};
@@ -25,8 +26,8 @@ use crate::{BLOCK, BLOCK_LSN, Lsn, sector};
 
 /// A walk reads so much at once; longer than any record.
 const WALK_BYTES: u32 = 2 << 20;
-/// What stands behind the log's end is looked at in pieces of this size.
-const SWEEP_BYTES: u64 = 1 << 20;
+/// What stands behind the log's end is made zeroes of in pieces of this size.
+const ZERO_BYTES: u64 = 1 << 20;
 
 /// One shard's part of the data directory. Keeps the directory locked.
 #[derive(Clone)]
@@ -223,43 +224,49 @@ impl ShardDir {
     }
 
     /// Whether what was never written to a segment is zero.
-    pub(super) fn is_swept(&self, index: u64) -> bool {
+    pub(super) fn is_zeroed(&self, index: u64) -> Result<bool, RecoverError> {
         let mut head = [0; segment::HEAD_BYTES];
-        let opened = file::open(&self.segment_path(index));
-        let read = opened.and_then(|file| file.read_exact_at(&mut head, 0));
-        read.is_ok() && segment::is_swept(&head)
+        let path = self.segment_path(index);
+        let read = file::open(&path).and_then(|file| file.read_exact_at(&mut head, 0));
+        read.map_err(|error| self.io(&path, error))?;
+        Ok(segment::is_zeroed(&head))
     }
 
     /// Makes zeroes of whatever stands behind the end of the log, and syncs them:
     /// what a torn write will have lost there must not look like something that
     /// was written. May be interrupted anywhere: what looks torn now does then.
-    pub(super) fn sweep(&self, end: Lsn) -> Result<(), RecoverError> {
+    /// Segments of older formats are not judged by that, and stay as they are.
+    pub(super) fn zero_behind(&self, end: Lsn) -> Result<(), RecoverError> {
         let listing = self.list().map_err(|error| self.io(self.path(), error))?;
         for &index in listing.from(segment::index(end, self.segment_bytes)) {
-            let base = segment::base(index, self.segment_bytes);
-            let path = self.segment_path(index);
-            self.sweep_in(&path, end.max(base)..base + self.segment_bytes)
-                .map_err(|error| self.io(&path, error))?;
+            if self.is_zeroed(index)? {
+                let path = self.segment_path(index);
+                let base = segment::base(index, self.segment_bytes);
+                self.zero_in(&path, end.max(base)..base + self.segment_bytes, end)
+                    .map_err(|error| self.io(&path, error))?;
+            }
         }
         Ok(())
     }
 
-    fn sweep_in(&self, path: &Path, range: Range<Lsn>) -> io::Result<()> {
+    fn zero_in(&self, path: &Path, range: Range<Lsn>, end: Lsn) -> io::Result<()> {
         let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        let mut memory = vec![0; SWEEP_BYTES as usize];
-        let (mut at, mut is_clean) = (range.start, true);
+        let mut memory = vec![0; ZERO_BYTES as usize];
+        let (mut at, mut is_written) = (range.start, false);
         while at < range.end {
-            let bytes = &mut memory[..SWEEP_BYTES.min(range.end - at) as usize];
+            let bytes = &mut memory[..ZERO_BYTES.min(range.end - at) as usize];
             let offset = segment::file_offset(at, self.segment_bytes);
             file.read_exact_at(bytes, offset)?;
-            if !sector::is_zero(bytes) {
+            // Where writes can have been under way what reads as zero may do so in a cache only: a
+            // start before this one was interrupted, or its sync failed.
+            if at < end + under_way_bytes() || !sector::is_zero(bytes) {
                 bytes.fill(0);
                 file.write_all_at(bytes, offset)?;
-                is_clean = false;
+                is_written = true;
             }
             at += bytes.len() as Lsn;
         }
-        if !is_clean {
+        if is_written {
             file.sync_data()?;
         }
         sys::drop_cached(&file);
@@ -289,6 +296,12 @@ impl ShardDir {
         sys::drop_cached(&file);
         Ok(())
     }
+}
+
+/// So far behind the log's end a crash can find writes under way, bytes.
+fn under_way_bytes() -> Lsn {
+    let options = LogOptions::default();
+    (options.writes_in_flight_max * options.commit_bytes_max) as Lsn
 }
 
 /// What lies in a shard's directory.

@@ -242,7 +242,7 @@ fn a_torn_tail_is_cut_and_said() {
     assert_eq!(seqs, [0, 1, 2]);
     assert_eq!(recovered.torn, Some(crate::Torn { lsn: start.lsn, bytes: 512 }));
     assert_eq!(recovered.start, start);
-    // Once: it was swept.
+    // Once: it was zeroed.
     let (recovered, _) = recover_again(&dir).unwrap();
     assert_eq!((recovered.torn, recovered.start), (None, start));
 }
