@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::ioctl::{Setter, ioctl};
@@ -105,8 +105,19 @@ impl Mounted {
     /// Whatever is written there waits until the guard is gone. Where another disk's
     /// image lies on it, that is a device that hangs.
     pub fn freeze(&self) -> Option<Frozen<'_>> {
-        run("fsfreeze", &["--freeze", self.path().to_str().expect("a plain path")])?;
-        Some(Frozen(self))
+        let path = self.path().to_str().expect("a plain path");
+        // Whatever becomes of the test: what waits for a frozen file system cannot be killed.
+        let thaw = format!("read -t 60; fsfreeze --unfreeze '{path}'");
+        let mut guard = Command::new("/bin/bash");
+        let guard = guard.args(["-c", &thaw]).stdin(Stdio::piped()).spawn().expect("a shell");
+        let frozen = Frozen { of: self, guard };
+        run("fsfreeze", &["--freeze", path]).map(|()| frozen)
+    }
+
+    /// The file system writes its journal when it is asked to and not by itself.
+    pub fn commit_when_asked(&self) -> Option<()> {
+        let path = self.path().to_str().expect("a plain path");
+        run("mount", &["-o", "remount,commit=86400", path])
     }
 
     /// From now on nothing there can be changed.
@@ -116,12 +127,17 @@ impl Mounted {
 }
 
 /// See [`Mounted::freeze`].
-pub struct Frozen<'a>(&'a Mounted);
+pub struct Frozen<'a> {
+    of: &'a Mounted,
+    guard: Child,
+}
 
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
-        let path = self.0.path().to_str().expect("a plain path");
+        let path = self.of.path().to_str().expect("a plain path");
         let _ = try_run("fsfreeze", &["--unfreeze", path]);
+        let _ = self.guard.kill();
+        let _ = self.guard.wait();
     }
 }
 

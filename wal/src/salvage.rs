@@ -191,8 +191,14 @@ impl Salvage {
         }
         let mut blocks = bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
         match blocks.find_map(|(block, at)| Some((at, is_commit(block, at)?.1))) {
-            // It is the next but one: everything before it is this one, padding included.
-            Some((at, commit)) if commit.seq == self.next.commit_seq + 2 => Some(at),
+            // It is the next but one: everything before it is this one, padding included. What was
+            // lost before this one has left its number unknown.
+            Some((at, commit))
+                if commit.seq == self.next.commit_seq + 2
+                    || !self.is_chained && commit.seq > self.next.commit_seq =>
+            {
+                Some(at)
+            }
             None if self.written_to > end => Some(end),
             _ => Some(self.next.lsn + self.written(bytes) as Lsn),
         }
@@ -625,7 +631,7 @@ mod tests {
             in_flight in 1..=2_usize,
             zeroes in prop::collection::vec((any::<prop::sample::Index>(), 0..7000_usize), 0..3),
         ) {
-            let body = vec![0; 7000];
+            let (body, has_zeroes) = (vec![0; 7000], !zeroes.is_empty());
             let mut records = records(&groups);
             for (at, len) in zeroes {
                 let group = at.get(&groups).len();
@@ -641,7 +647,9 @@ mod tests {
             let before = zeroes(&bytes);
             // Where nothing stood nothing was lost.
             let flips: Vec<usize> = flips.iter().map(|at| at.index(end)).collect();
-            let flips: Vec<usize> = flips.into_iter().filter(|at| bytes[*at] != 0).collect();
+            let mut flips: Vec<usize> = flips.into_iter().filter(|at| bytes[*at] != 0).collect();
+            // Beside a head that rots, a record that does may hide more where it holds zeroes.
+            flips.truncate(if has_zeroes { 1 } else { flips.len() });
             flips.iter().for_each(|at| bytes[*at] ^= 0x10);
             prop_assume!(zeroes(&bytes) == before);
             let is_hit = |(lsn, len): &Place| {

@@ -74,8 +74,7 @@ impl ShardDir {
     /// later commit vouches for, may so far stand in a cache only (the process
     /// died before their fsync, or the fsync failed); they are written again and
     /// synced, so that nobody is told of a message that a power cut takes back.
-    /// So are the names of the files, and zeroes wherever a torn write may have left
-    /// something behind them.
+    /// So are the names of the files.
     ///
     /// # Errors
     /// [`RecoverError`], which must stop the boot.
@@ -93,7 +92,6 @@ impl ShardDir {
         sync_dir(self.path()).map_err(|error| self.io(self.path(), error))?;
         let (recovered, durable) = self.read_back(listing, into, progress)?;
         self.confirm(durable, recovered.start.lsn)?;
-        self.zero_behind(recovered.start.lsn)?;
         for (path, _) in &recovered.damaged {
             snapshots::set_aside(path).map_err(|error| self.io(path, error))?;
         }

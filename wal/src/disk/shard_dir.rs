@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +22,10 @@ use crate::log::LogOptions;
 use crate::manifest::Manifest;
 use crate::record::Record;
 use crate::segment::{self, SegmentHeader};
-use crate::{BLOCK, BLOCK_LSN, Lsn, sector};
+use crate::{BLOCK, BLOCK_LSN, Lsn};
 
 /// A walk reads so much at once; longer than any record.
 const WALK_BYTES: u32 = 2 << 20;
-/// What stands behind the log's end is made zeroes of in pieces of this size.
-const ZERO_BYTES: u64 = 1 << 20;
 
 /// One shard's part of the data directory. Keeps the directory locked.
 #[derive(Clone)]
@@ -100,11 +98,16 @@ impl ShardDir {
     }
 
     /// Opens the segments for reading and appending, and makes the one that
-    /// holds `end` if it is not there yet.
+    /// holds `end` if it is not there yet. The log goes on at `end`: what a torn
+    /// write has left behind it becomes zeroes.
     ///
     /// # Errors
     /// [`DataDirError`], most likely `Full`.
     pub fn open_segments(&self, end: Lsn, mode: DirectMode) -> Result<Segments, DataDirError> {
+        self.zero_behind(end).map_err(|error| match error {
+            RecoverError::Io { path, error } => DataDirError::from_io(&path, error),
+            other => DataDirError::from_io(&self.path, io::Error::other(other.to_string())),
+        })?;
         let opened =
             self.list().and_then(|listing| Segments::open(self, &listing.segments, end, mode));
         opened.map_err(|error| DataDirError::from_io(&self.path, error))
@@ -232,43 +235,31 @@ impl ShardDir {
         Ok(segment::is_zeroed(&head))
     }
 
-    /// Makes zeroes of whatever stands behind the end of the log, and syncs them:
-    /// what a torn write will have lost there must not look like something that
-    /// was written. May be interrupted anywhere: what looks torn now does then.
-    /// Segments of older formats are not judged by that, and stay as they are.
+    /// Makes zeroes, and syncs them, wherever a crash can have found writes under
+    /// way behind the end of the log: what a torn write will have lost there must
+    /// not look like something that was written. Whatever is read there now: zeroes
+    /// of a start that was interrupted, or whose sync failed, may stand in a cache
+    /// only. May be interrupted anywhere: what looks torn now does then. Segments of
+    /// older formats are not judged by that, and stay as they are.
     pub(super) fn zero_behind(&self, end: Lsn) -> Result<(), RecoverError> {
         let listing = self.list().map_err(|error| self.io(self.path(), error))?;
+        let to = end + under_way_bytes();
         for &index in listing.from(segment::index(end, self.segment_bytes)) {
-            if self.is_zeroed(index)? {
+            let base = segment::base(index, self.segment_bytes);
+            let (from, to) = (end.max(base), to.min(base + self.segment_bytes));
+            if from < to && self.is_zeroed(index)? {
                 let path = self.segment_path(index);
-                let base = segment::base(index, self.segment_bytes);
-                self.zero_in(&path, end.max(base)..base + self.segment_bytes, end)
-                    .map_err(|error| self.io(&path, error))?;
+                self.zero_in(&path, from, to).map_err(|error| self.io(&path, error))?;
             }
         }
         Ok(())
     }
 
-    fn zero_in(&self, path: &Path, range: Range<Lsn>, end: Lsn) -> io::Result<()> {
-        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        let mut memory = vec![0; ZERO_BYTES as usize];
-        let (mut at, mut is_written) = (range.start, false);
-        while at < range.end {
-            let bytes = &mut memory[..ZERO_BYTES.min(range.end - at) as usize];
-            let offset = segment::file_offset(at, self.segment_bytes);
-            file.read_exact_at(bytes, offset)?;
-            // Where writes can have been under way what reads as zero may do so in a cache only: a
-            // start before this one was interrupted, or its sync failed.
-            if at < end + under_way_bytes() || !sector::is_zero(bytes) {
-                bytes.fill(0);
-                file.write_all_at(bytes, offset)?;
-                is_written = true;
-            }
-            at += bytes.len() as Lsn;
-        }
-        if is_written {
-            file.sync_data()?;
-        }
+    fn zero_in(&self, path: &Path, from: Lsn, to: Lsn) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).open(path)?;
+        let zeroes = vec![0; (to - from) as usize];
+        file.write_all_at(&zeroes, segment::file_offset(from, self.segment_bytes))?;
+        file.sync_data()?;
         sys::drop_cached(&file);
         Ok(())
     }

@@ -204,9 +204,9 @@ fn every_mode_writes_what_recovery_reads() {
 
 #[test]
 fn one_and_a_half_segments_are_kept_ahead() {
-    let (dir, _) = filled(1);
+    let (dir, start) = filled(1);
     let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
-    let mut segments = shard.open_segments(4096, DirectMode::BufferedFdatasync).unwrap();
+    let mut segments = shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).unwrap();
     assert!(segments.has_space_for(SEGMENT_BYTES) && !segments.has_space_for(SEGMENT_BYTES + 1));
     assert_eq!(segments.locate(SEGMENT_BYTES), None);
     let job = segments.wants_next(0).unwrap();
@@ -242,7 +242,11 @@ fn a_torn_tail_is_cut_and_said() {
     assert_eq!(seqs, [0, 1, 2]);
     assert_eq!(recovered.torn, Some(crate::Torn { lsn: start.lsn, bytes: 512 }));
     assert_eq!(recovered.start, start);
-    // Once: it was zeroed.
+    // It becomes zeroes when the log goes on there, with what a second write has left.
+    file.write_all_at(&[9; 512], BLOCK as Lsn + start.lsn + 9 * BLOCK as Lsn).unwrap();
+    let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+    drop(shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).unwrap());
+    drop(shard);
     let (recovered, _) = recover_again(&dir).unwrap();
     assert_eq!((recovered.torn, recovered.start), (None, start));
 }
