@@ -2,11 +2,11 @@
 //!
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
-//! disks, garbage. What was cut by a recovery stays where it is unless that zeroes
-//! it: only the log's chain tells then that it is stale. A sync may fail by itself: its write is
-//! there or partly there, nobody knows, and what completes afterwards is as
-//! doubtful until somebody reads it back. A deleted segment or
-//! snapshot may come back with a crash. Snapshots are files of their own, there
+//! disks, garbage. What was cut by a recovery becomes zeroes or, as in older
+//! formats, stays where it is: only the log's chain tells then that it is stale. A
+//! sync may fail by itself: its write is there or partly there, nobody knows, and
+//! what completes afterwards is as doubtful until somebody reads it back. A deleted
+//! segment or snapshot may come back with a crash. Snapshots are files of their own, there
 //! with their name or not at all.
 //!
 //! A new layout is written through a cache: what was not synced can be read, and

@@ -39,9 +39,9 @@ pub const MESSAGE_BYTES_MIN: u64 = 112;
 
 /// What a damaged log is read back into.
 pub trait Rescue: Restore {
-    /// So many bytes that had been written, most likely acknowledged, are not valid; `likely` is what
-    /// they would say if their checksum did not matter, when they have the shape
-    /// of a record. Comes between the records around them.
+    /// So many bytes that had been written, most likely acknowledged, are not
+    /// valid; `likely` is what they would say if their checksum did not matter,
+    /// when they have the shape of a record. Comes between the records around them.
     fn lost(&mut self, bytes: u64, likely: Option<&Record<'_>>);
 }
 
@@ -149,7 +149,7 @@ impl Salvage {
         let end = base + self.segment_bytes;
         assert!((base..end).contains(&self.next.lsn) || self.is_over, "segments come in order");
         // Commits that began in a hole may reach as far as anything stands.
-        let is_used = |block: &[u8]| block.iter().any(|byte| *byte != 0);
+        let is_used = |block: &[u8]| !sector::is_zero(block);
         let blocks = if holes.is_empty() { &[] } else { bytes };
         let used = blocks.chunks(BLOCK).rposition(is_used).map_or(0, |at| at as Lsn + 1);
         let used_to = base + used * BLOCK_LSN;
@@ -412,7 +412,7 @@ impl Salvage {
             {
                 break;
             }
-            if is_block && block.iter().all(|byte| *byte == 0) {
+            if is_block && sector::is_zero(block) {
                 at += block.len();
                 continue;
             }
@@ -482,6 +482,7 @@ pub fn fresh_segment(survey: &Survey, end: Lsn, segment_bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::test_runner::TestCaseError;
 
     use std::collections::VecDeque;
 
@@ -594,6 +595,23 @@ mod tests {
         prop::collection::vec(prop::collection::vec(any_record(300), 1..6), 2..12)
     }
 
+    /// All records that are not hit are found, no other is, and what is missing is
+    /// told to be lost.
+    fn check_found(
+        places: &[Place],
+        (records, lost): (&[Place], &[(Lsn, Lsn)]),
+        is_hit: impl Fn(&Place) -> bool,
+    ) -> Result<(), TestCaseError> {
+        let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).collect();
+        let found: Vec<_> = records.iter().filter(|place| !is_hit(place)).collect();
+        prop_assert_eq!(found, expected);
+        prop_assert!(records.iter().all(|place| places.contains(place)));
+        for place in places.iter().filter(|place| !records.contains(place)) {
+            prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
+        }
+        Ok(())
+    }
+
     proptest! {
         /// Whatever is outside the damage is found, in order, and nothing else.
         #[test]
@@ -612,13 +630,7 @@ mod tests {
             };
             let (records, lost, _) = salvaged(&bytes, vouched);
             // Two flips of one byte undo each other.
-            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
-            let found: Vec<_> = records.iter().filter(|place| !is_hit(place)).copied().collect();
-            prop_assert_eq!(found, expected);
-            prop_assert!(records.iter().all(|place| places.contains(place)));
-            for place in places.iter().filter(|place| !records.contains(place)) {
-                prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
-            }
+            check_found(&places, (&records, &lost), is_hit)?;
         }
 
         /// In a zeroed log it makes no difference whether anything vouches for what was
@@ -657,13 +669,7 @@ mod tests {
             };
             let vouched = vouched.index(end / BLOCK + 1) as Lsn * BLOCK_LSN;
             let (records, lost, went_on) = salvaged_from(&bytes, &[], vouched, true);
-            let expected: Vec<_> = places.iter().filter(|place| !is_hit(place)).copied().collect();
-            let found: Vec<_> = records.iter().filter(|place| !is_hit(place)).copied().collect();
-            prop_assert_eq!(found, expected);
-            prop_assert!(records.iter().all(|place| places.contains(place)));
-            for place in places.iter().filter(|place| !records.contains(place)) {
-                prop_assert!(lost.iter().any(|(from, to)| (*from..*to).contains(&place.0)));
-            }
+            check_found(&places, (&records, &lost), is_hit)?;
             prop_assert_eq!(went_on.lsn, end as Lsn);
         }
 

@@ -401,7 +401,7 @@ impl ShardDir {
             }
             at = end;
         }
-        self.zero_behind(found.fresh.lsn)
+        self.zero_behind(found.fresh.lsn).map_err(|error| self.io(self.path(), error))
     }
 
     /// Moves a damaged snapshot out of the way of the one that is to begin at

@@ -104,12 +104,10 @@ impl ShardDir {
     /// # Errors
     /// [`DataDirError`], most likely `Full`.
     pub fn open_segments(&self, end: Lsn, mode: DirectMode) -> Result<Segments, DataDirError> {
-        self.zero_behind(end).map_err(|error| match error {
-            RecoverError::Io { path, error } => DataDirError::from_io(&path, error),
-            other => DataDirError::from_io(&self.path, io::Error::other(other.to_string())),
-        })?;
-        let opened =
-            self.list().and_then(|listing| Segments::open(self, &listing.segments, end, mode));
+        let opened = self
+            .zero_behind(end)
+            .and_then(|()| self.list())
+            .and_then(|listing| Segments::open(self, &listing.segments, end, mode));
         opened.map_err(|error| DataDirError::from_io(&self.path, error))
     }
 
@@ -227,11 +225,9 @@ impl ShardDir {
     }
 
     /// Whether what was never written to a segment is zero.
-    pub(super) fn is_zeroed(&self, index: u64) -> Result<bool, RecoverError> {
+    pub(super) fn is_zeroed(&self, index: u64) -> io::Result<bool> {
         let mut head = [0; segment::HEAD_BYTES];
-        let path = self.segment_path(index);
-        let read = file::open(&path).and_then(|file| file.read_exact_at(&mut head, 0));
-        read.map_err(|error| self.io(&path, error))?;
+        file::open(&self.segment_path(index))?.read_exact_at(&mut head, 0)?;
         Ok(segment::is_zeroed(&head))
     }
 
@@ -241,15 +237,14 @@ impl ShardDir {
     /// of a start that was interrupted, or whose sync failed, may stand in a cache
     /// only. May be interrupted anywhere: what looks torn now does then. Segments of
     /// older formats are not judged by that, and stay as they are.
-    pub(super) fn zero_behind(&self, end: Lsn) -> Result<(), RecoverError> {
-        let listing = self.list().map_err(|error| self.io(self.path(), error))?;
+    pub(super) fn zero_behind(&self, end: Lsn) -> io::Result<()> {
+        let listing = self.list()?;
         let to = end + under_way_bytes();
         for &index in listing.from(segment::index(end, self.segment_bytes)) {
             let base = segment::base(index, self.segment_bytes);
             let (from, to) = (end.max(base), to.min(base + self.segment_bytes));
             if from < to && self.is_zeroed(index)? {
-                let path = self.segment_path(index);
-                self.zero_in(&path, from, to).map_err(|error| self.io(&path, error))?;
+                self.zero_in(&self.segment_path(index), from, to)?;
             }
         }
         Ok(())
