@@ -4,12 +4,14 @@
 //! durable is known; then everything that arrived is handled; then one write
 //! carries all appends of the turn to the disk; only then replies and
 //! deliveries leave, and the shard has released none of them that a finished
-//! fsync does not cover. Who catches up comes behind all this, a portion a
-//! turn. Nothing here waits for anything but the end of a turn.
+//! fsync does not cover. Who catches up comes behind all this, and what nobody
+//! waits for comes last, a portion a turn. Nothing here waits for anything but
+//! the end of a turn.
 //! A core with more to do than it can may let the appends of several turns
 //! gather for one write, never for longer than `shard::gather` says, and
 //! never into a rest if somebody waits for them.
 
+mod background;
 mod catch_up;
 mod census;
 mod company;
@@ -40,6 +42,7 @@ use wire::id::ShardId;
 use crate::admin::{self, Board};
 use crate::exit::Exit;
 use crate::pulse::{Doing, Pulse};
+use background::Background;
 use catch_up::CatchUp;
 use census::Census;
 use inbound::Inbound;
@@ -96,6 +99,7 @@ pub(crate) struct Core {
     mesh: MeshIo,
     log: LogIo,
     catch_up: CatchUp,
+    background: Background,
     snapshots: SnapshotIo,
     census: Census,
     rest: Rest,
@@ -139,6 +143,7 @@ impl Core {
             mesh: MeshIo::new(port),
             log: LogIo::new(segments),
             catch_up: CatchUp::default(),
+            background: Background::default(),
             snapshots: SnapshotIo::new(dir),
             census: Census::default(),
             rest: Rest::default(),
@@ -178,12 +183,11 @@ impl Core {
             self.shard.stamp_appended(clock().mono_ns);
             self.commit_in_time();
             self.prepare_segment();
-            self.snapshot();
             self.send();
             self.shard.stamp_delivered(clock().mono_ns);
             self.tick();
             self.catch_up();
-            self.census();
+            self.background();
             self.turns += 1;
             let turn_ns = clock().mono_ns - began_ns;
             self.turn_ns.saturating_record(turn_ns);

@@ -12,7 +12,9 @@ use std::collections::VecDeque;
 use net::ConnId;
 use shard::{Input, Outcome};
 
-use super::{Core, clock, inbound, log_io};
+use super::background::Task;
+use super::log_io::{self, Reader};
+use super::{Core, clock, inbound};
 
 /// After this long no other portion is begun, nanoseconds. One takes about as
 /// long again, so nobody else waits much longer than twice this.
@@ -35,11 +37,6 @@ enum Portion {
 }
 
 impl CatchUp {
-    /// The read with this tag has come back.
-    pub(super) fn arrived(&mut self, tag: usize) {
-        self.waiting.push_back(Portion::Read(tag));
-    }
-
     /// Whether the next turn has something to do for it.
     pub(super) fn is_hungry(&self) -> bool {
         !self.waiting.is_empty()
@@ -71,6 +68,11 @@ impl Core {
                 break;
             }
         }
+        self.hand_out();
+    }
+
+    /// Lets out what work behind the commit has led to.
+    pub(super) fn hand_out(&mut self) {
         self.apply();
         self.start_reads();
         self.send();
@@ -86,9 +88,17 @@ impl Core {
         }
     }
 
+    /// The read with this tag has something for somebody.
+    pub(super) fn queue_read(&mut self, tag: usize) {
+        match self.log.reads.reader(tag).0.reader {
+            Reader::Device(_) => self.catch_up.waiting.push_back(Portion::Read(tag)),
+            Reader::Cleaner => self.background.add(Task::Survey(tag)),
+        }
+    }
+
     /// The first of those for whom a read was made; the others come when everybody
     /// else has had a portion.
-    fn serve_reader(&mut self, tag: usize) {
+    pub(super) fn serve_reader(&mut self, tag: usize) {
         let (read, buffer, len, start) = self.log.reads.reader(tag);
         let bytes = &self.hands.read_bytes(buffer)[..len as usize];
         let bytes = bytes.get((read.lsn - start) as usize..);
@@ -101,7 +111,7 @@ impl Core {
                 self.hands.release(buffer);
                 self.log.buffer_is_back();
             }
-            None => self.catch_up.waiting.push_back(Portion::Read(tag)),
+            None => self.queue_read(tag),
         }
     }
 }

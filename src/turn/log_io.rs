@@ -240,7 +240,7 @@ impl Core {
         match result {
             Ok((buffer, len)) => {
                 self.log.reads.came_back(tag, buffer, len);
-                self.catch_up.arrived(tag);
+                self.queue_read(tag);
             }
             Err(error) => {
                 self.log.buffer_is_back();

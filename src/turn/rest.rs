@@ -195,9 +195,10 @@ impl Core {
         // kernel is cheaper than what holding on may save.
         let is_holding = self.hands.has_late() || self.log.is_gathering();
         let has_pending = self.hands.has_pending() || is_holding && self.hands.peek();
-        let is_hungry = self.snapshots.is_hungry()
+        let is_hungry = self.catch_up.is_hungry()
+            || self.background.is_hungry()
+            || self.snapshots.is_hungry()
             || self.census.is_hungry()
-            || self.catch_up.is_hungry()
             || self.log.has_reads();
         has_pending || self.has_retries() || is_hungry
     }
