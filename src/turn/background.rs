@@ -1,10 +1,10 @@
 //! The queue of low priority: cleaning, snapshots, the census.
 //!
-//! Nobody waits for these, and all of them can take as long as they like, so they
-//! come behind everything else in a turn, and a turn is never longer by more than
-//! one portion of one of them: what a read for the cleaner has brought, a slice
-//! of a snapshot, some places of a census. They take turns, so that none of them
-//! keeps another one from getting on, and each turn does one, so that a core
+//! No message waits for these, and all of them can take as long as they like, so
+//! they come behind everything else in a turn, and a turn is never longer by more
+//! than one portion of one of them: what a read for the cleaner has brought, a
+//! slice of a snapshot, some places of a census. They take turns, so that none of
+//! them keeps another one from getting on, and each turn does one, so that a core
 //! that never rests gives back its space all the same.
 
 use std::collections::VecDeque;
@@ -44,7 +44,10 @@ impl Background {
 impl Core {
     /// One portion of the task whose turn it is.
     pub(super) fn background(&mut self) {
-        if self.snapshots.is_awaited() || self.shard.wants_snapshot() {
+        if self.snapshots.is_idle_until_told() {
+            // No portion, only a look whether the disk or the log is done.
+            self.snapshot();
+        } else if self.snapshots.is_awaited() || self.shard.wants_snapshot() {
             self.background.add(Task::Snapshot);
         }
         if self.census.is_hungry() {
@@ -54,7 +57,8 @@ impl Core {
             Some(Task::Survey(tag)) => self.serve_reader(tag),
             Some(Task::Snapshot) => self.snapshot(),
             Some(Task::Census) => self.census(),
-            None => return,
+            None if self.out.list.is_empty() => return,
+            None => {}
         }
         self.hand_out();
     }

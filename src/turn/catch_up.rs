@@ -2,7 +2,7 @@
 //!
 //! A read of the log that has come back, and a connection that has taken all it
 //! was given and has more to come, are each good for hundreds of messages to be
-//! checked, framed and copied. That comes last in a turn, when the commit and
+//! checked, framed and copied. That comes late in a turn, when the commit and
 //! everything for others are with the kernel, and no more of it than takes a
 //! moment; the rest waits for the next turn, in the order in which it came. New
 //! reads go to the disk behind the commit, too.
@@ -13,8 +13,7 @@ use net::ConnId;
 use shard::{Input, Outcome};
 
 use super::background::Task;
-use super::log_io::{self, Reader};
-use super::{Core, clock, inbound};
+use super::{Core, clock, inbound, log_io};
 
 /// After this long no other portion is begun, nanoseconds. One takes about as
 /// long again, so nobody else waits much longer than twice this.
@@ -88,11 +87,13 @@ impl Core {
         }
     }
 
-    /// The read with this tag has something for somebody.
+    /// The read with this tag has something for somebody. Devices do not wait for
+    /// the cleaner that has read with them.
     pub(super) fn queue_read(&mut self, tag: usize) {
-        match self.log.reads.reader(tag).0.reader {
-            Reader::Device(_) => self.catch_up.waiting.push_back(Portion::Read(tag)),
-            Reader::Cleaner => self.background.add(Task::Survey(tag)),
+        if self.log.reads.is_for_devices(tag) {
+            self.catch_up.waiting.push_back(Portion::Read(tag));
+        } else {
+            self.background.add(Task::Survey(tag));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The census for `/top`: which connections and users are the worst.
 //!
-//! Nothing is done until somebody asks, and then a few hundred places in each
-//! turn, so that a million connections do not stall one. At most one census is
+//! Nothing is done until somebody asks, and then a few hundred places in a
+//! turn at most, so that a million connections do not stall one. At most one census is
 //! begun in a second, however many ask.
 
 use std::sync::atomic::Ordering;

@@ -155,6 +155,11 @@ impl Reads {
         (read, buffer, *len, block_start(flight.good.start))
     }
 
+    /// Whether a device waits for what this one has brought.
+    pub(super) fn is_for_devices(&self, tag: usize) -> bool {
+        self.flights[tag].readers.iter().any(|read| read.reader != Reader::Cleaner)
+    }
+
     /// That one is served. The buffer, if it was the last.
     pub(super) fn served(&mut self, tag: usize) -> Option<ReadBuf> {
         let flight = &mut self.flights[tag];

@@ -1,7 +1,7 @@
 //! The shard's snapshots to the disk: slices into a buffer, the buffer to a
 //! helper thread, the file's name when the log is durable far enough.
 //!
-//! One slice a turn, so that no turn is long; one buffer under way, so that
+//! One slice a turn at most, so that no turn is long; one buffer under way, so that
 //! memory stays bounded when the disk is slow. The shard works on meanwhile.
 
 use std::cell::RefCell;
@@ -97,6 +97,12 @@ impl SnapshotIo {
         self.taking.is_some() || self.job.is_some()
     }
 
+    /// Whether there is nothing to do before a helper thread is done or the log is
+    /// durable.
+    pub(super) fn is_idle_until_told(&self) -> bool {
+        self.is_awaited() && !self.is_hungry()
+    }
+
     fn start_job(&mut self, work: impl FnOnce() -> io::Result<Done> + Send + 'static) {
         let slot = Rc::new(RefCell::new(None));
         self.job = Some(Rc::clone(&slot));
@@ -124,12 +130,11 @@ impl Taking {
 impl Core {
     /// One step of the snapshot that is being taken, or the beginning of one.
     pub(super) fn snapshot(&mut self) {
-        let is_awaited = self.snapshots.is_awaited();
-        if !is_awaited && !self.shard.wants_snapshot() {
+        if !self.snapshots.is_awaited() && !self.shard.wants_snapshot() {
             return;
         }
         // The clock of the processor is a system call, and most turns meanwhile only wait.
-        if is_awaited && !self.snapshots.is_hungry() {
+        if self.snapshots.is_idle_until_told() {
             return self.go_on_with_snapshot();
         }
         let (began_ns, cpu_ns) = (clock().mono_ns, Clock::thread_cpu_ns());
