@@ -5,7 +5,7 @@
 //! | 0 | nobody's |
 //! | 1 | ours: a defect |
 //! | 2 | the command line or the configuration |
-//! | 3 | the data directory: locked, other format, other shard count, damaged, read-only, full |
+//! | 3 | the data directory: locked, other format, damaged, read-only, full |
 //! | 4 | the network: port taken, address not there |
 //! | 5 | the machine: no io_uring, limits too low |
 //! | 74 | the disk's: a write failed while serving (start again, from what is stored), or the result of a command did not arrive where stdout leads |

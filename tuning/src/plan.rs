@@ -32,9 +32,10 @@ pub const READ_BUFFERS: u64 = 8;
 /// User-space memory of one idle logged-in connection, upper estimate: its
 /// slab entry, its session, its user.
 pub const CONN_USER_BYTES: u64 = 400;
-/// Kernel memory of one idle TCP connection on the server's side: socket and
-/// descriptor (measured 3.85 KB) and a multishot poll (256 B), rounded up.
-pub const CONN_KERNEL_BYTES: u64 = 4_200;
+/// Kernel memory of one idle TCP connection on the server's side: socket,
+/// descriptor, a multishot poll. Half of the slab's slope with both ends on one
+/// machine, 3.9 to 5.2 KB by processor and kernel (docs/CAPACITY.md).
+pub const CONN_KERNEL_BYTES: u64 = 5_200;
 
 /// One message waiting in an inbox: its 16 bytes of index, and what the index
 /// leaves free while it grows.

@@ -137,7 +137,9 @@ impl Draft<'_> {
                     ),
                 )
             }
-            (None, Some(_)) => (false, "the process's table is large enough".to_owned()),
+            (None, Some(_)) => {
+                (false, "limits.conns_max asks for no more than these can be".to_owned())
+            }
         };
         self.because("descriptors", if direct { "direct" } else { "plain" }, because);
         direct
