@@ -8,13 +8,11 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
-use crossbeam::utils::CachePadded;
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Quota, Waker};
 use shard::KeyHasher;
@@ -45,9 +43,6 @@ const STOP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Some settings count days, the shards milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// Empty parcels kept between the cores, for each of them.
-const PARCELS_SPARE_PER_SHARD: usize = 24;
 
 // The least that `limits.pairs_kept_days` may be.
 const _: () = assert!(DAY_MS == shard::PAIRS_KEPT_MS_MIN);
@@ -122,15 +117,7 @@ pub(crate) fn run(
     let board = Board::new(shards, info);
     let admin = admin::start(ports.admin, Arc::clone(&board))
         .map_err(|error| cannot_bind(config.admin, "--admin", &error))?;
-    let shared = Arc::new(Shared {
-        stop: AtomicBool::new(false),
-        peers: (0..shards).map(|_| OnceLock::new()).collect(),
-        board,
-        pulses: (0..shards).map(|_| CachePadded::default()).collect(),
-        frame_ms: config.frame_ms,
-        stalled_ms: config.stalled_ms,
-        empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
-    });
+    let shared = Arc::new(Shared::new(shards, board, config.frame_ms, config.stalled_ms));
     let seats = seats(config, machine, plan, &data, (log, mode), listeners, &shared);
     let cores = seats.len();
     is_heard.store(true, Ordering::SeqCst);

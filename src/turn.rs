@@ -4,7 +4,7 @@
 //! durable is known; then everything that arrived is handled; then one write
 //! carries all appends of the turn to the disk; only then replies and
 //! deliveries leave, and the shard has released none of them that a finished
-//! fsync does not cover. Who catches up comes behind all this, and what nobody
+//! fsync does not cover. Who catches up comes behind all this, and what no message
 //! waits for comes last, a portion a turn. Nothing here waits for anything but
 //! the end of a turn.
 //! A core with more to do than it can may let the appends of several turns
@@ -27,7 +27,7 @@ mod snapshot;
 mod stall;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
@@ -63,6 +63,8 @@ const AHEAD: [(usize, Ahead); 4] =
     [(11, Ahead::Session), (8, Ahead::Users), (5, Ahead::Inboxes), (2, Ahead::Entries)];
 /// How often counters and histograms are copied out, nanoseconds.
 const PUBLISH_NS: u64 = 1_000_000_000;
+/// Empty parcels kept between the cores, for each of them.
+const PARCELS_SPARE_PER_SHARD: usize = 24;
 /// How long a stopping core waits for its connections and its log.
 const DRAIN_NS_MAX: u64 = 5_000_000_000;
 
@@ -82,6 +84,23 @@ pub(crate) struct Shared {
     pub(crate) stalled_ms: u64,
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
+    /// By shard: what its next snapshots may need of the disk, bytes.
+    pub(crate) reserves: Vec<AtomicU64>,
+}
+
+impl Shared {
+    pub(crate) fn new(shards: u16, board: Arc<Board>, frame_ms: u64, stalled_ms: u64) -> Shared {
+        Shared {
+            stop: AtomicBool::new(false),
+            peers: (0..shards).map(|_| OnceLock::new()).collect(),
+            board,
+            pulses: (0..shards).map(|_| CachePadded::default()).collect(),
+            frame_ms,
+            stalled_ms,
+            empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
+            reserves: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
 }
 
 /// One core: its brain, its hands, and what joins them.

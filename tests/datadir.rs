@@ -10,8 +10,6 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use client::blocking::{Client, Notice};
-use rustix::process::Resource;
 use server::files::{
     self, body, check, check_untouched, find, flip, iris_shard, lose_sector, segment, snapshots,
     tear_behind, wait_vouched,
@@ -22,8 +20,6 @@ use server::{Deadline, PATIENCE, Server, Setup};
 use wal::BLOCK;
 use wal::manifest::Manifest;
 use wire::id::Class;
-use wire::refuse::Code;
-use wire::v1::{Answer, Packet};
 use wire::v2::{self, Request};
 
 /// A directory of one shard with this many messages for "bob", each confirmed
@@ -505,161 +501,6 @@ fn a_read_only_file_system_is_told() {
     assert!(said.contains("Cannot start: ") && said.contains("read-only"), "{said}");
     // A new directory there cannot be made either.
     Setup::in_dir(&mounted.path().join("new")).check_refused(3, &["read-only"]);
-}
-
-#[test]
-fn a_full_disk_at_the_start_is_told() {
-    let Some(mounted) = Mounted::tmpfs("1m") else { return };
-    let setup = Setup::in_dir(&mounted.path().join("data")).shards(2);
-    setup.check_refused(3, &["no space is left", "free some"]);
-}
-
-/// Fills the disk with messages until they are refused, and makes room again.
-fn check_full_disk(mounted: &Mounted) {
-    let ballast = mounted.path().join("ballast");
-    fs::write(&ballast, vec![1; 6 << 20]).unwrap();
-    let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
-    let server = setup.start();
-    let mut alice = server.v2("alice", 1);
-    let body = |n: u64| [&n.to_be_bytes()[..], &[b'x'; 20_000]].concat();
-    let mut sent = 0;
-    let deadline = Deadline::new();
-    let refused = loop {
-        match refused_for_space(&mut alice) {
-            Some(refused) => break refused,
-            None => {
-                sent += 1;
-                alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
-                deadline.check(|| format!("{sent} messages fit a full disk"));
-            }
-        }
-    };
-    // A refusal overtakes the confirmations of what is still on its way to the disk.
-    let confirmed = refused - 1;
-    let mut unsent = alice.session().unsent() as u64;
-    while sent - unsent != confirmed {
-        deadline.check(|| format!("{confirmed} of {sent} were taken, and {unsent} wait"));
-        refused_for_space(&mut alice);
-        unsent = alice.session().unsent() as u64;
-    }
-    server.wait_metric("iris_storage_full", |full| full == 1.0);
-    let (status, health) = server.get("/health");
-    assert!(status == 200 && health.contains("refuses new messages"), "{status} {health}");
-    println!("{confirmed} of {sent} confirmed");
-    assert!(confirmed > 0);
-    // Crashes in this state lose nothing, and each next server knows at once:
-    // one that took a few messages before it had found out would use up what
-    // acknowledgements need, and in the end not start any more.
-    let mut server = server;
-    for _ in 0..5 {
-        server = server.crash_and_restart();
-        assert_eq!(server.metric("iris_storage_full"), 1.0);
-        alice.reconnect(Some(server.addr())).unwrap();
-        let deadline = Deadline::new();
-        let refused = loop {
-            deadline.check(|| "nothing is refused after the crash".to_owned());
-            if let Some(refused) = refused_for_space(&mut alice) {
-                break refused;
-            }
-        };
-        assert_eq!(refused, confirmed + 1, "one was taken");
-        assert_eq!(alice.session().unsent() as u64, sent - confirmed, "one was taken");
-    }
-    // v1 has one word for it, and forgets the message.
-    let mut old = Peer::v1(server.addr(), "old");
-    old.packet(&Packet::Send { target: b"friend", body: b"without room" });
-    let answer = old.answer();
-    assert_eq!(answer.get(), Answer::RateLimited { wait_ms: RETRY_MS });
-    old.expect_quiet_v1();
-    // Deliveries and acknowledgements go on, logins as well.
-    let mut bob = server.v2("bob", 1);
-    let take = |bob: &mut Client, numbers: std::ops::RangeInclusive<u64>| {
-        for n in numbers {
-            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-            assert!(delivery.body == body(n), "message {n} is another");
-            bob.ack(delivery.inbox_seq).unwrap();
-        }
-    };
-    take(&mut bob, 1..=confirmed);
-    bob.ping(1, PATIENCE).unwrap();
-    let mut friend = Peer::v1(server.addr(), "friend");
-    friend.expect_quiet_v1();
-    // What bob has fetched needs no space any more: what was refused is taken,
-    // by itself, with the disk as full as before.
-    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
-    take(&mut bob, confirmed + 1..=sent);
-    // And the more so with space from elsewhere.
-    fs::remove_file(&ballast).unwrap();
-    for _ in 0..100 {
-        sent += 1;
-        alice.send(b"bob", &body(sent), Class::Guaranteed).unwrap();
-    }
-    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
-    take(&mut bob, sent - 99..=sent);
-    bob.ping(2, PATIENCE).unwrap();
-    server.wait_metric("iris_storage_full", |full| full == 0.0);
-    old.packet(&Packet::Send { target: b"friend", body: b"with room" });
-    let id = friend.expect_message(b"with room");
-    friend.packet(&Packet::Ack { id });
-    friend.expect_quiet_v1();
-    server.wait_metric("iris_inbox_messages", |waiting| waiting == 0.0);
-    server.stop();
-}
-
-/// When to come back to a full disk: as often as the server tries to make a segment.
-const RETRY_MS: u32 = 1_000;
-
-/// Looks for a moment whether a message was refused because the disk is full,
-/// and which.
-#[track_caller]
-fn refused_for_space(client: &mut Client) -> Option<u64> {
-    match client.next_notice(std::time::Duration::from_millis(2)).unwrap() {
-        Some(Notice::Held { code, seq, retry_after_ms, .. }) => {
-            assert_eq!((code, retry_after_ms), (Code::StorageFull as u16, RETRY_MS));
-            Some(seq)
-        }
-        Some(Notice::Gap { .. }) | None => None,
-        Some(other) => panic!("{other:?}"),
-    }
-}
-
-#[test]
-fn a_full_memory_disk_refuses_and_recovers() {
-    if let Some(mounted) = Mounted::tmpfs("14m") {
-        check_full_disk(&mounted);
-    }
-}
-
-#[test]
-fn a_full_real_disk_refuses_and_recovers() {
-    if let Some(mounted) = Mounted::ext4(24 << 20) {
-        check_full_disk(&mounted);
-    }
-}
-
-/// A segment needs a descriptor, too.
-#[test]
-fn without_descriptors_messages_wait_as_on_a_full_disk() {
-    let server = Setup::new().shards(1).start();
-    let mut alice = server.v2("alice", 1);
-    let mut bob = server.v2("bob", 1);
-    let body = [b'x'; 20_000];
-    let mut sent = 0;
-    let all = server.limit(Resource::Nofile, Some(4));
-    let deadline = Deadline::new();
-    while refused_for_space(&mut alice).is_none() {
-        sent += 1;
-        alice.send(b"bob", &body, Class::Guaranteed).unwrap();
-        deadline.check(|| format!("{sent} messages need no segment"));
-    }
-    server.wait_said("raise its `nofile` limit");
-    server.limit(Resource::Nofile, all);
-    alice.wait_sent(b"bob", sent, PATIENCE).unwrap();
-    for _ in 0..sent {
-        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-        bob.ack(delivery.inbox_seq).unwrap();
-    }
-    server.stop();
 }
 
 /// Two servers that start at once on one new directory: one serves, the other

@@ -275,6 +275,7 @@ impl Shard {
     fn storage(&mut self, now: Now, full: bool, out: &mut Effects) {
         self.storage_full = full;
         self.metrics.counters.storage_full = u64::from(full);
+        self.snapshots_may_fit();
         self.room_epoch += 1;
         self.go_on_with_shelves(now, self.log.durable(), out);
     }

@@ -12,17 +12,19 @@ pub(crate) mod tests;
 use wal::{LogStart, Lsn};
 
 use crate::Shard;
-use crate::dedup::hours;
+use crate::dedup::{PAIR_BYTES, hours};
 use crate::io::Now;
 
 pub(crate) use load::Loader;
-use slice::Taking;
+use slice::{ENTRY_BYTES, Taking};
 
 /// What a slice should be at most, bytes: little enough to be encoded within a
 /// fraction of a millisecond. A single user's head may exceed it by its name.
 pub const SLICE_BYTES: usize = 32 << 10;
 /// After a failure nothing is tried for so long.
 const REST_NS: u64 = 10_000_000_000;
+/// And on a full disk for so long: what is left of it is being used up.
+const REST_FULL_NS: u64 = 1_000_000_000;
 /// Dead segments of a shard at rest are worth a snapshot after so long.
 const PATIENCE_NS: u64 = 60_000_000_000;
 
@@ -33,6 +35,11 @@ const DEAD_PER_SNAPSHOT: u64 = 2;
 /// A disk that was slow may be so again: what a slow snapshot has shown is
 /// forgotten by one part in so many with each one.
 const SPAN_FORGOTTEN: u64 = 8;
+
+/// About what a user's head takes in a snapshot, with a name and a device.
+const USER_BYTES: u64 = 128;
+/// A snapshot may be larger than what was reckoned by one part in so many.
+const RESERVE_SLACK: u64 = 8;
 
 /// Whether a snapshot has more slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,8 +157,14 @@ impl Shard {
     pub(crate) fn snapshot_failed(&mut self, now: Now) {
         self.snapshots.taking = None;
         self.snapshots.begun = None;
-        self.snapshots.rests_until_ns = now.mono_ns + REST_NS;
+        let rest_ns = if self.storage_full { REST_FULL_NS } else { REST_NS };
+        self.snapshots.rests_until_ns = now.mono_ns + rest_ns;
         self.metrics.counters.snapshots_failed += 1;
+    }
+
+    /// Whether the disk is full has changed, and a failure was most likely of that.
+    pub(crate) fn snapshots_may_fit(&mut self) {
+        self.snapshots.rests_until_ns = 0;
     }
 
     /// Looks whether a snapshot has become due.
@@ -194,6 +207,19 @@ impl Shard {
         let snapshots = 3 * it.bytes;
         let dead = DEAD_PER_SNAPSHOT * it.bytes + 2 * it.spanned;
         snapshots + dead + 3 * self.log.options().segment_bytes
+    }
+
+    /// What the disk must have left for the snapshots that let go of what is dead:
+    /// two of them, each as large as the last one or as what there is to encode,
+    /// with what fills one more segment. A log that takes this as well is one that
+    /// nothing can be deleted from.
+    pub fn reserve_bytes(&self) -> u64 {
+        let there = &self.metrics.counters;
+        let entries = there.waiting_messages * ENTRY_BYTES as u64;
+        let pairs = there.pairs * PAIR_BYTES as u64;
+        let likely = entries + pairs + self.users.len() as u64 * USER_BYTES;
+        let bytes = likely.max(self.snapshots.bytes);
+        2 * (bytes + bytes / RESERVE_SLACK) + self.log.options().segment_bytes
     }
 
     /// Segments that would be deleted if the snapshots that are kept began at

@@ -253,6 +253,7 @@ impl World {
                 self.stats.snapshots_back += disk.return_snapshots(&mut self.store_chance);
             }
         }
+        self.keep_deleted();
         self.decay();
         for link in 0..self.links.len() {
             if self.links[link].place != Place::Nowhere {

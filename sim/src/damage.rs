@@ -63,7 +63,9 @@ impl World {
             self.rot_manifest()?;
         }
         for shard in 0..self.layout.disks.len() {
-            if !self.layout.disks[shard].has_rotted() {
+            let disk = &self.layout.disks[shard];
+            let is_suspect = disk.has_rotted() || self.knobs.zeroes && disk.has_garbage();
+            if !is_suspect {
                 continue;
             }
             let refusal = self.try_start(shard);

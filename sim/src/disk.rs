@@ -70,6 +70,8 @@ pub struct Disk {
     is_doubtful: bool,
     /// Deleted segments, and whether that is certain to survive a crash.
     deleted: BTreeMap<u64, bool>,
+    /// Those that came back with the last crash.
+    returned: Vec<u64>,
     /// Oldest first.
     pub snapshots: Vec<SnapshotFile>,
     /// Those that the newest one replaced, as long as a crash may bring them back.
@@ -80,6 +82,9 @@ pub struct Disk {
     needs_snapshot: bool,
     /// Durable bytes that are not what they were.
     rotten: Vec<Lsn>,
+    /// Sectors of writes that were under way at a crash which are neither the old
+    /// ones nor the new ones.
+    garbage: Vec<Lsn>,
     /// What cannot be read: the disk refuses it, the file ends before, or is gone.
     holes: Vec<Range<Lsn>>,
     pub(crate) half_mended: Option<HalfMended>,
@@ -105,11 +110,13 @@ impl Disk {
             durable: 0,
             is_doubtful: false,
             deleted: BTreeMap::new(),
+            returned: Vec::new(),
             snapshots: Vec::new(),
             replaced: Vec::new(),
             unsynced: Vec::new(),
             needs_snapshot: false,
             rotten: Vec::new(),
+            garbage: Vec::new(),
             holes: Vec::new(),
             half_mended: None,
         }
@@ -345,6 +352,11 @@ impl Disk {
         is_hurt || are_all || self.half_mended.is_some()
     }
 
+    /// Whether a write under way at a crash has left what nobody wrote.
+    pub(crate) fn has_garbage(&self) -> bool {
+        !self.garbage.is_empty()
+    }
+
     /// Whether something between these positions has rotted or cannot be read.
     pub(crate) fn is_hit(&self, from: Lsn, to: Lsn) -> bool {
         self.rotten.iter().any(|at| (from..to).contains(at)) || self.is_in_hole(from, to)
@@ -418,6 +430,7 @@ impl Disk {
         assert!(self.holes.is_empty(), "a repair leaves a hole where it was: {:?}", self.holes);
         self.durable = end;
         self.rotten.clear();
+        self.garbage.clear();
         self.needs_snapshot = true;
     }
 
@@ -481,16 +494,29 @@ impl Disk {
         self.done.clear();
         self.is_doubtful = false;
         // Deleting is not synced: nothing depends on it.
-        self.deleted.retain(|_, is_certain| {
+        let returned = &mut self.returned;
+        returned.clear();
+        self.deleted.retain(|segment, is_certain| {
             *is_certain |= chance.below(2) == 0;
+            if !*is_certain {
+                returned.push(*segment);
+            }
             *is_certain
         });
+    }
+
+    /// One that came back stays deleted after all; whether there was one.
+    pub(crate) fn keep_deleted(&mut self) -> bool {
+        let segment = self.returned.pop();
+        self.deleted.extend(segment.map(|segment| (segment, true)));
+        segment.is_some()
     }
 
     /// Recovery found the end of the log here, and the boot flushed the disk.
     pub fn recovered(&mut self, end: Lsn) {
         self.durable = end;
         self.rotten.retain(|at| *at < end);
+        self.garbage.clear();
     }
 
     /// A start makes zeroes of what stands behind the end of the log.
@@ -545,6 +571,7 @@ impl Disk {
             let place = &mut self.bytes[at..at + SECTOR];
             if chance.permille(garbage_permille) {
                 place.fill_with(|| chance.bits() as u8);
+                self.garbage.push(at as Lsn);
             } else if lands {
                 place.copy_from_slice(sector);
             }

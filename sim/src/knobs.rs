@@ -118,6 +118,8 @@ pub struct Knobs {
     /// How long a log rests before it is vouched for; see [`VOUCH_FROM`].
     pub(crate) vouch_after_ms: u64,
 
+    /// Space is left for snapshots; see [`GARBAGE_FROM`].
+    pub(crate) reserves: bool,
     /// A start zeroes what a torn tail has left, and knows rot by that; see
     /// [`ZERO_FROM`].
     pub(crate) zeroes: bool,
@@ -150,9 +152,12 @@ pub(crate) const REFUSE_FROM: u64 = 12_000_000;
 /// has, for the same reason.
 pub(crate) const VOUCH_FROM: u64 = 14_000_000;
 /// Below this one what a torn tail has left stays where it is, for the same reason;
-/// from it on in every other world only, as in segments of older formats. Only in
-/// those disks may leave garbage in a sector: in the others that would be damage.
+/// from it on in every other world only, as in segments of older formats.
 pub(crate) const ZERO_FROM: u64 = 15_000_000;
+/// Below this one only disks on which it stays may leave garbage in a sector, for
+/// the same reason: on the others that is damage, and somebody has to repair it. From
+/// it on a log that fills a volume leaves space for snapshots, too.
+pub(crate) const GARBAGE_FROM: u64 = 16_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -258,14 +263,18 @@ impl Knobs {
 
             vouch_after_ms,
 
+            reserves: seed >= GARBAGE_FROM,
+
             zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
 
             is_steady: false,
         };
         // Only the volume itself says whether it is full.
         let storage_full = if is_bounded { 0 } else { knobs.storage_full };
-        let garbage_sectors = if knobs.zeroes { 0 } else { knobs.garbage_sectors };
-        let knobs = Knobs { storage_full, garbage_sectors, ..knobs };
+        let is_clean = knobs.zeroes && seed < GARBAGE_FROM;
+        let garbage_sectors = if is_clean { 0 } else { knobs.garbage_sectors };
+        let may_decay = knobs.may_decay || knobs.zeroes && garbage_sectors > 0;
+        let knobs = Knobs { storage_full, garbage_sectors, may_decay, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
     }
 

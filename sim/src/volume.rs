@@ -24,8 +24,9 @@ use crate::snapshots::Writing;
 use crate::world::{Event, World};
 
 const MS: u64 = 1_000_000;
-/// At the end there is space for so many more segments of each shard, and for
-/// any snapshot: a log whose segments leave none for it cannot get them deleted.
+/// At the end there is space for so many more segments of each shard; in worlds
+/// whose segments leave nothing to snapshots, and so cannot be deleted, for any
+/// snapshot as well.
 const SEGMENTS_LEFT: u64 = 4;
 /// For so long a commit may wait for its segment then.
 const PATIENCE_NS: u64 = 2_000 * MS;
@@ -71,7 +72,7 @@ impl World {
         let leftover = self.leftover.iter().flat_map(|layout| &layout.disks);
         let disks = self.layout.disks.iter().chain(leftover);
         let segments: u64 = disks.clone().map(Disk::segment_bytes_taken).sum();
-        if self.is_quiet() {
+        if self.is_quiet() && !self.knobs.reserves {
             return segments;
         }
         let writing = self.cores.iter().filter_map(|core| core.writing.as_ref());
@@ -79,9 +80,30 @@ impl World {
         segments + snapshots + writing.map(Writing::bytes).sum::<u64>()
     }
 
+    /// A crash: what was deleted comes back only while nothing has taken its space.
+    pub(crate) fn keep_deleted(&mut self) {
+        let Some(volume) = self.volume.as_ref().filter(|_| self.knobs.reserves) else { return };
+        let bytes_max = volume.bytes_max.saturating_sub(volume.foreign_bytes);
+        while self.taken_bytes() > bytes_max && self.layout.disks.iter_mut().any(Disk::keep_deleted)
+        {
+        }
+    }
+
     /// Whether the next slice of a snapshot finds no space.
     pub(crate) fn lacks_space_for_slice(&self) -> bool {
+        if self.knobs.reserves {
+            // What has been encoded counts already.
+            return self.free_bytes() == 0;
+        }
         !self.is_quiet() && self.free_bytes() < self.knobs.slice_bytes as u64
+    }
+
+    /// Whether there is no space for one more segment beside what is left for
+    /// snapshots: as `Prepare::run` has it.
+    fn lacks_space_for_segment(&self) -> bool {
+        let left = self.cores.iter().map(|core| core.brain.reserve_bytes()).sum();
+        let reserve = if self.knobs.reserves { left } else { 0 };
+        self.free_bytes() < self.knobs.log.segment_bytes + reserve
     }
 
     /// A start: the segment that the log goes on in must be there.
@@ -103,7 +125,7 @@ impl World {
     /// messages.
     pub(crate) fn look_for_space(&mut self) {
         for shard in 0..self.cores.len() {
-            if self.wants_segment(shard) && self.free_bytes() < self.knobs.log.segment_bytes {
+            if self.wants_segment(shard) && self.lacks_space_for_segment() {
                 self.refuse_messages(shard);
             }
         }
@@ -151,29 +173,45 @@ impl World {
             self.cores[shard].place.is_preparing = true;
             let delay_ns = self.fault_chance.latency(4 * self.knobs.disk_ns);
             self.after(delay_ns, Event::Prepared { life: self.life, shard });
+        } else if self.cores[shard].place.is_full && !self.lacks_space_for_segment() {
+            self.take_messages(shard);
+            self.want_turn(shard);
         }
     }
 
     /// The next segment is there, or there is no space for it.
     pub(crate) fn prepared(&mut self, shard: usize) {
         self.cores[shard].place.is_preparing = false;
-        if self.free_bytes() < self.knobs.log.segment_bytes {
+        let is_of_reserve = self.lacks_space_for_segment();
+        let is_urgent = self.cores[shard].place.is_held();
+        let has_any = self.free_bytes() >= self.knobs.log.segment_bytes;
+        if is_of_reserve && !(is_urgent && has_any) {
             let place = &mut self.cores[shard].place;
             place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
             place.takes_its_time = false;
             return self.refuse_messages(shard);
         }
         self.layout.disks[shard].make_segment();
+        let place = &mut self.cores[shard].place;
+        place.takes_its_time = !is_urgent;
+        if is_of_reserve {
+            place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
+            self.refuse_messages(shard);
+        } else {
+            self.take_messages(shard);
+        }
+        self.want_turn(shard);
+    }
+
+    fn take_messages(&mut self, shard: usize) {
         let end = self.cores[shard].brain.log().end();
         let place = &mut self.cores[shard].place;
-        place.takes_its_time = !place.is_held();
         if std::mem::take(&mut place.is_full) {
             place.full.last_mut().expect("it was full").1 = end;
             self.note("space again: shard", [shard as u64, 0, 0, 0]);
             self.stats.space_again += 1;
             self.notice(shard, Input::Storage { full: false });
         }
-        self.want_turn(shard);
     }
 
     fn refuse_messages(&mut self, shard: usize) {

@@ -292,7 +292,10 @@ impl Core {
         if self.log.is_preparing() || !is_due || !is_needed {
             return;
         }
-        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
+        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else {
+            return self.look_for_room();
+        };
+        let job = job.leaving(self.reserve()).urgent(self.log.is_held());
         self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
         self.log.preparing = Some(Rc::clone(&slot));
@@ -306,11 +309,14 @@ impl Core {
     fn adopt(&mut self, prepared: io::Result<Prepared>) {
         match prepared {
             Ok(segment) => {
+                let is_of_reserve = segment.is_of_reserve();
                 self.log.segments.adopt(segment);
                 self.log.pace(self.now.mono_ns);
-                if std::mem::take(&mut self.log.is_full) {
-                    tracing::info!(shard = self.id, "the disk has space again");
-                    self.tell(Input::Storage { full: false });
+                if is_of_reserve {
+                    self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+                    self.refuse_messages(&io::ErrorKind::StorageFull.into());
+                } else {
+                    self.take_messages();
                 }
             }
             Err(error) => {
@@ -321,11 +327,37 @@ impl Core {
         }
     }
 
-    /// On a disk that is full at the start nothing of the reserve is for new
+    /// On a disk that is full at the start nothing of what is left is for new
     /// messages: each start would take some, until one finds no place at all.
     pub(super) fn look_for_space(&mut self) {
-        if self.log.segments.lacks_space(self.shard.log().end()) {
+        if self.log.segments.lacks_space(self.shard.log().end(), self.reserve()) {
             self.refuse_messages(&io::ErrorKind::StorageFull.into());
+        }
+    }
+
+    /// While the disk is full and no segment is due.
+    fn look_for_room(&mut self) {
+        if !self.log.is_full {
+            return;
+        }
+        if self.log.segments.has_room(self.reserve()) {
+            self.take_messages();
+        } else {
+            self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+        }
+    }
+
+    /// What is left on the disk for the snapshots of all shards.
+    fn reserve(&self) -> u64 {
+        let reserves = &self.shared.reserves;
+        reserves[usize::from(self.id)].store(self.shard.reserve_bytes(), Ordering::Relaxed);
+        reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
+    }
+
+    fn take_messages(&mut self) {
+        if std::mem::take(&mut self.log.is_full) {
+            tracing::info!(shard = self.id, "the disk has space again");
+            self.tell(Input::Storage { full: false });
         }
     }
 

@@ -63,6 +63,8 @@ pub(crate) struct Taken {
     slices: Vec<Vec<u8>>,
     spaces: Vec<Vec<u8>>,
     end: Option<Lsn>,
+    /// What the disk was to have left for two like this one.
+    reserve: u64,
 }
 
 impl Taken {
@@ -262,8 +264,8 @@ impl Life {
                 return;
             }
             let start = self.shard.begin_snapshot(self.now);
-            let (slices, spaces) = (Vec::new(), Vec::new());
-            self.taking = Some(Taken { start, slices, spaces, end: None });
+            let (slices, spaces, reserve) = (Vec::new(), Vec::new(), self.shard.reserve_bytes());
+            self.taking = Some(Taken { start, slices, spaces, end: None, reserve });
             return;
         };
         match taken.end {
@@ -281,6 +283,8 @@ impl Life {
                 self.commit();
                 assert!(self.shard.log().durable() >= end);
                 let bytes = taken.bytes();
+                let is_long = end - taken.start.lsn > SEGMENT;
+                assert!(is_long || 2 * bytes <= taken.reserve, "{bytes} of {}", taken.reserve);
                 self.feed(Input::Snapshotted { start: taken.start.lsn, bytes });
                 self.kept.push(taken);
                 return;

@@ -65,12 +65,15 @@ pub struct Prepare {
     dir: ShardDir,
     mode: DirectMode,
     index: u64,
+    reserve: u64,
+    is_urgent: bool,
 }
 
 /// A segment that is ready.
 pub struct Prepared {
     index: u64,
     file: File,
+    is_of_reserve: bool,
 }
 
 impl Segments {
@@ -165,12 +168,15 @@ impl Segments {
     }
 
     /// Whether the next segment is due and the disk shows too little space for
-    /// it. Known before any attempt, so that a start on a full disk does not
-    /// spend the reserve on new messages.
-    pub fn lacks_space(&self, end: Lsn) -> bool {
-        let bytes = segment::file_bytes(self.dir.segment_bytes);
-        self.wants_next(end).is_some()
-            && sys::free_bytes(&self.dir.path).is_ok_and(|free| free < bytes)
+    /// it and the reserve. Known before any attempt, so that a start on a full disk
+    /// does not spend what is left on new messages.
+    pub fn lacks_space(&self, end: Lsn, reserve: u64) -> bool {
+        self.wants_next(end).is_some_and(|job| job.leaving(reserve).lacks_space())
+    }
+
+    /// Whether the disk has space for one more segment and the reserve.
+    pub fn has_room(&self, reserve: u64) -> bool {
+        !self.prepare(self.first_missing()).leaving(reserve).lacks_space()
     }
 
     /// Takes a segment that is ready.
@@ -234,7 +240,8 @@ impl Segments {
     }
 
     fn prepare(&self, index: u64) -> Prepare {
-        Prepare { dir: self.dir.clone(), mode: self.mode, index }
+        let (dir, mode) = (self.dir.clone(), self.mode);
+        Prepare { dir, mode, index, reserve: 0, is_urgent: false }
     }
 }
 
@@ -273,15 +280,65 @@ impl Remains {
 }
 
 impl Prepare {
+    /// So many bytes are to be left on the disk: two snapshots let go of what is
+    /// dead, and a log that takes their space never gets any back.
+    #[must_use]
+    pub fn leaving(self, reserve: u64) -> Prepare {
+        Prepare { reserve, ..self }
+    }
+
+    /// A commit waits for it, so that it may be of the reserve: nothing gets on
+    /// without it, snapshots neither.
+    #[must_use]
+    pub fn urgent(self, is_urgent: bool) -> Prepare {
+        Prepare { is_urgent, ..self }
+    }
+
     /// Makes the segment: allocates, zeroes, syncs, names it. Blocks for as long
     /// as the disk takes.
     ///
     /// # Errors
-    /// What the system said, most likely that no space is left. Nothing is left
-    /// behind then, and the job may be tried again.
+    /// What the system said, most likely that no space is left, or that what
+    /// would be left is less than the reserve. Nothing is left behind then, and the
+    /// job may be tried again.
     pub fn run(self) -> io::Result<Prepared> {
-        let file = make_unnamed(&self.dir, self.index, self.mode)?.name()?;
-        Ok(Prepared { index: self.index, file })
+        let is_kept = self.reserve > 0 && !self.is_urgent;
+        if is_kept && self.lacks_space() {
+            return Err(self.is_reserved());
+        }
+        let unnamed = make_unnamed(&self.dir, self.index, self.mode)?;
+        // Other shards may have made theirs meanwhile.
+        let is_of_reserve = self.leaves_less(0);
+        if is_of_reserve && is_kept {
+            unnamed.remove();
+            return Err(self.is_reserved());
+        }
+        Ok(Prepared { index: self.index, file: unnamed.name()?, is_of_reserve })
+    }
+
+    fn lacks_space(&self) -> bool {
+        self.leaves_less(segment::file_bytes(self.dir.segment_bytes))
+    }
+
+    /// Whether less than the reserve would be left without so many bytes.
+    fn leaves_less(&self, taken: u64) -> bool {
+        sys::free_bytes(&self.dir.path).is_ok_and(|free| free < taken.saturating_add(self.reserve))
+    }
+
+    fn is_reserved(&self) -> io::Error {
+        let why = format!(
+            "the disk would have less than {} bytes left, which snapshots may need to give space \
+             back",
+            self.reserve
+        );
+        io::Error::new(io::ErrorKind::StorageFull, why)
+    }
+}
+
+impl Prepared {
+    /// Whether it took what is to be left on the disk.
+    pub fn is_of_reserve(&self) -> bool {
+        self.is_of_reserve
     }
 }
 
@@ -296,6 +353,11 @@ impl Unnamed {
     /// Its file.
     pub(super) fn file(&self) -> io::Result<File> {
         self.file.try_clone()
+    }
+
+    /// Gives it up.
+    fn remove(self) {
+        let _ = fs::remove_file(temporary(&self.path));
     }
 
     /// Gives it its name, durably.
