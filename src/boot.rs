@@ -417,6 +417,10 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
 
 /// Reads the log back and joins the shard to its hands.
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
+    // Those who serve sooner leave this much of the disk alone.
+    let snapshot_bytes = seat.dir.newest_snapshot_bytes();
+    let reserve = shard::snapshot::reserve_bytes(snapshot_bytes, seat.log.segment_bytes);
+    seat.shared.reserves[usize::from(seat.id)].store(reserve, Ordering::Relaxed);
     let teller = Teller::to_log(seat.progress_pause);
     let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log, teller)?;
     let segments = seat

@@ -181,6 +181,7 @@ impl Core {
             hands,
             shard,
         };
+        core.tell_reserve();
         core.look_for_space();
         // Whoever is told that the server is ready may ask how it is.
         core.publish();
@@ -337,12 +338,20 @@ impl Core {
         self.log.has_space_for(end) && self.shard.vouch(self.now)
     }
 
+    /// Has the other cores leave that much of the disk alone.
+    fn tell_reserve(&self) {
+        let mine = &self.shared.reserves[usize::from(self.id)];
+        mine.store(self.shard.reserve_bytes(), Ordering::Relaxed);
+    }
+
     fn publish(&mut self) {
+        self.tell_reserve();
         let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
         let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
         let snapshot_slice = self.snapshots.longest();
+        let reserve = shard.reserve_bytes();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();
@@ -352,6 +361,7 @@ impl Core {
             snapshot.frame_timeouts = frame_timeouts;
             snapshot.paced = paced;
             (snapshot.log_segments, snapshot.log_disk_bytes) = (log_segments, log_disk_bytes);
+            snapshot.log_reserve_bytes = reserve;
             snapshot.snapshot_slice = snapshot_slice;
             snapshot.copy(shard.metrics(), turn_ns);
         });

@@ -62,7 +62,7 @@ const UNSAFE: [&str; 27] = [
 /// same code.
 const PURE: [&str; 3] = ["shard/src/", "wire/src/", "wal/src/"];
 
-/// The half of the log that is the disk's, and what it is made known by.
+/// The half of the log that is the disk's, and the files that say what the log is.
 const DISK: [&str; 4] =
     ["wal/src/disk.rs", "wal/src/disk/", "wal/src/file.rs", "wal/src/manifest.rs"];
 

@@ -212,13 +212,17 @@ fn a_log_that_fills_the_disk_leaves_room_for_snapshots() {
         deadline.check(|| format!("{sent} messages fit a full disk"));
     };
     server.wait_metric("iris_storage_full", |full| full == 1.0);
-    let stat = rustix::fs::statvfs(mounted.path()).unwrap();
-    let left = stat.f_bavail * stat.f_frsize;
-    let snapshot = server.metric("iris_log_snapshot_bytes") as u64;
-    assert!(
-        snapshot > 1 << 20 && left > 2 * snapshot,
-        "{left} are left, a snapshot has {snapshot}"
-    );
+    // Less while one is being written.
+    let (left, snapshot) = loop {
+        let stat = rustix::fs::statvfs(mounted.path()).unwrap();
+        let left = stat.f_bavail * stat.f_frsize;
+        let snapshot = server.metric("iris_log_snapshot_bytes") as u64;
+        if left > 2 * snapshot {
+            break (left, snapshot);
+        }
+        deadline.pause(|| format!("{left} bytes are left, a snapshot has {snapshot}"));
+    };
+    assert!(snapshot > 1 << 20, "a whole segment leaves no room for one of {snapshot} bytes");
     println!("{refused} is refused, {left} bytes are left, a snapshot has {snapshot}");
     let mut bob = server.v2("bob", 1);
     thread::scope(|scope| {

@@ -23,7 +23,8 @@ use slice::{ENTRY_BYTES, Taking};
 pub const SLICE_BYTES: usize = 32 << 10;
 /// After a failure nothing is tried for so long.
 const REST_NS: u64 = 10_000_000_000;
-/// And on a full disk for so long: what is left of it is being used up.
+/// And on a full disk for so long at first, and twice as long after each other
+/// one: what is left of it is being used up.
 const REST_FULL_NS: u64 = 1_000_000_000;
 /// Dead segments of a shard at rest are worth a snapshot after so long.
 const PATIENCE_NS: u64 = 60_000_000_000;
@@ -38,8 +39,10 @@ const SPAN_FORGOTTEN: u64 = 8;
 
 /// About what a user's head takes in a snapshot, with a name and a device.
 const USER_BYTES: u64 = 128;
-/// A snapshot may be larger than what was reckoned by one part in so many.
+/// A snapshot may be larger than what was reckoned by one part in so many, and by
+/// what one such part of a segment adds to it.
 const RESERVE_SLACK: u64 = 8;
+const RESERVE_GROWTH: u64 = 4;
 
 /// Whether a snapshot has more slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +75,17 @@ pub(crate) struct Snapshots {
     /// When the newest one was begun or, after a failure, when to try again.
     begun_ns: u64,
     rests_until_ns: u64,
+    /// How many have failed since one has not.
+    failed: u32,
     is_due: bool,
     /// What the clocks said then.
     first_tick: Option<Now>,
+}
+
+/// What the disk must have left for two snapshots like one of so many bytes, after
+/// some growth.
+pub fn reserve_bytes(snapshot_bytes: u64, segment_bytes: u64) -> u64 {
+    2 * (snapshot_bytes + snapshot_bytes / RESERVE_SLACK) + segment_bytes / RESERVE_GROWTH
 }
 
 impl Snapshots {
@@ -145,6 +156,7 @@ impl Shard {
     pub(crate) fn snapshotted(&mut self, start: Lsn, bytes: u64) {
         assert!(self.snapshots.begun.take() == Some(start), "the snapshot that was begun");
         self.snapshots.taking = None;
+        self.snapshots.failed = 0;
         self.snapshots.kept = (Some(start), self.snapshots.kept.0);
         self.snapshots.bytes = bytes;
         let lately = self.snapshots.spanned - self.snapshots.spanned / SPAN_FORGOTTEN;
@@ -157,8 +169,10 @@ impl Shard {
     pub(crate) fn snapshot_failed(&mut self, now: Now) {
         self.snapshots.taking = None;
         self.snapshots.begun = None;
-        let rest_ns = if self.storage_full { REST_FULL_NS } else { REST_NS };
+        let full_ns = REST_FULL_NS << self.snapshots.failed.min(4);
+        let rest_ns = if self.storage_full { full_ns.min(REST_NS) } else { REST_NS };
         self.snapshots.rests_until_ns = now.mono_ns + rest_ns;
+        self.snapshots.failed += 1;
         self.metrics.counters.snapshots_failed += 1;
     }
 
@@ -209,17 +223,16 @@ impl Shard {
         snapshots + dead + 3 * self.log.options().segment_bytes
     }
 
-    /// What the disk must have left for the snapshots that let go of what is dead:
-    /// two of them, each as large as the last one or as what there is to encode,
-    /// with what fills one more segment. A log that takes this as well is one that
-    /// nothing can be deleted from.
+    /// What the disk must have left for this shard's next two snapshots, which let
+    /// go of what is dead: each as large as the last one, or as what there is to
+    /// encode, holes and what is aside left out. A log that takes this as well is one
+    /// that nothing can be deleted from.
     pub fn reserve_bytes(&self) -> u64 {
         let there = &self.metrics.counters;
         let entries = there.waiting_messages * ENTRY_BYTES as u64;
         let pairs = there.pairs * PAIR_BYTES as u64;
         let likely = entries + pairs + self.users.len() as u64 * USER_BYTES;
-        let bytes = likely.max(self.snapshots.bytes);
-        2 * (bytes + bytes / RESERVE_SLACK) + self.log.options().segment_bytes
+        reserve_bytes(likely.max(self.snapshots.bytes), self.log.options().segment_bytes)
     }
 
     /// Segments that would be deleted if the snapshots that are kept began at

@@ -118,7 +118,7 @@ pub struct Knobs {
     /// How long a log rests before it is vouched for; see [`VOUCH_FROM`].
     pub(crate) vouch_after_ms: u64,
 
-    /// Space is left for snapshots; see [`GARBAGE_FROM`].
+    /// Space is left for snapshots; see [`RESERVE_FROM`].
     pub(crate) reserves: bool,
     /// A start zeroes what a torn tail has left, and knows rot by that; see
     /// [`ZERO_FROM`].
@@ -155,9 +155,10 @@ pub(crate) const VOUCH_FROM: u64 = 14_000_000;
 /// from it on in every other world only, as in segments of older formats.
 pub(crate) const ZERO_FROM: u64 = 15_000_000;
 /// Below this one only disks on which it stays may leave garbage in a sector, for
-/// the same reason: on the others that is damage, and somebody has to repair it. From
-/// it on a log that fills a volume leaves space for snapshots, too.
+/// the same reason: on the others that is damage, and somebody has to repair it.
 pub(crate) const GARBAGE_FROM: u64 = 16_000_000;
+/// Below this one a log takes a volume to its last bytes, for the same reason.
+pub(crate) const RESERVE_FROM: u64 = 16_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -263,7 +264,7 @@ impl Knobs {
 
             vouch_after_ms,
 
-            reserves: seed >= GARBAGE_FROM,
+            reserves: seed >= RESERVE_FROM,
 
             zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
 

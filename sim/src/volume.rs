@@ -173,9 +173,6 @@ impl World {
             self.cores[shard].place.is_preparing = true;
             let delay_ns = self.fault_chance.latency(4 * self.knobs.disk_ns);
             self.after(delay_ns, Event::Prepared { life: self.life, shard });
-        } else if self.cores[shard].place.is_full && !self.lacks_space_for_segment() {
-            self.take_messages(shard);
-            self.want_turn(shard);
         }
     }
 

@@ -61,6 +61,7 @@ pub(super) struct Latest {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(super) log_segments: u64,
     pub(super) log_disk_bytes: u64,
+    pub(super) log_reserve_bytes: u64,
     pub(super) snapshot_slice: Longest,
     /// Turns.
     pub(super) turns: u64,
@@ -84,6 +85,7 @@ impl Latest {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
+            log_reserve_bytes: 0,
             snapshot_slice: Longest::default(),
             turns: 0,
             since_start: Default::default(),
@@ -102,6 +104,7 @@ impl Latest {
         self.paced = snapshot.paced;
         self.log_segments = snapshot.log_segments;
         self.log_disk_bytes = snapshot.log_disk_bytes;
+        self.log_reserve_bytes = snapshot.log_reserve_bytes;
         self.snapshot_slice = snapshot.snapshot_slice;
         self.turns = snapshot.turns;
         let histograms = snapshot.metrics.latency_ns.iter().chain([&snapshot.turn_ns]);

@@ -93,8 +93,9 @@ const COMPLAINTS: [Complaint; 5] = [
         status: Status::Degraded,
         serves: true,
         sentence: "refuses new messages, because the next segment of the log cannot be made: \
-                   most likely the disk is full, the server's log says why; with room where the \
-                   data directory is it goes on by itself",
+                   most likely the disk is full, but for what is left for snapshots \
+                   (iris_log_reserve_bytes); the server's log says why; with room where the data \
+                   directory is it goes on by itself",
     },
     Complaint {
         is_it: |shard| shard.damaged > 0,

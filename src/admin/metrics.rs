@@ -89,7 +89,7 @@ const BY_SHARD: [Family; 8] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 50] = [
+const SUMMED: [Family; 51] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -135,6 +135,9 @@ const SUMMED: [Family; 50] = [
     counter("iris_log_bytes_total", "End of the logs.", |l| l.log_end),
     gauge("iris_log_segments", "Segment files of the logs.", |l| l.log_segments),
     gauge("iris_log_disk_bytes", "Bytes they take on the disk.", |l| l.log_disk_bytes),
+    gauge("iris_log_reserve_bytes", "What is left on the disk for snapshots.", |l| {
+        l.log_reserve_bytes
+    }),
     counter("iris_log_moved_total", "Messages copied forward to empty a segment.", |l| {
         l.counters.moved
     }),

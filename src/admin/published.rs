@@ -58,6 +58,8 @@ pub(crate) struct Snapshot {
     /// Segment files of the log, and the bytes they take on the disk.
     pub(crate) log_segments: u64,
     pub(crate) log_disk_bytes: u64,
+    /// What its next snapshots may need of the disk, bytes.
+    pub(crate) log_reserve_bytes: u64,
     /// The longest slice of a snapshot since the start.
     pub(crate) snapshot_slice: Longest,
     /// Turns since the start.
@@ -79,6 +81,7 @@ impl Snapshot {
             paced: 0,
             log_segments: 0,
             log_disk_bytes: 0,
+            log_reserve_bytes: 0,
             snapshot_slice: Longest::default(),
             turns: 0,
             turn_ns: histogram(),

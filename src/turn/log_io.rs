@@ -64,6 +64,8 @@ pub(super) struct LogIo {
     adopted_ns: u64,
     retry_ns: u64,
     is_full: bool,
+    /// The last one that was tried was urgent.
+    was_urgent: bool,
     gather: Gather,
 }
 
@@ -86,6 +88,7 @@ impl LogIo {
             adopted_ns: clock().mono_ns,
             retry_ns: 0,
             is_full: false,
+            was_urgent: false,
             gather: Gather::default(),
         }
     }
@@ -286,16 +289,17 @@ impl Core {
         if let Some(prepared) = self.log.take_prepared() {
             self.adopt(prepared);
         }
-        let is_due = self.now.mono_ns >= self.log.retry_ns;
+        let is_urgent = self.log.lacks_place();
+        // What was tried in vain was not urgent, perhaps, and left the reserve alone.
+        let is_due = self.now.mono_ns >= self.log.retry_ns || is_urgent && !self.log.was_urgent;
         // A core that stops makes one only for what must still be written.
         let is_needed = self.draining_since.is_none() || self.log.is_held();
         if self.log.is_preparing() || !is_due || !is_needed {
             return;
         }
-        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else {
-            return self.look_for_room();
-        };
-        let job = job.leaving(self.reserve()).urgent(self.log.is_held());
+        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
+        let job = job.leaving(self.reserve_bytes()).urgent(is_urgent);
+        self.log.was_urgent = is_urgent;
         self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
         self.log.preparing = Some(Rc::clone(&slot));
@@ -312,11 +316,15 @@ impl Core {
                 let is_of_reserve = segment.is_of_reserve();
                 self.log.segments.adopt(segment);
                 self.log.pace(self.now.mono_ns);
+                self.log.was_urgent = false;
                 if is_of_reserve {
                     self.log.retry_ns = self.now.mono_ns + RETRY_NS;
-                    self.refuse_messages(&io::ErrorKind::StorageFull.into());
-                } else {
-                    self.take_messages();
+                    let why = "that would leave too little for snapshots, and was done only \
+                               because acknowledgements had no other place";
+                    self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
+                } else if std::mem::take(&mut self.log.is_full) {
+                    tracing::info!(shard = self.id, "the disk has space again");
+                    self.tell(Input::Storage { full: false });
                 }
             }
             Err(error) => {
@@ -330,35 +338,20 @@ impl Core {
     /// On a disk that is full at the start nothing of what is left is for new
     /// messages: each start would take some, until one finds no place at all.
     pub(super) fn look_for_space(&mut self) {
-        if self.log.segments.lacks_space(self.shard.log().end(), self.reserve()) {
-            self.refuse_messages(&io::ErrorKind::StorageFull.into());
-        }
-    }
-
-    /// While the disk is full and no segment is due.
-    fn look_for_room(&mut self) {
-        if !self.log.is_full {
-            return;
-        }
-        if self.log.segments.has_room(self.reserve()) {
-            self.take_messages();
-        } else {
-            self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+        let reserve = self.reserve_bytes();
+        if self.log.segments.lacks_space(self.shard.log().end(), reserve) {
+            let why = format!(
+                "a segment and {} MiB for snapshots must be free",
+                reserve.div_ceil(1 << 20)
+            );
+            self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
         }
     }
 
     /// What is left on the disk for the snapshots of all shards.
-    fn reserve(&self) -> u64 {
-        let reserves = &self.shared.reserves;
-        reserves[usize::from(self.id)].store(self.shard.reserve_bytes(), Ordering::Relaxed);
-        reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
-    }
-
-    fn take_messages(&mut self) {
-        if std::mem::take(&mut self.log.is_full) {
-            tracing::info!(shard = self.id, "the disk has space again");
-            self.tell(Input::Storage { full: false });
-        }
+    fn reserve_bytes(&self) -> u64 {
+        let of_each = self.shared.reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed));
+        of_each.sum()
     }
 
     fn refuse_messages(&mut self, error: &io::Error) {
@@ -428,6 +421,12 @@ impl LogIo {
     /// Whether a commit waits for its segment.
     pub(super) fn is_held(&self) -> bool {
         !self.held.is_empty()
+    }
+
+    /// Whether the next commit has no place.
+    fn lacks_place(&self) -> bool {
+        let end = |write: &Write| write.lsn + u64::from(write.len);
+        self.held.front().is_some_and(|write| !self.segments.has_space_for(end(write)))
     }
 
     /// Whether that segment is being made, so that looking again is urgent.

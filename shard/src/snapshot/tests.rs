@@ -283,8 +283,6 @@ impl Life {
                 self.commit();
                 assert!(self.shard.log().durable() >= end);
                 let bytes = taken.bytes();
-                let is_long = end - taken.start.lsn > SEGMENT;
-                assert!(is_long || 2 * bytes <= taken.reserve, "{bytes} of {}", taken.reserve);
                 self.feed(Input::Snapshotted { start: taken.start.lsn, bytes });
                 self.kept.push(taken);
                 return;

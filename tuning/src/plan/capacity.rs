@@ -137,9 +137,10 @@ impl Draft<'_> {
                     ),
                 )
             }
-            (None, Some(_)) => {
-                (false, "limits.conns_max asks for no more than these can be".to_owned())
-            }
+            (None, Some(_)) => (
+                false,
+                "no more connections are asked for than the process's table holds".to_owned(),
+            ),
         };
         self.because("descriptors", if direct { "direct" } else { "plain" }, because);
         direct

@@ -554,7 +554,7 @@ impl Continuation {
             let file = if path.try_exists()? {
                 fs::OpenOptions::new().read(true).write(true).open(path)?
             } else {
-                let unnamed = make_unnamed(&self.dir, index, self.mode)?;
+                let unnamed = make_unnamed(&self.dir, index, self.mode, || Ok(()))?;
                 self.unnamed.insert(unnamed).file()?
             };
             self.open = Some((index, file));

@@ -59,6 +59,8 @@ const ROOM_SEGMENTS: u64 = 16;
 /// on an ext4 mounted with `discard`, which is as long as what is freed.
 const SHRINK_BYTES: u64 = 8 << 20;
 
+const MIB: u64 = 1 << 20;
+
 /// A job: make the next segment. [`Prepare::run`] it on a helper thread, then
 /// [`Segments::adopt`] what comes back.
 pub struct Prepare {
@@ -172,11 +174,6 @@ impl Segments {
     /// does not spend what is left on new messages.
     pub fn lacks_space(&self, end: Lsn, reserve: u64) -> bool {
         self.wants_next(end).is_some_and(|job| job.leaving(reserve).lacks_space())
-    }
-
-    /// Whether the disk has space for one more segment and the reserve.
-    pub fn has_room(&self, reserve: u64) -> bool {
-        !self.prepare(self.first_missing()).leaving(reserve).lacks_space()
     }
 
     /// Takes a segment that is ready.
@@ -304,15 +301,15 @@ impl Prepare {
     pub fn run(self) -> io::Result<Prepared> {
         let is_kept = self.reserve > 0 && !self.is_urgent;
         if is_kept && self.lacks_space() {
-            return Err(self.is_reserved());
+            return Err(self.too_little(segment::file_bytes(self.dir.segment_bytes)));
         }
-        let unnamed = make_unnamed(&self.dir, self.index, self.mode)?;
-        // Other shards may have made theirs meanwhile.
-        let is_of_reserve = self.leaves_less(0);
-        if is_of_reserve && is_kept {
-            unnamed.remove();
-            return Err(self.is_reserved());
-        }
+        // Other shards may make theirs at the same moment: what is left is known
+        // when this one has its place.
+        let mut is_of_reserve = false;
+        let unnamed = make_unnamed(&self.dir, self.index, self.mode, || {
+            is_of_reserve = self.leaves_less(0);
+            if is_of_reserve && is_kept { Err(self.too_little(0)) } else { Ok(()) }
+        })?;
         Ok(Prepared { index: self.index, file: unnamed.name()?, is_of_reserve })
     }
 
@@ -325,11 +322,14 @@ impl Prepare {
         sys::free_bytes(&self.dir.path).is_ok_and(|free| free < taken.saturating_add(self.reserve))
     }
 
-    fn is_reserved(&self) -> io::Error {
+    fn too_little(&self, taken: u64) -> io::Error {
+        let free = sys::free_bytes(&self.dir.path).unwrap_or(0);
         let why = format!(
-            "the disk would have less than {} bytes left, which snapshots may need to give space \
-             back",
-            self.reserve
+            "{} MiB must be free, {} of them for the snapshots without which no space is given \
+             back, and {} are",
+            (taken + self.reserve).div_ceil(MIB),
+            self.reserve.div_ceil(MIB),
+            free / MIB
         );
         io::Error::new(io::ErrorKind::StorageFull, why)
     }
@@ -355,11 +355,6 @@ impl Unnamed {
         self.file.try_clone()
     }
 
-    /// Gives it up.
-    fn remove(self) {
-        let _ = fs::remove_file(temporary(&self.path));
-    }
-
     /// Gives it its name, durably.
     pub(super) fn name(self) -> io::Result<File> {
         let temporary = temporary(&self.path);
@@ -372,10 +367,16 @@ impl Unnamed {
     }
 }
 
-/// Makes a segment that is not there, as [`Prepare::run`], but for its name.
-pub(super) fn make_unnamed(dir: &ShardDir, index: u64, mode: DirectMode) -> io::Result<Unnamed> {
+/// Makes a segment that is not there, as [`Prepare::run`], but for its name. When
+/// it has its place on the disk `is_fine` may object.
+pub(super) fn make_unnamed(
+    dir: &ShardDir,
+    index: u64,
+    mode: DirectMode,
+    is_fine: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Unnamed> {
     let path = dir.segment_path(index);
-    match fill(&temporary(&path), &dir.header(index), mode) {
+    match fill(&temporary(&path), &dir.header(index), mode, is_fine) {
         Ok(file) => Ok(Unnamed { path, file }),
         Err(error) => {
             let _ = fs::remove_file(temporary(&path));
@@ -393,7 +394,12 @@ fn open(path: &Path, mode: DirectMode) -> io::Result<File> {
 }
 
 /// A whole segment under its temporary name, on the disk.
-fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<File> {
+fn fill(
+    path: &Path,
+    header: &SegmentHeader,
+    mode: DirectMode,
+    is_fine: impl FnOnce() -> io::Result<()>,
+) -> io::Result<File> {
     let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -403,6 +409,7 @@ fn fill(path: &Path, header: &SegmentHeader, mode: DirectMode) -> io::Result<Fil
         .open(path)?;
     let end = segment::file_bytes(header.segment_bytes);
     sys::allocate(&file, end)?;
+    is_fine()?;
     let mut memory = vec![0; ZERO_BYTES + BLOCK];
     let start = memory.as_ptr().align_offset(BLOCK);
     let zeroes = &mut memory[start..start + ZERO_BYTES];

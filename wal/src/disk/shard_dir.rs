@@ -163,6 +163,13 @@ impl ShardDir {
         }
     }
 
+    /// How large the newest snapshot is, 0 without one.
+    pub fn newest_snapshot_bytes(&self) -> u64 {
+        let newest = self.list().ok().and_then(|listing| listing.snapshots.last().copied());
+        let found = newest.and_then(|start| fs::metadata(self.snapshot_path(start)).ok());
+        found.map_or(0, |found| found.len())
+    }
+
     pub(super) fn list(&self) -> io::Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&self.path)? {

@@ -79,6 +79,9 @@ impl Load {
                 break;
             }
         }
+        if let Some(it) = self.life.kept.last() {
+            assert!(2 * it.bytes() <= it.reserve, "{} of {}", it.bytes(), it.reserve);
+        }
         self.life.carry_out();
     }
 
