@@ -416,7 +416,12 @@ impl Shard {
         let Some(at) = tries.position(|it| it.conn == conn && it.lsn == lsn) else { return false };
         let it = self.shelves.tries.remove(at);
         let shelf = self.users[it.user].inbox.as_deref().and_then(|inbox| inbox.shelf());
-        let entry = shelf.and_then(|shelf| shelf.get(it.seq)).filter(|entry| entry.lsn == lsn);
+        let entry = shelf.and_then(|shelf| shelf.get(it.seq));
+        if entry.is_some_and(|entry| entry.lsn != lsn) {
+            // Cleaning has copied it meanwhile.
+            self.try_from(it, out);
+            return true;
+        }
         if let Some(&entry) = entry {
             let record = bytes.and_then(|bytes| bytes.get(..entry.len as usize));
             let record = record.and_then(|it| record::verify(it, self.salt, lsn).ok());

@@ -268,3 +268,28 @@ fn what_is_aside_and_on_its_way_is_tried_when_it_is_there() {
          > 2 deliver 2 alice a…20000",
     );
 }
+
+/// It is read for its recipient when cleaning copies it: what was read is of the
+/// old place, and the new one is tried when the copy is durable.
+#[test]
+fn what_is_aside_and_moves_while_it_is_read_is_tried_at_its_new_place() {
+    check_after_filling(
+        "rot a
+         2 hello bob 1
+         > 2 welcome 1..1
+         > damaged 101
+         commit
+         2 close
+         rot a
+         reads hold
+         tick 100
+         tick 100
+         2 hello bob 1
+         > 2 welcome 2..1
+         reads go
+         commit
+         tick 100
+         commit
+         > 2 deliver 2 alice a…20000",
+    );
+}
