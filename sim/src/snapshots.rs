@@ -117,7 +117,10 @@ impl World {
     /// Writes another slice, waits for the log, or gives it its name.
     pub(crate) fn write_slice(&mut self, shard: usize) {
         let lacks_space = self.lacks_space_for_slice();
-        self.stats.snapshots_without_space += u64::from(lacks_space);
+        if lacks_space {
+            self.stats.snapshots_without_space += 1;
+            self.rescue_snapshots();
+        }
         let fails = self.store_chance.permille(self.knobs.snapshot_fails) || lacks_space;
         let slice_bytes = self.knobs.slice_bytes;
         let core = &mut self.cores[shard];

@@ -48,6 +48,9 @@ pub(crate) struct Ahead {
     is_preparing: bool,
     retry_ns: u64,
     is_full: bool,
+    /// A commit had no other place than a segment that took what was left for
+    /// snapshots, and there has been no space since.
+    is_in_reserve: bool,
     /// The next segment is made a little later: the last one came in time.
     takes_its_time: bool,
     /// Between these positions of the log the disk was full.
@@ -191,6 +194,7 @@ impl World {
         self.layout.disks[shard].make_segment();
         let place = &mut self.cores[shard].place;
         place.takes_its_time = !is_urgent;
+        place.is_in_reserve = is_of_reserve;
         if is_of_reserve {
             place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
             self.refuse_messages(shard);
@@ -344,6 +348,18 @@ impl World {
         self.cores[shard].place.held_since_ns = None;
         self.note("rescued: shard", [shard as u64, 0, 0, 0]);
         self.make_space();
+    }
+
+    /// So it is when a snapshot finds no space because of that: in these worlds three
+    /// acknowledgements fill a segment, and a shard looks whether a snapshot is due
+    /// ten times a second. What takes space otherwise is no excuse.
+    pub(crate) fn rescue_snapshots(&mut self) {
+        let is_late = self.quiet_since.is_some_and(|it| self.now_ns >= it + PATIENCE_NS);
+        let is_used_up = self.cores.iter().any(|core| core.place.is_in_reserve);
+        if is_late && is_used_up && self.knobs.reserves {
+            self.note("rescued: snapshots", [0; 4]);
+            self.make_space();
+        }
     }
 
     fn make_space(&mut self) {
