@@ -119,6 +119,35 @@ fn latencies_are_there_with_their_percentiles() {
     assert_eq!(by_shard, 500);
 }
 
+/// What happened since the start stays, what happened lately is forgotten.
+#[test]
+fn the_last_interval_is_another_window_than_the_whole_life() {
+    let server = Setup::new().shards(2).start();
+    talk(&server, "alice", "bob", 100);
+    server.wait_metric("iris_deliveries_total", |count| count == 100.0);
+    let count = |window: &str| {
+        let latency = json(&server, "/latency");
+        latency[window]["stages"]["append_to_durable"]["count"].as_u64().unwrap()
+    };
+    let deadline = Deadline::new();
+    while count("last_interval") != 0 {
+        deadline.pause(|| format!("{} of the last interval", count("last_interval")));
+    }
+    assert_eq!(count("since_start"), 100);
+    let text = |window: &str| {
+        let path = format!("/latency.hgrm?stage=append_to_durable&window={window}");
+        let (status, text) = server.get(&path);
+        assert_eq!(status, 200, "{text}");
+        text
+    };
+    let total = |text: String| {
+        let (_, total) = text.split_once("Total count").expect("a footer");
+        total.trim_matches(|c: char| !c.is_ascii_digit()).to_owned()
+    };
+    assert!(total(text("start")).starts_with("100"), "{}", text("start"));
+    assert!(total(text("interval")).starts_with('0'), "{}", text("interval"));
+}
+
 #[test]
 fn what_is_not_there_is_said_to_be_missing() {
     let server = Server::start();
@@ -128,6 +157,7 @@ fn what_is_not_there_is_said_to_be_missing() {
         ("/latency.hgrm", 404),
         ("/latency.hgrm?stage=none", 404),
         ("/latency?by=user", 400),
+        ("/latency.hgrm?stage=turn&window=year", 400),
     ] {
         assert_eq!(server.get(path).0, status, "{path}");
     }

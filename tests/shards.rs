@@ -16,6 +16,29 @@ use wire::v2::{self, Reply, Request};
 
 const COUNTS: [u16; 4] = [1, 2, 3, 7];
 
+/// What the tuner chose and why, where the data is, and what to try next.
+#[test]
+fn a_start_says_what_was_chosen_and_what_to_try() {
+    for (setup, why) in [(Setup::new(), "core"), (Setup::new().shards(3), "set by shards")] {
+        let server = setup.start();
+        server.wait_said("try: ");
+        let said = server.stderr();
+        let line = |words: &str| {
+            let found = said.lines().find(|line| line.contains(words));
+            found.unwrap_or_else(|| panic!("'{words}' is not said: {said}"))
+        };
+        assert!(line(" shards: ").contains(why), "{said}");
+        for chosen in [" memory: ", " connections: "] {
+            assert!(line(chosen).ends_with(')'), "no reason: {said}");
+        }
+        let serves = line("protocols v1 and v2");
+        assert!(serves.contains(&server.addr().to_string()), "{said}");
+        assert!(serves.contains(&server.setup().data_dir().display().to_string()), "{said}");
+        assert!(line("/latency, ").contains(&server.admin().to_string()), "{said}");
+        assert!(line("try: ").contains("iris-loadgen"), "{said}");
+    }
+}
+
 /// Every user sends to every user, itself included; each pair stays in order.
 #[test]
 fn every_pair_of_shards_keeps_its_order() {
