@@ -101,6 +101,11 @@ impl Shared {
             reserves: (0..shards).map(|_| AtomicU64::new(0)).collect(),
         }
     }
+
+    /// What is left on the disk for the snapshots of all shards.
+    fn reserve_bytes(&self) -> u64 {
+        self.reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
+    }
 }
 
 /// One core: its brain, its hands, and what joins them.

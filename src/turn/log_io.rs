@@ -298,7 +298,7 @@ impl Core {
             return;
         }
         let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
-        let job = job.leaving(self.reserve_bytes()).urgent(is_urgent);
+        let job = job.leaving(self.shared.reserve_bytes()).urgent(is_urgent);
         self.log.was_urgent = is_urgent;
         self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
@@ -338,7 +338,7 @@ impl Core {
     /// On a disk that is full at the start nothing of what is left is for new
     /// messages: each start would take some, until one finds no place at all.
     pub(super) fn look_for_space(&mut self) {
-        let reserve = self.reserve_bytes();
+        let reserve = self.shared.reserve_bytes();
         if self.log.segments.lacks_space(self.shard.log().end(), reserve) {
             let why = format!(
                 "a segment and {} MiB for snapshots must be free",
@@ -346,12 +346,6 @@ impl Core {
             );
             self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
         }
-    }
-
-    /// What is left on the disk for the snapshots of all shards.
-    fn reserve_bytes(&self) -> u64 {
-        let of_each = self.shared.reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed));
-        of_each.sum()
     }
 
     fn refuse_messages(&mut self, error: &io::Error) {
@@ -445,7 +439,7 @@ async fn give_back(mut remains: Option<Remains>, shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return rest.leave();
         }
-        remains = if is_kept() && !rest.is_urgent() {
+        remains = if is_kept() && !rest.is_urgent(shared.reserve_bytes()) {
             Some(rest)
         } else {
             glommio::executor().spawn_blocking(move || rest.shrink()).await

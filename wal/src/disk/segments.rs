@@ -257,9 +257,10 @@ impl Removal {
 }
 
 impl Remains {
-    /// Whether the disk is short of space.
-    pub fn is_urgent(&self) -> bool {
-        sys::free_bytes_beside(&self.file).is_ok_and(|free| free < ROOM_SEGMENTS * self.len)
+    /// Whether the disk is short of space, of which so much is left for snapshots.
+    pub fn is_urgent(&self, reserve: u64) -> bool {
+        let wanted = (ROOM_SEGMENTS * self.len).saturating_add(reserve);
+        sys::free_bytes_beside(&self.file).is_ok_and(|free| free < wanted)
     }
 
     /// Leaves the rest to the end of the process, which closes the file.
