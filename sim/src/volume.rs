@@ -49,7 +49,8 @@ pub(crate) struct Ahead {
     retry_ns: u64,
     is_full: bool,
     /// A commit had no other place than a segment that took what was left for
-    /// snapshots, and there has been no space since.
+    /// snapshots, or a crash brought back what was deleted, and there has been no
+    /// space since.
     is_in_reserve: bool,
     /// The next segment is made a little later: the last one came in time.
     takes_its_time: bool,
@@ -104,9 +105,12 @@ impl World {
     /// Whether there is no space for one more segment beside what is left for
     /// snapshots: as `Prepare::run` has it.
     fn lacks_space_for_segment(&self) -> bool {
-        let left = self.cores.iter().map(|core| core.brain.reserve_bytes()).sum();
-        let reserve = if self.knobs.reserves { left } else { 0 };
+        let reserve = if self.knobs.reserves { self.reserve_bytes() } else { 0 };
         self.free_bytes() < self.knobs.log.segment_bytes + reserve
+    }
+
+    fn reserve_bytes(&self) -> u64 {
+        self.cores.iter().map(|core| core.brain.reserve_bytes()).sum()
     }
 
     /// A start: the segment that the log goes on in must be there.
@@ -130,6 +134,8 @@ impl World {
         for shard in 0..self.cores.len() {
             if self.wants_segment(shard) && self.lacks_space_for_segment() {
                 self.refuse_messages(shard);
+                self.cores[shard].place.is_in_reserve =
+                    2 * self.free_bytes() < self.reserve_bytes();
             }
         }
     }
@@ -350,9 +356,9 @@ impl World {
         self.make_space();
     }
 
-    /// So it is when a snapshot finds no space because of that: in these worlds three
-    /// acknowledgements fill a segment, and a shard looks whether a snapshot is due
-    /// ten times a second. What takes space otherwise is no excuse.
+    /// So it is when a snapshot finds no space because the reserve was used up: in
+    /// these worlds three acknowledgements fill a segment, and a shard looks whether a
+    /// snapshot is due ten times a second. What takes space otherwise is no excuse.
     pub(crate) fn rescue_snapshots(&mut self) {
         let is_late = self.quiet_since.is_some_and(|it| self.now_ns >= it + PATIENCE_NS);
         let is_used_up = self.cores.iter().any(|core| core.place.is_in_reserve);
