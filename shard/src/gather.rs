@@ -16,7 +16,8 @@ const GATHER_BYTES: u64 = 8 << 10;
 /// How long they do, busy or not, while nobody waits for them to be durable:
 /// acknowledgements, and best effort that has been confirmed already. A commit
 /// for each of them would cost more than the message, and fills a block of the
-/// disk with a few bytes.
+/// disk with a few bytes. So it is for everything on a full disk, whose last
+/// blocks must do until snapshots have let go of what is dead.
 pub const LAZY_NS: u64 = 4_000_000;
 
 /// More than this is committed in any case.
@@ -42,7 +43,8 @@ impl Gather {
             return false;
         }
         let since_ns = *self.since_ns.get_or_insert(now.mono_ns);
-        self.is_lazy = !is_pressed && undurable < LAZY_BYTES && !shard.awaits_log();
+        let is_awaited = shard.awaits_log() && !shard.storage_full;
+        self.is_lazy = !is_pressed && undurable < LAZY_BYTES && !is_awaited;
         let gather_ns = match undurable {
             _ if self.is_lazy => LAZY_NS,
             ..GATHER_BYTES if is_busy && log.in_flight() == 0 => GATHER_NS,
@@ -70,6 +72,7 @@ impl Gather {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::Conn;
     use crate::snapshot::tests::{log_options, options};
     use crate::{KeyHasher, Replay};
     use wal::record::Record;
@@ -110,6 +113,17 @@ mod tests {
         assert!(gather.is_awaited());
         assert!(gather.is_due(&shard, at(5), false, true));
         assert!(gather.is_due(&shard, at(5 + GATHER_NS), true, true));
+    }
+
+    #[test]
+    fn everything_gathers_for_long_on_a_full_disk() {
+        let (mut gather, mut shard) = (Gather::default(), shard(1));
+        shard.starved.push(Conn { slot: 0, generation: 0 });
+        assert!(gather.is_due(&shard, at(5), false, false), "somebody waits");
+        shard.storage_full = true;
+        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), false, false));
+        assert!(gather.is_due(&shard, at(5 + LAZY_NS), false, false));
+        assert!(gather.is_due(&shard, at(5), false, true), "a core that stops does not wait");
     }
 
     #[test]

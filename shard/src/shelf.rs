@@ -194,6 +194,11 @@ impl Shelves {
         !self.held.is_empty()
     }
 
+    /// Whether something of this user's shelf is being read, or waits for the log's room.
+    fn is_trying(&self, user: UserIndex) -> bool {
+        self.tries.iter().chain(&self.postponed).any(|it| it.user == user)
+    }
+
     /// Whether a device of this user must wait for the log.
     pub(crate) fn holds(&self, user: UserIndex) -> bool {
         // Nearly always there is nothing, and this is asked for all the time.
@@ -306,7 +311,11 @@ impl Shard {
     pub(crate) fn try_shelves_again(&mut self, out: &mut Effects) {
         for user in std::mem::take(&mut self.shelves.again) {
             let mut slots = self.users[user].devices.iter().map(|device| device.slot);
-            if let Some(slot) = slots.find(|slot| *slot != NO_SLOT) {
+            let Some(slot) = slots.find(|slot| *slot != NO_SLOT) else { continue };
+            if self.shelves.is_trying(user) {
+                // It may be past what is to be tried.
+                self.shelves.again.insert(user);
+            } else {
                 let generation = self.sessions.at(slot).generation;
                 self.try_shelf(Conn { slot, generation }, out);
             }
@@ -365,8 +374,7 @@ impl Shard {
     /// beside what is delivered.
     pub(crate) fn try_shelf(&mut self, conn: Conn, out: &mut Effects) {
         let user = self.sessions.at(conn.slot).user;
-        let mut under_way = self.shelves.tries.iter().chain(&self.shelves.postponed);
-        if under_way.all(|it| it.user != user) {
+        if !self.shelves.is_trying(user) {
             self.try_from(Try { conn, user, seq: 0, lsn: 0 }, out);
         }
     }

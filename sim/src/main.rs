@@ -115,7 +115,7 @@ fn live_many(args: &Args) -> ExitCode {
          {} snapshots, {} starts from one, {} rotten and {} back, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
-         {} snapshots and {} starts without space, {} times rescued, \
+         {} snapshots and {} starts without space, {} times rescued and {} of these for a snapshot, \
          {} sectors and {} manifests rotten and {} places unreadable, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
          {} of them without a snapshot, {} letters lost)",
         sum.seeds,
@@ -152,6 +152,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.snapshots_without_space,
         sum.stats.starts_refused,
         sum.stats.rescues,
+        sum.stats.snapshots_rescued,
         sum.stats.decayed,
         sum.stats.manifests_rotten,
         sum.stats.holes,

@@ -38,6 +38,8 @@ pub struct Stats {
     pub snapshots_without_space: u64,
     /// Times that nothing but more space could help.
     pub rescues: u64,
+    /// Of these, because no snapshot found space.
+    pub snapshots_rescued: u64,
     /// Sectors in which durable bytes rotted.
     pub decayed: u64,
     /// Places in segments that could not be read any more.
@@ -110,6 +112,7 @@ impl Stats {
         self.gathered += other.gathered;
         self.snapshots_without_space += other.snapshots_without_space;
         self.rescues += other.rescues;
+        self.snapshots_rescued += other.snapshots_rescued;
         self.decayed += other.decayed;
         self.holes += other.holes;
         self.manifests_rotten += other.manifests_rotten;

@@ -356,13 +356,20 @@ impl World {
         self.make_space();
     }
 
-    /// So it is when a snapshot finds no space because the reserve was used up: in
-    /// these worlds three acknowledgements fill a segment, and a shard looks whether a
-    /// snapshot is due ten times a second. What takes space otherwise is no excuse.
+    /// So it is when a snapshot finds no space, and not for the first time, while the
+    /// reserve is used up: in these worlds three commits fill a segment, and a shard
+    /// looks whether a snapshot is due ten times a second. A snapshot without space
+    /// beside an untouched reserve is no excuse.
     pub(crate) fn rescue_snapshots(&mut self) {
-        let is_late = self.quiet_since.is_some_and(|it| self.now_ns >= it + PATIENCE_NS);
         let is_used_up = self.cores.iter().any(|core| core.place.is_in_reserve);
-        if is_late && is_used_up && self.knobs.reserves {
+        if !self.is_quiet() || !is_used_up || !self.knobs.reserves {
+            self.unsaved_since_ns = None;
+            return;
+        }
+        let since_ns = *self.unsaved_since_ns.get_or_insert(self.now_ns);
+        if self.now_ns >= since_ns + PATIENCE_NS {
+            self.unsaved_since_ns = None;
+            self.stats.snapshots_rescued += 1;
             self.note("rescued: snapshots", [0; 4]);
             self.make_space();
         }

@@ -293,3 +293,50 @@ fn what_is_aside_and_moves_while_it_is_read_is_tried_at_its_new_place() {
          > 2 deliver 2 alice a…20000",
     );
 }
+
+/// The same while another message is still being read: the shelf is tried again
+/// when that has ended.
+#[test]
+fn what_moved_is_tried_when_the_rest_of_the_shelf_has_been() {
+    check_after_filling(
+        "0 send bob 2 z*20000
+         commit
+         > 0 sent bob 2
+         0 send carol 5 f*20000
+         0 send carol 6 g*20000
+         commit
+         > 0 sent carol 5
+         > 0 sent carol 6
+         0 send carol 7 h*20000
+         0 send carol 8 i*20000
+         commit
+         > 0 sent carol 7
+         > 0 sent carol 8
+         rot a
+         rot z
+         2 hello bob 1
+         > 2 welcome 1..2
+         > damaged 101
+         commit
+         > damaged 110640
+         commit
+         2 close
+         rot a
+         rot z
+         reads hold
+         tick 100
+         tick 100
+         2 hello bob 1
+         > 2 welcome 3..2
+         reads held
+         commit
+         tick 100
+         reads go
+         tick 100
+         commit
+         > 2 deliver 3 alice z…20000
+         tick 100
+         commit
+         > 2 deliver 4 alice a…20000",
+    );
+}

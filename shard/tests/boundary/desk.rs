@@ -263,6 +263,12 @@ impl Desk {
                     self.answer(conn, lsn, len);
                 }
             }
+            // Not those that follow from them.
+            ["reads", "held"] => {
+                for (conn, lsn, len) in std::mem::take(&mut self.held) {
+                    self.give(conn, lsn, len);
+                }
+            }
             ["reads", "were", count] => {
                 assert_eq!(self.shard.metrics().counters.reads, count.parse::<u64>().unwrap());
             }
@@ -319,6 +325,10 @@ impl Desk {
         if self.holds_reads {
             return self.held.push((conn, lsn, len));
         }
+        self.give(conn, lsn, len);
+    }
+
+    fn give(&mut self, conn: Option<Conn>, lsn: Lsn, len: u32) {
         let segment_end = ((lsn >> 16) + 1) << 16;
         let end = (lsn + Lsn::from(len)).min(segment_end).min(self.disk.len() as Lsn);
         let bytes = self.disk[lsn as usize..end as usize].to_vec();
