@@ -58,6 +58,8 @@ fn wait_until_told(server: &Server) {
     }
 }
 
+const FIRST_SEGMENT: &str = "segment-0000000000.log";
+
 /// Whether somebody waits for the lock of this file.
 fn is_awaited(file: &fs::File) -> bool {
     let inode = format!(":{} ", file.metadata().unwrap().ino());
@@ -77,8 +79,9 @@ fn a_start_waits_for_the_writes_of_a_server_that_is_gone() {
     let setup = server.kill();
     // As a write that is still under way has it.
     file.lock().unwrap();
-    let said = setup.kill_in_boot_when(|| is_awaited(&file));
-    assert!(said.contains("waiting for") && said.contains("segment-0000000000.log"), "{said}");
+    let is_told = |said: &str| said.contains("waiting for") && said.contains(FIRST_SEGMENT);
+    let said = setup.kill_in_boot_when(|said| is_awaited(&file) && is_told(&said.text()));
+    assert!(is_told(&said), "ready before the lock was free: {said}");
     drop(file);
     let server = setup.start();
     let delivery = server.v2("bob", 1).next_delivery(PATIENCE).unwrap();

@@ -317,7 +317,7 @@ fn it_may_be_killed_at_any_moment() {
         };
         let old_files = || old.iter().map(|path| files_of(path).len()).sum::<usize>();
         let there = old_files();
-        let said = setup.clone().shards(asked).kill_in_boot_when(|| match moment {
+        let said = setup.clone().shards(asked).kill_in_boot_when(|_| match moment {
             Moment::Segments(n) => new.exists() && count(&files_of(&new), "/segment-") >= n,
             Moment::Snapshots(n) => count(&files_of(&new), "/snapshot-") >= n,
             Moment::Switched(removed) => {

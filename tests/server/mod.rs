@@ -226,12 +226,12 @@ impl Setup {
     /// Starts the server and kills it as soon as `is_due`, or when it is ready
     /// or has ended. What it said.
     #[track_caller]
-    pub fn kill_in_boot_when(&self, mut is_due: impl FnMut() -> bool) -> String {
+    pub fn kill_in_boot_when(&self, mut is_due: impl FnMut(&Stderr) -> bool) -> String {
         let mut child = self.command().spawn().expect("the binary starts");
         let stderr = Stderr::follow(child.stderr.take().expect("it is piped"));
         let stdout = follow_lines(child.stdout.take().expect("it is piped"));
         let deadline = Deadline::new();
-        while matches!(stdout.try_recv(), Err(TryRecvError::Empty)) && !is_due() {
+        while matches!(stdout.try_recv(), Err(TryRecvError::Empty)) && !is_due(&stderr) {
             deadline.check(|| format!("neither due nor ready\n{}", stderr.tail()));
             thread::yield_now();
         }
@@ -599,7 +599,7 @@ fn follow_lines(stdout: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 /// What the server says, collected as it says it.
-struct Stderr {
+pub struct Stderr {
     text: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
 }
@@ -618,7 +618,8 @@ impl Stderr {
         Stderr { text, reader: Some(reader) }
     }
 
-    fn text(&self) -> String {
+    /// What it has said so far: its log has a thread of its own, which may be late.
+    pub fn text(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
