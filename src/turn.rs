@@ -9,7 +9,7 @@
 //! the end of a turn.
 //! A core with more to do than it can may let the appends of several turns
 //! gather for one write, never for longer than `shard::gather` says, and
-//! never into a rest if somebody waits for them.
+//! into a rest only if nobody waits for them or the disk is full.
 
 mod background;
 mod catch_up;

@@ -31,9 +31,9 @@ pub struct Gather {
 }
 
 impl Gather {
-    /// Whether to commit now. What nothing waits for gathers for [`LAZY_NS`]; other things do for
-    /// [`GATHER_NS`] in a turn that another one follows at once (`is_busy`), unless they are much
-    /// or a write is under way already. `is_pressed` says that something outside the shard waits:
+    /// Whether to commit now. What nothing waits for gathers for [`LAZY_NS`], on a full disk
+    /// everything does; other things do for [`GATHER_NS`] in a turn that another one follows at
+    /// once (`is_busy`), unless they are much or a write is under way already. `is_pressed` says that something outside the shard waits:
     /// input without room, a commit without a place, a core that stops.
     pub fn is_due(&mut self, shard: &Shard, now: Now, is_busy: bool, is_pressed: bool) -> bool {
         let log = shard.log();

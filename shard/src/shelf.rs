@@ -311,11 +311,7 @@ impl Shard {
     pub(crate) fn try_shelves_again(&mut self, out: &mut Effects) {
         for user in std::mem::take(&mut self.shelves.again) {
             let mut slots = self.users[user].devices.iter().map(|device| device.slot);
-            let Some(slot) = slots.find(|slot| *slot != NO_SLOT) else { continue };
-            if self.shelves.is_trying(user) {
-                // It may be past what is to be tried.
-                self.shelves.again.insert(user);
-            } else {
+            if let Some(slot) = slots.find(|slot| *slot != NO_SLOT) {
                 let generation = self.sessions.at(slot).generation;
                 self.try_shelf(Conn { slot, generation }, out);
             }
@@ -374,7 +370,10 @@ impl Shard {
     /// beside what is delivered.
     pub(crate) fn try_shelf(&mut self, conn: Conn, out: &mut Effects) {
         let user = self.sessions.at(conn.slot).user;
-        if !self.shelves.is_trying(user) {
+        if self.shelves.is_trying(user) {
+            // It may be past what is to be tried.
+            self.shelves.again.insert(user);
+        } else {
             self.try_from(Try { conn, user, seq: 0, lsn: 0 }, out);
         }
     }

@@ -79,10 +79,10 @@ impl World {
             return true;
         }
         let shards = self.cores.len();
-        let is_pressed = self.draining
-            || self.cores[shard].place.is_held()
-            || !self.cores[shard].blocked.is_empty()
+        let is_blocked = !self.cores[shard].blocked.is_empty()
             || (0..shards).any(|from| self.rings[from * shards + shard].blocked.is_some());
+        let place = &self.cores[shard].place;
+        let is_pressed = self.draining || place.is_held() || is_blocked && !place.is_full();
         // Before a rest nobody who waits is kept waiting.
         let is_busy = self.gather_chance.permille(self.knobs.busy);
         let now = self.now();

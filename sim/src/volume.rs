@@ -52,6 +52,8 @@ pub(crate) struct Ahead {
     /// snapshots, or a crash brought back what was deleted, and there has been no
     /// space since.
     is_in_reserve: bool,
+    /// Since when no snapshot has found space although the faults are over.
+    unsaved_since_ns: Option<u64>,
     /// The next segment is made a little later: the last one came in time.
     takes_its_time: bool,
     /// Between these positions of the log the disk was full.
@@ -59,6 +61,11 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
+    /// Whether new messages are refused.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
+    }
+
     /// Whether a commit waits for its segment.
     pub(crate) fn is_held(&self) -> bool {
         !self.held.is_empty()
@@ -360,19 +367,24 @@ impl World {
     /// reserve is used up: in these worlds three commits fill a segment, and a shard
     /// looks whether a snapshot is due ten times a second. A snapshot without space
     /// beside an untouched reserve is no excuse.
-    pub(crate) fn rescue_snapshots(&mut self) {
+    pub(crate) fn rescue_snapshots(&mut self, shard: usize) {
         let is_used_up = self.cores.iter().any(|core| core.place.is_in_reserve);
         if !self.is_quiet() || !is_used_up || !self.knobs.reserves {
-            self.unsaved_since_ns = None;
             return;
         }
-        let since_ns = *self.unsaved_since_ns.get_or_insert(self.now_ns);
+        let place = &mut self.cores[shard].place;
+        let since_ns = *place.unsaved_since_ns.get_or_insert(self.now_ns);
         if self.now_ns >= since_ns + PATIENCE_NS {
-            self.unsaved_since_ns = None;
+            place.unsaved_since_ns = None;
             self.stats.snapshots_rescued += 1;
-            self.note("rescued: snapshots", [0; 4]);
+            self.note("rescued: snapshots, shard", [shard as u64, 0, 0, 0]);
             self.make_space();
         }
+    }
+
+    /// A snapshot has found its space.
+    pub(crate) fn snapshot_is_saved(&mut self, shard: usize) {
+        self.cores[shard].place.unsaved_since_ns = None;
     }
 
     fn make_space(&mut self) {

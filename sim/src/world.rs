@@ -239,8 +239,6 @@ pub struct World {
     pub(crate) stats: Stats,
     /// Faults have ended; everything must settle.
     pub(crate) quiet_since: Option<u64>,
-    /// Since when no snapshot finds space, then, because the reserve is used up.
-    pub(crate) unsaved_since_ns: Option<u64>,
     violation: Option<String>,
     pub(crate) images: Option<Vec<crate::Image>>,
     /// The same of disks before repairs.
@@ -309,7 +307,6 @@ impl World {
             shown: BTreeMap::new(),
             stats: Stats::default(),
             quiet_since: None,
-            unsaved_since_ns: None,
             violation: None,
         };
         world.gather_crowd();

@@ -101,16 +101,16 @@ impl Core {
         self.commit_if_due(true);
     }
 
-    /// Before a rest everything is committed that somebody waits for.
+    /// Before a rest everything is committed that somebody waits for, unless the
+    /// disk is full.
     pub(super) fn commit_before_rest(&mut self) {
         self.commit_if_due(false);
     }
 
     fn commit_if_due(&mut self, is_busy: bool) {
-        let is_pressed = self.has_blocked()
-            || self.mesh.is_stuck()
-            || self.log.is_held()
-            || self.draining_since.is_some();
+        // What is left of a full disk is not for those who are impatient.
+        let is_blocked = !self.log.is_full && (self.has_blocked() || self.mesh.is_stuck());
+        let is_pressed = is_blocked || self.log.is_held() || self.draining_since.is_some();
         if self.log.gather.is_due(&self.shard, self.now, is_busy, is_pressed) {
             self.commit();
         }
@@ -390,6 +390,12 @@ impl LogIo {
     /// it is committed.
     pub(super) fn is_gathering(&self) -> bool {
         self.gather.is_awaited()
+    }
+
+    /// Whether something gathers although somebody may wait for it, as everything
+    /// does on a full disk.
+    pub(super) fn is_sparing(&self) -> bool {
+        self.is_full && !self.is_held() && self.gather.since_ns().is_some()
     }
 
     /// Whether a helper thread makes a segment.

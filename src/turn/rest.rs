@@ -166,7 +166,7 @@ impl Core {
             self.hands.wait_holding(NAP);
         } else if let Some(left) = hold {
             self.hands.wait_holding(left);
-        } else if now_ns - self.rest.busy_ns < SILENCE_NS {
+        } else if now_ns - self.rest.busy_ns < SILENCE_NS || self.log.is_sparing() {
             self.hands.wait(WAIT);
         } else {
             let timeout = if self.is_expectant() { PARK_SHORT } else { PARK };
