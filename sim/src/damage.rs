@@ -288,11 +288,14 @@ impl World {
         // segment is gone: what it had to say is said then, and a start succeeds.
         let is_gone = self.layout.disks[shard].has_holes() || !finding.missing.is_empty();
         let is_told_twice = self.knobs.repair_tears == 0 && !is_gone;
-        let dies = dies_at == 0 && (!goes_on || is_told_twice);
-        let Some((start, last)) = copied.filter(|_| !dies) else {
-            return Ok(false);
-        };
+        let Some((start, last)) = copied else { return Ok(false) };
         let disk = &mut self.layout.disks[shard];
+        // Nor where a part of the torn end is left, which nobody can tell from rot
+        // that is cut.
+        let is_covered = disk.durable() <= last.lsn;
+        if dies_at == 0 && (!goes_on || is_told_twice && is_covered) {
+            return Ok(false);
+        }
         let present = disk.written_segments().into_iter();
         let present: Vec<u64> = present.filter(|it| !finding.aside.contains(it)).collect();
         let log = Log::new(log_options(self.knobs.log), start);

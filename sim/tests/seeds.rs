@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 41] = [
+const NOTICE: [(u64, &str); 42] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -47,6 +47,7 @@ const NOTICE: [(u64, &str); 41] = [
     (13_053_153, "the oracle misses that two lives began with the same records"),
     (15_034_110, "the oracle has a repair say twice what a deleted segment had"),
     (16_122_641, "nobody makes space for a snapshot when acknowledgements took it"),
+    (16_534_674, "a repair dies when it has written over the beginning of a long torn end"),
 ];
 
 #[test]
