@@ -23,6 +23,17 @@ pub const LAZY_NS: u64 = 4_000_000;
 /// More than this is committed in any case.
 const LAZY_BYTES: u64 = 64 << 10;
 
+/// What outside a shard waits for its log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// Nothing does.
+    None,
+    /// Input without room.
+    Input,
+    /// A commit without a place, or a core that stops.
+    Commit,
+}
+
 /// What one shard has appended and its core has not committed yet.
 #[derive(Default)]
 pub struct Gather {
@@ -33,9 +44,8 @@ pub struct Gather {
 impl Gather {
     /// Whether to commit now. What nothing waits for gathers for [`LAZY_NS`], on a full disk
     /// everything does; other things do for [`GATHER_NS`] in a turn that another one follows at
-    /// once (`is_busy`), unless they are much or a write is under way already. `is_pressed` says that something outside the shard waits:
-    /// input without room, a commit without a place, a core that stops.
-    pub fn is_due(&mut self, shard: &Shard, now: Now, is_busy: bool, is_pressed: bool) -> bool {
+    /// once (`is_busy`), unless they are much or a write is under way already.
+    pub fn is_due(&mut self, shard: &Shard, now: Now, is_busy: bool, pressure: Pressure) -> bool {
         let log = shard.log();
         let undurable = log.end() - log.durable();
         if undurable == 0 {
@@ -43,8 +53,14 @@ impl Gather {
             return false;
         }
         let since_ns = *self.since_ns.get_or_insert(now.mono_ns);
-        let is_awaited = shard.awaits_log() && !shard.storage_full;
-        self.is_lazy = !is_pressed && undurable < LAZY_BYTES && !is_awaited;
+        let is_awaited = match pressure {
+            Pressure::Commit => true,
+            // What is left of a full disk is not for those who are impatient.
+            _ if shard.storage_full => false,
+            Pressure::Input => true,
+            Pressure::None => shard.awaits_log(),
+        };
+        self.is_lazy = undurable < LAZY_BYTES && !is_awaited;
         let gather_ns = match undurable {
             _ if self.is_lazy => LAZY_NS,
             ..GATHER_BYTES if is_busy && log.in_flight() == 0 => GATHER_NS,
@@ -98,10 +114,10 @@ mod tests {
     #[test]
     fn what_nobody_waits_for_gathers_for_long() {
         let (mut gather, shard) = (Gather::default(), shard(1));
-        assert!(!gather.is_due(&shard, at(5), false, false));
+        assert!(!gather.is_due(&shard, at(5), false, Pressure::None));
         assert!(!gather.is_awaited());
-        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), true, false));
-        assert!(gather.is_due(&shard, at(5 + LAZY_NS), true, false));
+        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), true, Pressure::None));
+        assert!(gather.is_due(&shard, at(5 + LAZY_NS), true, Pressure::None));
         gather.committed();
         assert_eq!(gather.since_ns(), None);
     }
@@ -109,21 +125,22 @@ mod tests {
     #[test]
     fn what_somebody_waits_for_gathers_for_a_moment() {
         let (mut gather, shard) = (Gather::default(), shard(1));
-        assert!(!gather.is_due(&shard, at(5), true, true));
+        assert!(!gather.is_due(&shard, at(5), true, Pressure::Input));
         assert!(gather.is_awaited());
-        assert!(gather.is_due(&shard, at(5), false, true));
-        assert!(gather.is_due(&shard, at(5 + GATHER_NS), true, true));
+        assert!(gather.is_due(&shard, at(5), false, Pressure::Input));
+        assert!(gather.is_due(&shard, at(5 + GATHER_NS), true, Pressure::Input));
     }
 
     #[test]
     fn everything_gathers_for_long_on_a_full_disk() {
         let (mut gather, mut shard) = (Gather::default(), shard(1));
         shard.starved.push(Conn { slot: 0, generation: 0 });
-        assert!(gather.is_due(&shard, at(5), false, false), "somebody waits");
+        assert!(gather.is_due(&shard, at(5), false, Pressure::None), "somebody waits");
         shard.storage_full = true;
-        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), false, false));
-        assert!(gather.is_due(&shard, at(5 + LAZY_NS), false, false));
-        assert!(gather.is_due(&shard, at(5), false, true), "a core that stops does not wait");
+        assert!(!gather.is_due(&shard, at(4 + LAZY_NS), false, Pressure::None));
+        assert!(gather.is_due(&shard, at(5 + LAZY_NS), false, Pressure::None));
+        assert!(!gather.is_due(&shard, at(5), false, Pressure::Input), "nor does input press");
+        assert!(gather.is_due(&shard, at(5), false, Pressure::Commit), "a core stops");
     }
 
     #[test]
@@ -133,14 +150,14 @@ mod tests {
         while shard(much).log().end() < GATHER_BYTES {
             much += GATHER_BYTES / len;
         }
-        assert!(Gather::default().is_due(&shard(much), at(5), true, true));
-        assert!(!Gather::default().is_due(&shard(much), at(5), true, false));
+        assert!(Gather::default().is_due(&shard(much), at(5), true, Pressure::Input));
+        assert!(!Gather::default().is_due(&shard(much), at(5), true, Pressure::None));
     }
 
     #[test]
     fn nothing_is_not_committed() {
         let mut gather = Gather::default();
-        assert!(!gather.is_due(&shard(0), at(5), false, true));
+        assert!(!gather.is_due(&shard(0), at(5), false, Pressure::Input));
         assert_eq!(gather.since_ns(), None);
     }
 }

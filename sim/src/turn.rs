@@ -4,7 +4,7 @@
 //! Inputs gather until the turn ends; then writes are handed out, then effects
 //! leave, then parcels. A crash may come between any two of these.
 
-use shard::gather::{GATHER_NS, LAZY_NS};
+use shard::gather::{GATHER_NS, LAZY_NS, Pressure};
 use shard::hop::Parcel;
 use shard::{Conn, Effect, Input, Outcome};
 use wal::record::Record;
@@ -81,14 +81,19 @@ impl World {
         let shards = self.cores.len();
         let is_blocked = !self.cores[shard].blocked.is_empty()
             || (0..shards).any(|from| self.rings[from * shards + shard].blocked.is_some());
-        let place = &self.cores[shard].place;
-        let is_pressed = self.draining || place.is_held() || is_blocked && !place.is_full();
+        let pressure = if self.draining || self.cores[shard].place.is_held() {
+            Pressure::Commit
+        } else if is_blocked {
+            Pressure::Input
+        } else {
+            Pressure::None
+        };
         // Before a rest nobody who waits is kept waiting.
         let is_busy = self.gather_chance.permille(self.knobs.busy);
         let now = self.now();
         let Core { gather, brain, .. } = &mut self.cores[shard];
         let gathered = gather.since_ns();
-        let is_due = gather.is_due(brain, now, is_busy, is_pressed);
+        let is_due = gather.is_due(brain, now, is_busy, pressure);
         if !is_due && gather.since_ns().is_some() {
             self.stats.gathered += 1;
             let is_awaited = gather.is_awaited();

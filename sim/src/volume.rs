@@ -61,11 +61,6 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Whether new messages are refused.
-    pub(crate) fn is_full(&self) -> bool {
-        self.is_full
-    }
-
     /// Whether a commit waits for its segment.
     pub(crate) fn is_held(&self) -> bool {
         !self.held.is_empty()

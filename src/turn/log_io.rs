@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use net::{ReadBuf, WriteMode};
-use shard::gather::Gather;
+use shard::gather::{Gather, Pressure};
 use shard::{Conn, Input};
 use wal::disk::{DirectMode, Prepared, Remains, Segments};
 use wal::{BLOCK, Lsn, Write};
@@ -108,10 +108,14 @@ impl Core {
     }
 
     fn commit_if_due(&mut self, is_busy: bool) {
-        // What is left of a full disk is not for those who are impatient.
-        let is_blocked = !self.log.is_full && (self.has_blocked() || self.mesh.is_stuck());
-        let is_pressed = is_blocked || self.log.is_held() || self.draining_since.is_some();
-        if self.log.gather.is_due(&self.shard, self.now, is_busy, is_pressed) {
+        let pressure = if self.log.is_held() || self.draining_since.is_some() {
+            Pressure::Commit
+        } else if self.has_blocked() || self.mesh.is_stuck() {
+            Pressure::Input
+        } else {
+            Pressure::None
+        };
+        if self.log.gather.is_due(&self.shard, self.now, is_busy, pressure) {
             self.commit();
         }
     }

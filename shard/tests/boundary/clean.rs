@@ -245,18 +245,26 @@ fn a_segment_that_is_damaged_is_not_tried_again() {
     );
 }
 
-/// Cleaning has just copied what is on the shelf when its recipient logs in: it
-/// is tried when the copy is durable, and not at the next login only.
-#[test]
-fn what_is_aside_and_on_its_way_is_tried_when_it_is_there() {
-    check_after_filling(
+/// What is left cannot be read, and its recipient has been told and is gone.
+#[track_caller]
+fn check_after_setting_aside(script: &str) {
+    check_after_filling(&format!(
         "rot a
          2 hello bob 1
          > 2 welcome 1..1
          > damaged 101
          commit
          2 close
-         rot a
+         {script}"
+    ));
+}
+
+/// Cleaning has just copied what is on the shelf when its recipient logs in: it
+/// is tried when the copy is durable, and not at the next login only.
+#[test]
+fn what_is_aside_and_on_its_way_is_tried_when_it_is_there() {
+    check_after_setting_aside(
+        "rot a
          tick 100
          tick 100
          2 hello bob 1
@@ -273,14 +281,8 @@ fn what_is_aside_and_on_its_way_is_tried_when_it_is_there() {
 /// old place, and the new one is tried when the copy is durable.
 #[test]
 fn what_is_aside_and_moves_while_it_is_read_is_tried_at_its_new_place() {
-    check_after_filling(
+    check_after_setting_aside(
         "rot a
-         2 hello bob 1
-         > 2 welcome 1..1
-         > damaged 101
-         commit
-         2 close
-         rot a
          reads hold
          tick 100
          tick 100
