@@ -11,6 +11,7 @@
 //! - [`commit`]: what one write to disk begins with;
 //! - [`log`]: the tail in memory and the pipeline of writes;
 //! - [`segment`]: which file and offset holds a log position;
+//! - [`names`]: which segment a file is, when its name says another one;
 //! - [`sector`]: what a torn write leaves behind;
 //! - [`recover`]: from the bytes of the segments back to records;
 //! - [`salvage`]: what is left of a damaged one;
@@ -30,6 +31,7 @@ pub mod disk;
 mod file;
 pub mod log;
 pub mod manifest;
+pub mod names;
 pub mod record;
 pub mod recover;
 pub mod salvage;

@@ -71,6 +71,14 @@ pub enum HeaderError {
     OtherSize(u64),
 }
 
+impl HeaderError {
+    /// Whether the header is whole: the file is one, and not the one that belongs
+    /// there.
+    pub fn is_another_file(&self) -> bool {
+        !matches!(self, HeaderError::NotASegment | HeaderError::Checksum)
+    }
+}
+
 impl fmt::Display for HeaderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

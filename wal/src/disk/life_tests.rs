@@ -170,6 +170,50 @@ fn a_crash_while_segments_are_deleted_leaves_dead_ones() {
     assert_eq!(life.segments.bytes() % (SEGMENT_BYTES + 4096), 0);
 }
 
+/// Cleaning deletes by name: under that of a dead one the snapshot before the
+/// newest could lose a segment that it needs.
+#[test]
+fn a_dead_segment_under_the_name_of_another_is_noticed_before_it_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut life = Life::start(&dir);
+    life.push(110);
+    life.ack(110);
+    life.snapshot();
+    life.push(220);
+    life.ack(330);
+    life.snapshot();
+    life.push(5);
+    let (waiting, end) = (life.waiting(), life.log.durable());
+    let shard = life.shard();
+    let [older, newest] = life.snapshots[..] else { panic!("two are kept") };
+    assert!(older / SEGMENT_BYTES == 1 && newest / SEGMENT_BYTES == 3, "{older}, {newest}");
+    let [dead, kept, between] = [0, 2, 9].map(|segment| shard.segment_path(segment));
+    let newest = shard.snapshot_path(newest);
+    drop((life, shard));
+    let swap = || {
+        fs::rename(&dead, &between).unwrap();
+        fs::rename(&kept, &dead).unwrap();
+        fs::rename(&between, &kept).unwrap();
+    };
+    swap();
+    for _ in 0..2 {
+        let refused = Life::try_start(&dir).err().expect("it is not what its name says");
+        assert!(refused.to_string().contains("not where its name puts it"), "{refused}");
+    }
+    let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+    shard.rename(&shard.misnamed().unwrap()).unwrap();
+    drop(shard);
+    // A head that has rotted says nothing, and nobody needs the file.
+    flip(&dead, 20);
+    let mut life = Life::start(&dir);
+    assert_eq!((life.waiting(), life.log.durable()), (waiting.clone(), end));
+    life.delete();
+    assert!(!dead.exists() && kept.exists());
+    drop(life);
+    flip(&newest, 100);
+    assert_eq!(Life::start(&dir).waiting(), waiting);
+}
+
 #[test]
 fn a_damaged_snapshot_is_replaced_by_the_one_before() {
     let dir = tempfile::tempdir().unwrap();

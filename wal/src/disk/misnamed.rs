@@ -1,19 +1,15 @@
-//! Segments that stand under each other's names, as after a directory was put
-//! together by hand. The head of each file says where in the log it belongs, so
-//! nothing of them is lost: a repair reads them by their heads, and gives them
-//! their names.
+//! Segments that stand under each other's [`names`]: a repair reads them by their
+//! heads, and gives them their own.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::data_dir::sync_dir;
 use super::shard_dir::{ShardDir, segment_name};
 use super::sys;
-use crate::BLOCK;
-use crate::file;
+use crate::names;
 use crate::segment::{self, HeaderError};
 
 /// A segment under the name of another one.
@@ -56,20 +52,7 @@ impl ShardDir {
     pub fn misnamed(&self) -> io::Result<Vec<Misnamed>> {
         let listing = self.list()?;
         let heads = listing.segments.iter().map(|name| (*name, self.head_says(*name)));
-        let mut found: BTreeMap<u64, u64> =
-            heads.filter_map(|(name, head)| Some((name, head.filter(|it| *it != name)?))).collect();
-        loop {
-            let before = found.clone();
-            let is_free = |place: &u64| {
-                let is_there = listing.segments.binary_search(place).is_ok();
-                !is_there || before.contains_key(place)
-            };
-            let claims = |place: &u64| before.values().filter(|it| *it == place).count();
-            found.retain(|_, place| claims(place) == 1 && is_free(place));
-            if found.len() == before.len() {
-                break;
-            }
-        }
+        let found = names::misnamed(&heads.collect());
         let misnamed = found.into_iter().map(|(name, segment)| Misnamed {
             path: self.path.join(segment_name(name)),
             belongs: self.path.join(segment_name(segment)),
@@ -81,10 +64,7 @@ impl ShardDir {
 
     /// The segment that the head of this file begins, when it is one of this log.
     fn head_says(&self, name: u64) -> Option<u64> {
-        let file = file::open(&self.path.join(segment_name(name))).ok()?;
-        let mut head = [0; BLOCK];
-        file.read_exact_at(&mut head, 0).ok()?;
-        match self.header(name).expect(&head) {
+        match self.head(name)? {
             Ok(()) => Some(name),
             Err(HeaderError::OtherBase(lsn)) if lsn.is_multiple_of(self.segment_bytes) => {
                 Some(segment::index(lsn, self.segment_bytes))
@@ -117,16 +97,11 @@ impl ShardDir {
         sync_dir(&self.path)
     }
 
-    /// Gives the first of these its name; what is left, by name.
+    /// Gives one of these its name; what is left, by name.
     fn rename_one(&self, left: &mut BTreeMap<u64, u64>) -> io::Result<()> {
-        let Some((name, segment)) = left.pop_first() else { return Ok(()) };
+        let Some((name, segment)) = names::next_exchange(left) else { return Ok(()) };
         let [from, to] = [name, segment].map(|it| self.path.join(segment_name(it)));
-        sys::exchange(&from, &to)?;
-        // What stood there stands here now.
-        if let Some(other) = left.remove(&segment).filter(|other| *other != name) {
-            left.insert(name, other);
-        }
-        Ok(())
+        sys::exchange(&from, &to)
     }
 }
 

@@ -132,6 +132,7 @@ impl ShardDir {
         let from = snapshot.as_ref().map(|loaded| loaded.start);
         let (start, torn, durable) = self.replay(&listing, from, vouched, into, progress)?;
         self.check_needed(&listing, into)?;
+        self.refuse_strange(&listing)?;
         let (begin, snapshots) = match from {
             Some(from) => (from.lsn, listing.snapshots.iter().copied()),
             None => (0, [].iter().copied()),
@@ -282,6 +283,20 @@ impl ShardDir {
                 return Err(RecoverError::MissingMessages { path, messages, bytes });
             }
             self.open_segment(index)?;
+        }
+        Ok(())
+    }
+
+    /// What nothing needs is not read, and deleted by its name one day: it must not
+    /// be another segment, which the snapshot before the newest may need, or a file
+    /// of another log. A head that is not whole says nothing.
+    fn refuse_strange(&self, listing: &Listing) -> Result<(), RecoverError> {
+        for &index in &listing.segments {
+            if let Some(Err(why)) = self.head(index)
+                && why.is_another_file()
+            {
+                return Err(RecoverError::Header { path: self.segment_path(index), why });
+            }
         }
         Ok(())
     }

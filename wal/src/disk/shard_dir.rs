@@ -21,7 +21,7 @@ use crate::file;
 use crate::log::LogOptions;
 use crate::manifest::Manifest;
 use crate::record::Record;
-use crate::segment::{self, SegmentHeader};
+use crate::segment::{self, HeaderError, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
 
 /// A walk reads so much at once; longer than any record.
@@ -229,6 +229,15 @@ impl ShardDir {
             return Err(RecoverError::WrongSize { path, found, expected });
         }
         Ok(file)
+    }
+
+    /// Whether this file is by its head the segment that belongs there; `None` when
+    /// that cannot be read.
+    pub(super) fn head(&self, index: u64) -> Option<Result<(), HeaderError>> {
+        let mut head = [0; segment::HEAD_BYTES];
+        let file = file::open(&self.segment_path(index)).ok()?;
+        file.read_exact_at(&mut head, 0).ok()?;
+        Some(self.header(index).expect(&head))
     }
 
     /// Whether what was never written to a segment is zero.
