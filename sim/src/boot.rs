@@ -30,6 +30,11 @@ impl World {
         self.storage_full = false;
         self.draining = false;
         self.steps_to_live = None;
+        match self.see_to_names() {
+            Ok(true) => {}
+            Ok(false) => return self.after(MS, Event::Restart),
+            Err(what) => return self.violate(what),
+        }
         if self.knobs.may_decay {
             match self.see_to_damage() {
                 Ok(true) => {}
@@ -255,6 +260,7 @@ impl World {
         }
         self.keep_deleted();
         self.decay();
+        self.mix_names();
         for link in 0..self.links.len() {
             if self.links[link].place != Place::Nowhere {
                 self.links[link].place = Place::Nowhere;
@@ -442,6 +448,8 @@ impl World {
             &mut knobs.sync_fails,
             &mut knobs.decay,
             &mut knobs.decay_awake,
+            &mut knobs.misnames,
+            &mut knobs.newer,
         ] {
             *fault = 0;
         }

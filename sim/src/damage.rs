@@ -103,7 +103,7 @@ impl World {
         self.read_as_start(shard, &mut replay).map(|start| start.lsn)
     }
 
-    fn empty_replay(&self, shard: usize) -> Replay {
+    pub(crate) fn empty_replay(&self, shard: usize) -> Replay {
         let options = self.options(shard, self.layout.shards);
         Replay::new(options, self.hasher, self.knobs.log.segment_bytes)
     }
@@ -147,7 +147,11 @@ impl World {
 
     /// Feeds the newest snapshot that can be used; where its replay begins, and
     /// how far the log was durable.
-    fn newest_whole(&self, shard: usize, into: &mut dyn Restore) -> Option<(LogStart, Lsn)> {
+    pub(crate) fn newest_whole(
+        &self,
+        shard: usize,
+        into: &mut dyn Restore,
+    ) -> Option<(LogStart, Lsn)> {
         let salt = self.layout.salts[shard];
         for it in self.layout.disks[shard].snapshots.iter().rev() {
             into.reset();
@@ -163,7 +167,7 @@ impl World {
     }
 
     /// Reads whatever is left. Changes nothing.
-    fn look(&self, shard: usize) -> Finding {
+    pub(crate) fn look(&self, shard: usize) -> Finding {
         let segment_bytes = self.knobs.log.segment_bytes;
         let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
         let options = self.options(shard, self.layout.shards);

@@ -19,6 +19,7 @@ use wal::Lsn;
 use wal::sector::SECTOR;
 
 use crate::chance::Chance;
+use crate::names::Names;
 
 /// How the writes in flight end at a crash.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +89,7 @@ pub struct Disk {
     /// What cannot be read: the disk refuses it, the file ends before, or is gone.
     holes: Vec<Range<Lsn>>,
     pub(crate) half_mended: Option<HalfMended>,
+    pub(crate) names: Names,
 }
 
 /// A repair has taken a snapshot.
@@ -119,6 +121,7 @@ impl Disk {
             garbage: Vec::new(),
             holes: Vec::new(),
             half_mended: None,
+            names: Names::default(),
         }
     }
 
@@ -166,6 +169,7 @@ impl Disk {
     /// # Errors
     /// When the snapshot before the newest one needs it, or there is none.
     pub fn delete(&mut self, segment: u64) -> Result<(), String> {
+        let segment = self.names.delete(segment);
         let mut good = self.snapshots.iter().rev().filter(|it| !it.is_rotten);
         let older = good.nth(1).map_or(0, |it| it.start);
         self.deleted.insert(segment, false);

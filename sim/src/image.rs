@@ -29,6 +29,10 @@ pub struct Image {
     pub segments: Vec<(u64, Vec<u8>)>,
     /// Zeroes stand where nothing was written, in all of them.
     pub is_zeroed: bool,
+    /// The numbers in the names of those that do not have their own, by number.
+    pub names: Vec<(u64, u64)>,
+    /// One whose head says that it is of a newer format.
+    pub newer: Option<u64>,
     /// What cannot be read of them, or was cut off, ascending.
     pub holes: Vec<Range<Lsn>>,
     /// The snapshots, by where their replay begins; rotten ones included.
@@ -96,6 +100,14 @@ impl World {
         });
     }
 
+    /// The same where files are not what their names say.
+    pub(crate) fn keep_strange(&mut self, shard: usize) {
+        if self.images.is_some() {
+            let finding = self.look(shard);
+            self.keep_wreck(shard, &finding);
+        }
+    }
+
     /// The disk of a shard before a start, when images are kept.
     pub(crate) fn image(&self, shard: usize) -> Option<Image> {
         self.images.as_ref()?;
@@ -110,6 +122,8 @@ impl World {
             segment_bytes: self.knobs.log.segment_bytes,
             segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
             is_zeroed: self.knobs.zeroes,
+            names: disk.names.mixed(),
+            newer: disk.names.newer,
             holes: disk.written_segments().into_iter().flat_map(|it| disk.holes_in(it)).collect(),
             snapshots: disk.snapshots.iter().map(|it| (it.start, it.bytes.clone())).collect(),
             good: disk.snapshots.iter().filter(|it| !it.is_rotten).count(),

@@ -124,6 +124,11 @@ pub struct Knobs {
     /// [`ZERO_FROM`].
     pub(crate) zeroes: bool,
 
+    /// Segments get each other's names while the server is down, and one of them a
+    /// head of a newer format; see [`NAMES_FROM`].
+    pub(crate) misnames: u32,
+    pub(crate) newer: u32,
+
     /// Nothing goes wrong, so that the size of the directory has its bound; see
     /// [`STEADY_PER`].
     pub(crate) is_steady: bool,
@@ -159,6 +164,8 @@ pub(crate) const ZERO_FROM: u64 = 15_000_000;
 pub(crate) const GARBAGE_FROM: u64 = 16_000_000;
 /// Below this one a log takes a volume to its last bytes, for the same reason.
 pub(crate) const RESERVE_FROM: u64 = 16_000_000;
+/// Below this one every file is what its name says, for the same reason.
+pub(crate) const NAMES_FROM: u64 = 17_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -185,6 +192,8 @@ impl Knobs {
         let vouch = &mut Chance::new(!seed.rotate_left(24));
         let vouch_after_ms =
             if seed >= VOUCH_FROM { vouch.pick(&[0, 100, 1000, 60_000]) } else { 60_000 };
+        let names = &mut Chance::new(!seed.rotate_left(8));
+        let is_handled = seed >= NAMES_FROM;
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -268,6 +277,9 @@ impl Knobs {
 
             zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
 
+            misnames: if is_handled { rarely(names, 600) } else { 0 },
+            newer: if is_handled { rarely(names, 300) } else { 0 },
+
             is_steady: false,
         };
         // Only the volume itself says whether it is full.
@@ -327,6 +339,8 @@ impl Knobs {
             decay_awake: 0,
             may_decay: false,
             read_fails: 0,
+            misnames: 0,
+            newer: 0,
             is_steady: true,
             ..self
         }

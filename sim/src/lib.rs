@@ -30,6 +30,7 @@ mod boot;
 mod crowd;
 mod crowd_v1;
 mod damage;
+mod names;
 mod reshard;
 mod snapshots;
 mod turn;

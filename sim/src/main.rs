@@ -116,7 +116,8 @@ fn live_many(args: &Args) -> ExitCode {
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
          {} snapshots and {} starts without space, {} times rescued and {} of these for a snapshot, \
-         {} sectors and {} manifests rotten and {} places unreadable, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
+         {} sectors and {} manifests rotten and {} places unreadable, \
+         {} times other names and {} exchanged, {} files of a newer format, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
          {} of them without a snapshot, {} letters lost)",
         sum.seeds,
         sum.stats.steps,
@@ -156,6 +157,9 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.decayed,
         sum.stats.manifests_rotten,
         sum.stats.holes,
+        sum.stats.misnamed,
+        sum.stats.renamed,
+        sum.stats.newer,
         sum.stats.told_damaged,
         sum.stats.refused_for_damage,
         sum.stats.cut_by_rot,

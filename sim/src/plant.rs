@@ -41,6 +41,8 @@ pub enum Plant {
     IgnoreFull,
     /// A start leaves what a torn tail has left where the log goes on.
     LeaveTorn,
+    /// A start looks at the heads only of segments that it needs.
+    TrustNames,
 }
 
 impl Plant {

@@ -46,6 +46,12 @@ pub struct Stats {
     pub holes: u64,
     /// Manifests in which a bit flipped.
     pub manifests_rotten: u64,
+    /// Times that segments got other names.
+    pub misnamed: u64,
+    /// Exchanges of two names in repairs.
+    pub renamed: u64,
+    /// Times that a newer version had written one.
+    pub newer: u64,
     /// Times that a shard came across them while it was up.
     pub told_damaged: u64,
     /// Starts refused because of them.
@@ -116,6 +122,9 @@ impl Stats {
         self.decayed += other.decayed;
         self.holes += other.holes;
         self.manifests_rotten += other.manifests_rotten;
+        self.misnamed += other.misnamed;
+        self.renamed += other.renamed;
+        self.newer += other.newer;
         self.told_damaged += other.told_damaged;
         self.refused_for_damage += other.refused_for_damage;
         self.cut_by_rot += other.cut_by_rot;

@@ -193,6 +193,8 @@ pub struct World {
     pub(crate) resize_chance: Chance,
     /// For what else goes wrong with disks.
     pub(crate) fault_chance: Chance,
+    /// For what happens to names.
+    pub(crate) names_chance: Chance,
     /// For when commits are due.
     pub(crate) gather_chance: Chance,
     /// Where reads have failed of bytes that are good: shard and place.
@@ -283,6 +285,7 @@ impl World {
             store_chance: Chance::new(seed.rotate_left(32)),
             resize_chance: Chance::new(seed.rotate_left(48)),
             fault_chance: Chance::new(seed.rotate_left(16)),
+            names_chance: Chance::new(!seed.rotate_left(32)),
             gather_chance: Chance::new(!seed.rotate_left(16)),
             unread: BTreeSet::new(),
             looks_back: LOOKS_BACK,

@@ -100,6 +100,11 @@ fn what_a_torn_end_has_left_under_the_log_is_noticed() {
 }
 
 #[test]
+fn a_segment_deleted_by_a_name_that_is_not_its_own_is_noticed() {
+    check(Plant::TrustNames, 17_000_500..17_000_700);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }

@@ -54,7 +54,7 @@ const NOTICE: [(u64, &str); 42] = [
 fn the_same_seed_lives_the_same_life() {
     for seed in [
         1, 2, 5, 8, 13, 21, 3_000_001, 3_000_002, 6_000_001, 6_000_002, 7_000_001, 8_000_001,
-        14_000_001, 15_000_001, 16_000_001, 16_000_002,
+        14_000_001, 15_000_001, 16_000_001, 16_000_002, 17_000_001, 17_000_020,
     ] {
         let (first, _) = sim::run(seed, Plant::None);
         let (second, _) = sim::run(seed, Plant::None);
@@ -86,7 +86,7 @@ fn seeds_that_noticed_something_are_quiet() {
 fn a_slice_of_seeds_is_quiet() {
     for from in [
         20_000, 3_000_000, 6_000_000, 7_000_000, 8_000_000, 10_000_000, 11_000_000, 12_000_000,
-        14_000_000, 15_000_000, 16_000_000,
+        14_000_000, 15_000_000, 16_000_000, 17_000_000,
     ] {
         for seed in from..from + 200 {
             check(seed, "slice");
