@@ -478,6 +478,23 @@ fn segments_under_each_others_names_get_their_own() {
     assert_eq!(taken(&setup.start(), "bob").len(), 599);
 }
 
+/// Copies that somebody made beside the log.
+#[test]
+fn strays_are_put_aside_and_cost_nothing() {
+    let setup = filled(600);
+    let strays = [8, u32::MAX].map(|index| segment(&setup, index));
+    for stray in &strays {
+        fs::copy(segment(&setup, 0), stray).unwrap();
+    }
+    setup.check_refused(3, &["not where its name puts it", "iris-shard repair"]);
+    let dir = setup.data_dir();
+    check(&iris_shard("repair", dir, &[]), 3, &["segment-4294967295.log", "kept: 600 messages"]);
+    check(&iris_shard("repair", dir, &["--yes"]), 0, &["Repaired"]);
+    check(&iris_shard("repair", dir, &[]), 0, &["healthy"]);
+    assert!(strays.iter().all(|stray| !stray.exists()));
+    assert_eq!(taken(&setup.start(), "bob").len(), 600);
+}
+
 /// No log is read through a link, and what it leads to is not taken for lost.
 #[test]
 fn a_linked_segment_is_not_taken_for_a_missing_one() {

@@ -164,12 +164,20 @@ impl Disk {
         lsn / self.segment_bytes
     }
 
+    /// Deletes what has the name of a segment; which one it is.
+    ///
+    /// # Errors
+    /// As for [`Disk::delete`].
+    pub(crate) fn delete_by_name(&mut self, name: u64) -> Result<Option<u64>, String> {
+        let Some(segment) = self.names.delete(name) else { return Ok(None) };
+        self.delete(segment).map(|()| Some(segment))
+    }
+
     /// Deletes a segment.
     ///
     /// # Errors
     /// When the snapshot before the newest one needs it, or there is none.
     pub fn delete(&mut self, segment: u64) -> Result<(), String> {
-        let segment = self.names.delete(segment);
         let mut good = self.snapshots.iter().rev().filter(|it| !it.is_rotten);
         let older = good.nth(1).map_or(0, |it| it.start);
         self.deleted.insert(segment, false);

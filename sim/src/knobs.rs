@@ -193,7 +193,7 @@ impl Knobs {
         let vouch_after_ms =
             if seed >= VOUCH_FROM { vouch.pick(&[0, 100, 1000, 60_000]) } else { 60_000 };
         let names = &mut Chance::new(!seed.rotate_left(8));
-        let is_handled = seed >= NAMES_FROM;
+        let has_names = seed >= NAMES_FROM;
         let knobs = Knobs {
             shards: chance.within(1, 4) as u16,
             users: chance.within(2, 6) as u16,
@@ -277,8 +277,8 @@ impl Knobs {
 
             zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
 
-            misnames: if is_handled { rarely(names, 600) } else { 0 },
-            newer: if is_handled { rarely(names, 300) } else { 0 },
+            misnames: if has_names { rarely(names, 600) } else { 0 },
+            newer: if has_names { rarely(names, 300) } else { 0 },
 
             is_steady: false,
         };

@@ -1,11 +1,12 @@
 //! Files whose heads say something else than their names: segments under each
 //! other's names, as after a directory was put together by hand, and one that a
-//! newer version wrote. Somebody does that while the server is down. A start must
-//! refuse both. A repair leaves the newer one alone; the others it gives their
-//! names, with the parts of `wal` that production does it with, and may be
-//! interrupted after each of them.
+//! newer version wrote. Somebody does that while the server is down. A start is
+//! refused for both. The newer one is the operator's to take away again; to the
+//! others a repair gives their names, with the parts of `wal` that production does it
+//! with, and may be interrupted after each of them. That a real start and a real
+//! repair do so with these very files, `sim/tests/real_disk.rs` shows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use wal::names::{misnamed, next_exchange};
 use wal::segment::{HeaderError, SegmentHeader};
@@ -36,12 +37,13 @@ impl Names {
         self.of.get(&segment).copied().unwrap_or(segment)
     }
 
-    /// What stands under this name is deleted; which segment that was.
-    pub(crate) fn delete(&mut self, name: u64) -> u64 {
+    /// What stands under this name is deleted; which segment that was, if any.
+    pub(crate) fn delete(&mut self, name: u64) -> Option<u64> {
         let found = self.of.iter().find(|(_, it)| **it == name).map(|(segment, _)| *segment);
-        let segment = found.unwrap_or(name);
+        let is_elsewhere = self.of.contains_key(&name);
+        let segment = found.or((!is_elsewhere).then_some(name))?;
         self.of.remove(&segment);
-        segment
+        Some(segment)
     }
 
     /// Those that do not have their own, and the names that they have.
@@ -51,18 +53,26 @@ impl Names {
 
     /// Some of these get each other's names, or one that none had.
     fn mix(&mut self, own: &[u64], chance: &mut Chance) -> bool {
-        let Some(last) = own.last() else { return false };
-        let moved = &own[chance.below(own.len() as u64) as usize..];
-        let mut names = moved.to_vec();
+        let moved: Vec<u64> = if chance.below(2) == 0 {
+            // Two of them only, if there are so many.
+            let one = chance.below(own.len() as u64) as usize;
+            let other = chance.below(own.len() as u64) as usize;
+            BTreeSet::from([own[one], own[other]]).into_iter().collect()
+        } else {
+            let share = chance.pick(&[1, 2, 4]);
+            own.iter().copied().filter(|_| chance.below(share) == 0).collect()
+        };
+        let mut names = moved.clone();
+        let last = own.last().copied().unwrap_or(0);
         let free: Vec<u64> = (0..last + 4).filter(|it| own.binary_search(it).is_err()).collect();
-        if chance.below(2) == 0 {
+        if chance.below(3) == 0 {
             names.push(chance.pick(&free));
         }
-        if names.len() < 2 {
+        if moved.is_empty() || names.len() < 2 {
             return false;
         }
         let by = chance.within(1, names.len() as u64 - 1) as usize;
-        let mixed = (by..).zip(moved).map(|(n, it)| (*it, names[n % names.len()]));
+        let mixed = (by..).zip(moved).map(|(n, it)| (it, names[n % names.len()]));
         self.of = mixed.collect();
         true
     }
@@ -117,7 +127,7 @@ impl World {
                 if !self.refuses(shard) {
                     return Err(format!("shard {shard} starts on what a newer version wrote"));
                 }
-                // Whoever has that version lets it make the old format of it again.
+                // It was put there by mistake.
                 self.layout.disks[shard].names.newer = None;
             }
             if self.refuses(shard) && !self.rename(shard) {
@@ -151,22 +161,28 @@ impl World {
 
     /// Whether a start is refused for what the heads say.
     fn refuses(&self, shard: usize) -> bool {
-        let trusts = self.plant == Plant::TrustNames;
-        let from = if trusts { self.first_needed(shard) } else { 0 };
-        self.heads(shard).into_iter().any(|(name, head)| match head {
-            Err(HeaderError::OtherBase(_)) => name >= from,
-            Err(why) => why.is_another_file(),
-            Ok(()) => false,
-        })
+        let heads = self.heads(shard);
+        let mut strange = heads
+            .iter()
+            .filter(|(_, head)| head.is_err_and(|why: HeaderError| why.is_another_file()));
+        if self.plant != Plant::TrustNames {
+            return strange.next().is_some();
+        }
+        // What is missing altogether is no matter of names.
+        let names = &self.layout.disks[shard].names;
+        let is_elsewhere = |it: &u64| names.of.contains_key(it);
+        names.newer.is_some() || self.needed(shard).iter().any(is_elsewhere)
     }
 
-    /// The first segment that a start cannot do without.
-    fn first_needed(&self, shard: usize) -> u64 {
+    /// The segments that a start looks at because it cannot do without.
+    fn needed(&self, shard: usize) -> Vec<u64> {
         let mut replay = self.empty_replay(shard);
         let loaded = self.newest_whole(shard, &mut replay);
         let from = loaded.map_or(0, |(start, _)| start.lsn / self.knobs.log.segment_bytes);
-        let needed = replay.needed().into_iter().map(|(index, ..)| index);
-        needed.min().map_or(from, |index| index.min(from))
+        let mut needed = self.layout.disks[shard].written_segments();
+        needed.retain(|segment| *segment >= from);
+        needed.extend(replay.needed().into_iter().map(|(index, ..)| index));
+        needed
     }
 
     /// Gives the segments their names; whether nothing came in between.

@@ -54,9 +54,9 @@ impl World {
     pub(crate) fn delete(&mut self, shard: usize, segment: u64) {
         self.note("delete: shard, segment", [shard as u64, segment, 0, 0]);
         self.stats.deleted += 1;
-        let mut deleted = self.layout.disks[shard]
-            .delete(segment)
-            .and_then(|()| self.nothing_waits_in(shard, segment));
+        let gone = self.layout.disks[shard].delete_by_name(segment);
+        let mut deleted =
+            gone.and_then(|gone| gone.map_or(Ok(()), |it| self.nothing_waits_in(shard, it)));
         if self.plant == Plant::DeleteNext {
             // What that does must be enough to notice.
             deleted = self.layout.disks[shard].delete(segment + 1).or(Ok(()));

@@ -87,6 +87,13 @@ impl World {
         devices.any(|it| it.id == device && it.seen.contains(&id))
     }
 
+    /// Whether this user's v1 client does not owe an acknowledgement of this; it
+    /// moves no cursor.
+    fn lets_go(&self, user: u16, id: LetterId) -> bool {
+        let mut v1 = self.devices.iter().filter(|it| it.user == user && it.id == 0);
+        v1.any(|it| !it.unacked.iter().any(|(_, letter)| *letter == id))
+    }
+
     /// Whether the newest copy of this can be read no more.
     pub(crate) fn is_damaged(&self, user: u16, seq: u64) -> bool {
         let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());
@@ -174,7 +181,8 @@ impl World {
                 // it counts again: said by somebody who has the letter.
                 let due = || left.iter().filter(|(device, _)| later.waits_for(*device, seq));
                 let has = |(device, cursor): &(u64, u64)| {
-                    *cursor >= seq && self.has_seen(user as u16, *device, id)
+                    let is_let_go = *cursor >= seq || *device == 0 && self.lets_go(user as u16, id);
+                    is_let_go && self.has_seen(user as u16, *device, id)
                 };
                 let is_torn = disk.has_holes() && !finding.lost.is_empty();
                 if is_torn && due().next().is_some() && due().all(has) {

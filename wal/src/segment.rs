@@ -61,7 +61,7 @@ pub enum HeaderError {
     OtherFormat(u32),
     /// The checksum does not fit.
     Checksum,
-    /// A segment of another log.
+    /// A segment of another log: each shard's has its own number.
     OtherLog,
     /// A segment of the same data directory's other shard.
     OtherShard(ShardId),
@@ -91,7 +91,9 @@ impl fmt::Display for HeaderError {
                 )
             }
             HeaderError::Checksum => f.write_str("has a damaged header"),
-            HeaderError::OtherLog => f.write_str("belongs to the log of another data directory"),
+            HeaderError::OtherLog => {
+                f.write_str("belongs to another log: another shard's, or another data directory's")
+            }
             HeaderError::OtherShard(shard) => write!(f, "belongs to the log of shard {shard}"),
             HeaderError::OtherBase(lsn) => {
                 write!(f, "holds the log from position {lsn}, which is not where its name puts it")

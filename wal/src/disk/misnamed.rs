@@ -1,16 +1,18 @@
 //! Segments that stand under each other's [`names`]: a repair reads them by their
 //! heads, and gives them their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::data_dir::sync_dir;
 use super::shard_dir::{ShardDir, segment_name};
 use super::sys;
-use crate::names;
+use crate::commit::{COMMIT_BYTES, Commit};
 use crate::segment::{self, HeaderError};
+use crate::{BLOCK_LSN, file, names};
 
 /// A segment under the name of another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +45,23 @@ impl Names {
 }
 
 impl ShardDir {
-    /// The segments whose heads are whole and say that they belong elsewhere. Only
-    /// where all of them can be given their names: not one of two that claim the
-    /// same place, and none whose place is taken by a file that stays.
+    /// The segments that by their heads belong elsewhere, or by the commit that they
+    /// begin with where the head is not whole. Left out are those that cannot be
+    /// given their names, see [`names::misnamed`].
     ///
     /// # Errors
     /// When the directory cannot be read.
     pub fn misnamed(&self) -> io::Result<Vec<Misnamed>> {
         let listing = self.list()?;
         let heads = listing.segments.iter().map(|name| (*name, self.head_says(*name)));
-        let found = names::misnamed(&heads.collect());
+        let mut files: BTreeMap<u64, Option<u64>> = heads.collect();
+        // What has no whole head is where something is missed, or where it was.
+        let places: BTreeSet<u64> =
+            files.iter().flat_map(|(name, is)| [Some(*name), *is]).flatten().collect();
+        for (name, is) in files.iter_mut().filter(|(_, is)| is.is_none()) {
+            *is = self.body_says(*name, &places);
+        }
+        let found = names::misnamed(&files);
         let misnamed = found.into_iter().map(|(name, segment)| Misnamed {
             path: self.path.join(segment_name(name)),
             belongs: self.path.join(segment_name(segment)),
@@ -71,6 +80,18 @@ impl ShardDir {
             }
             Err(_) => None,
         }
+    }
+
+    /// Which of these segments begins with the commit that this file begins with: its
+    /// checksum covers its place.
+    pub(super) fn body_says(&self, name: u64, places: &BTreeSet<u64>) -> Option<u64> {
+        let mut commit = [0; COMMIT_BYTES];
+        let file = file::open(&self.segment_path(name)).ok()?;
+        file.read_exact_at(&mut commit, BLOCK_LSN).ok()?;
+        let begins = |segment: &u64| {
+            Commit::read(&commit, self.salt, segment::base(*segment, self.segment_bytes)).is_ok()
+        };
+        places.iter().copied().find(begins)
     }
 
     /// The same directory, read as if each of these had its own name. For reading
@@ -109,7 +130,7 @@ impl ShardDir {
 mod tests {
     use std::fs;
 
-    use crate::disk::tests::{filled, options, recover_again, segment_path};
+    use crate::disk::tests::{Found, filled, flip, options, recover_again, segment_path};
     use crate::disk::{DataDir, RecoverError};
 
     #[test]
@@ -157,6 +178,41 @@ mod tests {
         fs::write(segment_path(&dir, 1), &whole[1]).unwrap();
         let (recovered, seqs) = recover_again(&dir).unwrap();
         assert_eq!((recovered.start, seqs.len()), (start, 250));
+    }
+
+    /// What the file begins with says where it belongs, too.
+    #[test]
+    fn a_rotten_head_beside_other_names_costs_nothing() {
+        let (dir, start) = filled(250);
+        let [first, second] = [0, 1].map(|n| fs::read(segment_path(&dir, n)).unwrap());
+        fs::write(segment_path(&dir, 0), &second).unwrap();
+        fs::write(segment_path(&dir, 1), &first).unwrap();
+        flip(&segment_path(&dir, 0), 20);
+        let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+        shard.rename(&shard.misnamed().unwrap()).unwrap();
+        assert_eq!(shard.misnamed().unwrap(), []);
+        drop(shard);
+        flip(&segment_path(&dir, 1), 20);
+        let now = [0, 1].map(|n| fs::read(segment_path(&dir, n)).unwrap());
+        assert!(now == [first, second]);
+        assert_eq!(recover_again(&dir).unwrap().0.start, start);
+    }
+
+    /// Nobody looks for what would have to stand before them.
+    #[test]
+    fn strays_with_huge_numbers_are_given_up_and_nothing_else() {
+        let (dir, start) = filled(250);
+        let strays = [1 << 32, (1 << 32) + 7];
+        fs::copy(segment_path(&dir, 1), segment_path(&dir, strays[0])).unwrap();
+        fs::write(segment_path(&dir, strays[1]), b"").unwrap();
+        assert!(recover_again(&dir).is_err());
+        let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+        let mut into = Found::default();
+        let found = shard.salvage(&mut into, &mut |_| {}).unwrap();
+        assert_eq!((&found.aside[..], found.fresh.lsn), (&strays[..], start.lsn));
+        assert_eq!((found.missing.len(), found.lost_total, found.flawed.len()), (0, (0, 0), 2));
+        assert!(found.flawed.iter().all(|(_, why)| !why.is_empty()), "{:?}", found.flawed);
+        assert_eq!(into.seqs.len(), 250);
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl ShardDir {
         let began = Instant::now();
         self.refuse_forbidden(&listing)?;
         self.refuse_newer_snapshots(&listing)?;
+        self.refuse_strange(&listing)?;
         let (snapshot, damaged) = self.load_newest(&listing, into, progress);
         // A snapshot gets its name when the log is durable beyond its start,
         // which its name says even if its bytes say nothing any more.
@@ -132,7 +133,6 @@ impl ShardDir {
         let from = snapshot.as_ref().map(|loaded| loaded.start);
         let (start, torn, durable) = self.replay(&listing, from, vouched, into, progress)?;
         self.check_needed(&listing, into)?;
-        self.refuse_strange(&listing)?;
         let (begin, snapshots) = match from {
             Some(from) => (from.lsn, listing.snapshots.iter().copied()),
             None => (0, [].iter().copied()),

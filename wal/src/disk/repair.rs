@@ -35,6 +35,9 @@ use crate::{BLOCK, BLOCK_LSN, Damage, Lsn, segment};
 /// Lost ranges that are told of one by one.
 const RANGES_MAX: usize = 1000;
 
+/// So many segments may be missing before the last one that cannot be read.
+const GAP_MAX: u64 = 4096;
+
 /// What reading a damaged shard found.
 #[derive(Debug)]
 pub struct Salvaged {
@@ -141,12 +144,13 @@ impl ShardDir {
         into: &mut dyn Rescue,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Salvaged, RecoverError> {
-        let listing = match self.list() {
+        let mut listing = match self.list() {
             Ok(listing) => listing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Listing::default(),
             Err(error) => return Err(self.io(self.path(), error)),
         };
         self.refuse_newer(&listing)?;
+        let strays = self.take_strays(&mut listing);
         let (snapshot, damaged_snapshots) = self.load_newest(&listing, into, progress);
         let named = listing.snapshots.last().copied().unwrap_or(0);
         let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
@@ -186,6 +190,11 @@ impl ShardDir {
         let end = salvage.end();
         self.check_each(&listing, end.lsn, &mut found);
         found.fresh = self.goes_on(&listing, &survey, end, &mut found);
+        for index in strays {
+            let file = self.segment_file(index);
+            found.flawed.push((file.path, file.flaw.unwrap_or_default()));
+            found.aside.push(index);
+        }
         let is_gone = |index: &u64| listing.segments.binary_search(index).is_err();
         let needed = into.needed().into_iter().map(|(index, ..)| index).filter(is_gone);
         found.missing.extend(needed.map(|index| self.segment_path(index)));
@@ -207,6 +216,18 @@ impl ShardDir {
             }
         }
         Ok(())
+    }
+
+    /// Takes files out that are no segments of this log and whose numbers are far
+    /// beyond it: what is between was never made, and is not looked for.
+    fn take_strays(&self, listing: &mut Listing) -> Vec<u64> {
+        let is_own = |index: &u64| {
+            self.head(*index) == Some(Ok(())) || self.body_says(*index, &[*index].into()).is_some()
+        };
+        let newest = listing.segments.iter().copied().rev().find(is_own);
+        let newest = newest.or(listing.segments.first().copied()).unwrap_or(0);
+        let near = listing.segments.partition_point(|index| *index <= newest + GAP_MAX);
+        listing.segments.split_off(near)
     }
 
     /// Where the log goes on. If nothing of it is lost, at its end: whatever

@@ -327,7 +327,7 @@ fn segments_that_do_not_belong_are_named() {
             let (other, _) = filled(1);
             fs::copy(path(&other, 0), path(dir, 1)).unwrap();
         },
-        "another data directory",
+        "belongs to another log",
     );
     check(&|dir| flip(&path(dir, 1), 30), "damaged header");
     check(&|dir| fs::write(path(dir, 1), b"hello").unwrap(), "not a log segment");
@@ -368,7 +368,7 @@ fn a_segment_of_a_newer_version_is_left_to_that() {
 fn another_shards_segment_is_refused() {
     let (dir, _) = filled(1);
     let data = DataDir::open(dir.path(), options(None)).unwrap();
-    // The same salt would be needed to get past the log id.
+    // Another shard's log has another number, which is said first.
     let ours = data.shard(0).header(0);
     let theirs = crate::segment::SegmentHeader { shard: 1, ..ours };
     assert_eq!(ours.expect(&theirs.encode()), Err(HeaderError::OtherShard(1)));
