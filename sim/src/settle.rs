@@ -61,9 +61,9 @@ impl World {
         for user in 0..self.knobs.users {
             let inbox = self.model.inbox(user);
             let mut waiting = inbox.kept().filter(|(_, id)| self.ledger.get(*id).expiry_s == 0);
-            if let Some((seq, id)) =
-                waiting.find(|(seq, id)| !self.is_beside_damage(user, *seq, *id))
-            {
+            if let Some((seq, id)) = waiting.find(|(seq, id)| {
+                !self.is_beside_damage(user, *seq, *id) && !self.is_let_go(user, *seq, *id)
+            }) {
                 return Some(format!("user {user} to get letter {id}, its inbox seq {seq}"));
             }
         }

@@ -94,6 +94,15 @@ impl World {
         v1.any(|it| !it.unacked.iter().any(|(_, letter)| *letter == id))
     }
 
+    /// Whether only a v1 client is still to get this, and has let go of it: a repair
+    /// may have believed a torn acknowledgement, which no cursor shows.
+    pub(crate) fn is_let_go(&self, user: u16, seq: u64, id: LetterId) -> bool {
+        let inbox = self.model.inbox(user);
+        let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
+        let is_v1 = due.all(|device| *device == 0 && self.has_seen(user, 0, id));
+        is_v1 && self.model.is_scarred(user) && self.lets_go(user, id)
+    }
+
     /// Whether the newest copy of this can be read no more.
     pub(crate) fn is_damaged(&self, user: u16, seq: u64) -> bool {
         let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());

@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 43] = [
+const NOTICE: [(u64, &str); 44] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -49,6 +49,7 @@ const NOTICE: [(u64, &str); 43] = [
     (16_122_641, "nobody makes space for a snapshot when acknowledgements took it"),
     (16_534_674, "a repair dies when it has written over the beginning of a long torn end"),
     (17_112_092, "the oracle misses that v1 let go of what a torn acknowledgement says"),
+    (17_204_338, "the oracle waits for v1 to get what it has let go of"),
 ];
 
 #[test]
