@@ -323,8 +323,10 @@ impl Crowd<'_> {
     }
 
     fn tell(&mut self, line: &str) {
+        // In one write: others may write to the same pipe, and a line that another one
+        // breaks in two is none.
         if let Some(control) = &mut self.control
-            && let Err(error) = writeln!(control, "{line}")
+            && let Err(error) = control.write_all(format!("{line}\n").as_bytes())
         {
             eprintln!("the control file cannot be written: {error}");
             self.control = None;
