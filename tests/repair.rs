@@ -456,7 +456,7 @@ fn segments_under_each_others_names_get_their_own() {
     let dir = setup.data_dir();
     let swapped = contents(dir);
     let words = [
-        "segment-0000000000.log is by its head segment-0000000001.log",
+        "segment-0000000000.log is in truth segment-0000000001.log",
         "0 messages that wait and whose bytes are damaged",
         "What is kept: 600 messages",
     ];
@@ -489,6 +489,9 @@ fn strays_are_put_aside_and_cost_nothing() {
     setup.check_refused(3, &["not where its name puts it", "iris-shard repair"]);
     let dir = setup.data_dir();
     check(&iris_shard("repair", dir, &[]), 3, &["segment-4294967295.log", "kept: 600 messages"]);
+    let shown = json(&iris_shard("repair", dir, &["--json"]), 3);
+    let damage = &shown["shards"][0]["damage"];
+    assert_eq!(damage["missing_segments"].as_array().map(Vec::len), Some(0), "{shown}");
     check(&iris_shard("repair", dir, &["--yes"]), 0, &["Repaired"]);
     check(&iris_shard("repair", dir, &[]), 0, &["healthy"]);
     assert!(strays.iter().all(|stray| !stray.exists()));

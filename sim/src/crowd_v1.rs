@@ -99,6 +99,7 @@ impl World {
             let left = self.devices[device].unacked.len() as u64;
             let which = self.chance.below(left) as usize;
             let (id, letter) = self.devices[device].unacked.remove(which);
+            self.devices[device].let_go.insert(letter);
             self.put(device, "v1 ack: link, letter", letter, &Packet::Ack { id });
         }
         if self.chance.below(16) == 0 {

@@ -88,6 +88,8 @@ pub(crate) struct Device {
     // Protocol v1.
     /// Delivered on this connection and not acknowledged.
     pub(crate) unacked: Vec<(MessageId, LetterId)>,
+    /// Every letter that it ever acknowledged.
+    pub(crate) let_go: BTreeSet<LetterId>,
     /// Delivered since this login.
     pub(crate) since_login: BTreeSet<LetterId>,
     pub(crate) window_seq: BTreeMap<u16, u64>,
@@ -120,6 +122,7 @@ impl Device {
             outboxes: BTreeMap::new(),
             written: BTreeMap::new(),
             unacked: Vec::new(),
+            let_go: BTreeSet::new(),
             since_login: BTreeSet::new(),
             window_seq: BTreeMap::new(),
             repeatable: Vec::new(),

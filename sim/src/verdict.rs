@@ -87,19 +87,19 @@ impl World {
         devices.any(|it| it.id == device && it.seen.contains(&id))
     }
 
-    /// Whether this user's v1 client does not owe an acknowledgement of this; it
-    /// moves no cursor.
+    /// Whether this user's v1 client has acknowledged this, heard or not; it moves no
+    /// cursor.
     fn lets_go(&self, user: u16, id: LetterId) -> bool {
         let mut v1 = self.devices.iter().filter(|it| it.user == user && it.id == 0);
-        v1.any(|it| !it.unacked.iter().any(|(_, letter)| *letter == id))
+        v1.any(|it| it.let_go.contains(&id))
     }
 
     /// Whether only a v1 client is still to get this, and has let go of it: a repair
     /// may have believed a torn acknowledgement, which no cursor shows.
     pub(crate) fn is_let_go(&self, user: u16, seq: u64, id: LetterId) -> bool {
         let inbox = self.model.inbox(user);
-        let mut due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
-        let is_v1 = due.all(|device| *device == 0 && self.has_seen(user, 0, id));
+        let due = inbox.devices.keys().filter(|device| inbox.is_due(**device, seq));
+        let is_v1 = due.eq([&0]);
         is_v1 && self.model.is_scarred(user) && self.lets_go(user, id)
     }
 
@@ -190,8 +190,8 @@ impl World {
                 // it counts again: said by somebody who has the letter.
                 let due = || left.iter().filter(|(device, _)| later.waits_for(*device, seq));
                 let has = |(device, cursor): &(u64, u64)| {
-                    let is_let_go = *cursor >= seq || *device == 0 && self.lets_go(user as u16, id);
-                    is_let_go && self.has_seen(user as u16, *device, id)
+                    let has_it = *cursor >= seq && self.has_seen(user as u16, *device, id);
+                    has_it || *device == 0 && self.lets_go(user as u16, id)
                 };
                 let is_torn = disk.has_holes() && !finding.lost.is_empty();
                 if is_torn && due().next().is_some() && due().all(has) {

@@ -163,7 +163,7 @@ impl Finding {
         });
         let misnamed = self.kept.misnamed.iter().map(|it| {
             let belongs = it.belongs.file_name().unwrap_or_default().to_string_lossy();
-            format!("{} is by its head {belongs}: their names were mixed up", it.path.display())
+            format!("{} is in truth {belongs}: their names were mixed up", it.path.display())
         });
         let missing = found.missing.iter().map(|path| format!("{} is missing", path.display()));
         let before = found.lost_before.iter().map(|lsn| {

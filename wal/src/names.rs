@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 /// Of the files of a log, by the number in the name, and the segment that each is
 /// by its own account: those that belong elsewhere, and where. Left out are those
-/// that cannot get there: two that claim one place, and whose place is taken by a
-/// file that stays.
+/// that cannot get there: two that claim one place, and those whose place is taken
+/// by a file that stays.
 #[must_use]
 pub fn misnamed(files: &BTreeMap<u64, Option<u64>>) -> BTreeMap<u64, u64> {
     let mut claimants: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
@@ -22,6 +22,7 @@ pub fn misnamed(files: &BTreeMap<u64, Option<u64>>) -> BTreeMap<u64, u64> {
             _ => staying.push(name),
         }
     }
+    // Whoever stays is in the way of whoever belongs there, who stays then, too.
     staying.extend(claimants.values().filter(|names| names.len() > 1).flatten());
     while let Some(name) = staying.pop() {
         found.remove(&name);

@@ -27,6 +27,9 @@ pub struct Misnamed {
     pub segment: u64,
 }
 
+/// So many places without a file are thought of.
+const GAPS_MAX: usize = 4096;
+
 /// Which names segments have that do not have their own.
 #[derive(Debug, Default)]
 pub(super) struct Names(BTreeMap<u64, u64>);
@@ -55,9 +58,13 @@ impl ShardDir {
         let listing = self.list()?;
         let heads = listing.segments.iter().map(|name| (*name, self.head_says(*name)));
         let mut files: BTreeMap<u64, Option<u64>> = heads.collect();
-        // What has no whole head is where something is missed, or where it was.
-        let places: BTreeSet<u64> =
-            files.iter().flat_map(|(name, is)| [Some(*name), *is]).flatten().collect();
+        // Any place that no head claims can be that of a file without one.
+        let claimed: BTreeSet<u64> = files.values().copied().flatten().collect();
+        let [first, last] = [files.first_key_value(), files.last_key_value()]
+            .map(|it| it.map_or(0, |(name, _)| *name));
+        let between = (first..last).take(GAPS_MAX);
+        let mut places: BTreeSet<u64> = files.keys().copied().chain(between).collect();
+        places.retain(|place| !claimed.contains(place));
         for (name, is) in files.iter_mut().filter(|(_, is)| is.is_none()) {
             *is = self.body_says(*name, &places);
         }
@@ -84,7 +91,7 @@ impl ShardDir {
 
     /// Which of these segments begins with the commit that this file begins with: its
     /// checksum covers its place.
-    pub(super) fn body_says(&self, name: u64, places: &BTreeSet<u64>) -> Option<u64> {
+    fn body_says(&self, name: u64, places: &BTreeSet<u64>) -> Option<u64> {
         let mut commit = [0; COMMIT_BYTES];
         let file = file::open(&self.segment_path(name)).ok()?;
         file.read_exact_at(&mut commit, BLOCK_LSN).ok()?;
@@ -130,8 +137,13 @@ impl ShardDir {
 mod tests {
     use std::fs;
 
-    use crate::disk::tests::{Found, filled, flip, options, recover_again, segment_path};
-    use crate::disk::{DataDir, RecoverError};
+    use crate::disk::tests::{
+        Found, SEGMENT_BYTES, filled, flip, log_options, options, recover_again, segment_path,
+        write_out,
+    };
+    use crate::disk::{DataDir, RecoverError, probe};
+    use crate::record::tests::message;
+    use crate::{Log, LogStart, Message, Record};
 
     #[test]
     fn segments_get_their_names_back_whatever_became_of_them() {
@@ -198,6 +210,28 @@ mod tests {
         assert_eq!(recover_again(&dir).unwrap().0.start, start);
     }
 
+    #[test]
+    fn a_copy_with_a_rotten_head_is_in_nobodys_way() {
+        let (dir, start) = filled(250);
+        let [first, second] = [0, 1].map(|n| fs::read(segment_path(&dir, n)).unwrap());
+        let rename = || {
+            let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+            shard.rename(&shard.misnamed().unwrap()).unwrap();
+        };
+        fs::write(segment_path(&dir, 0), &second).unwrap();
+        fs::write(segment_path(&dir, 1), &first).unwrap();
+        fs::write(segment_path(&dir, 9), &second).unwrap();
+        flip(&segment_path(&dir, 9), 20);
+        rename();
+        let now = [0, 1].map(|n| fs::read(segment_path(&dir, n)).unwrap());
+        assert!(now == [first.clone(), second]);
+        // Without another claim it is the segment itself.
+        fs::remove_file(segment_path(&dir, 1)).unwrap();
+        rename();
+        flip(&segment_path(&dir, 1), 20);
+        assert_eq!(recover_again(&dir).unwrap().0.start, start);
+    }
+
     /// Nobody looks for what would have to stand before them.
     #[test]
     fn strays_with_huge_numbers_are_given_up_and_nothing_else() {
@@ -213,6 +247,32 @@ mod tests {
         assert_eq!((found.missing.len(), found.lost_total, found.flawed.len()), (0, (0, 0), 2));
         assert!(found.flawed.iter().all(|(_, why)| !why.is_empty()), "{:?}", found.flawed);
         assert_eq!(into.seqs.len(), 250);
+    }
+
+    /// Many dead segments may have been deleted before one that rots.
+    #[test]
+    fn what_has_a_commit_is_no_stray_however_far_it_is() {
+        let (dir, _) = filled(20);
+        let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
+        let (near, away) = (segment_path(&dir, 0), dir.path().join("away"));
+        fs::rename(&near, &away).unwrap();
+        let start = LogStart { lsn: 9000 * SEGMENT_BYTES, ..LogStart::fresh(shard.salt) };
+        let mut segments = shard.open_segments(start.lsn, probe(dir.path())).unwrap();
+        let mut log = Log::new(log_options(), start);
+        for inbox_seq in 100..105 {
+            let message = Message { inbox_seq, ..message(b"far") };
+            log.append(&Record::Message(message), 1).unwrap();
+            write_out(&mut log, &mut segments);
+        }
+        drop(segments);
+        fs::rename(&away, &near).unwrap();
+        let far = segment_path(&dir, 9000);
+        flip(&far, 20);
+        flip(&far, 4096 + 20);
+        let mut into = Found::default();
+        let found = shard.salvage(&mut into, &mut |_| {}).unwrap();
+        assert!(found.aside.contains(&9000) && found.fresh.lsn > start.lsn, "{:?}", found.aside);
+        assert_eq!(into.seqs[20..], [100, 101, 102, 103, 104]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::snapshots::{self, Loaded};
 use crate::file;
 use crate::log::{LogOptions, LogStart};
 use crate::recover::{Restore, Scanner, Torn};
+use crate::segment::HeaderError;
 use crate::{Lsn, segment};
 
 /// What reading a log back found.
@@ -291,14 +292,13 @@ impl ShardDir {
     /// be another segment, which the snapshot before the newest may need, or a file
     /// of another log. A head that is not whole says nothing.
     fn refuse_strange(&self, listing: &Listing) -> Result<(), RecoverError> {
-        for &index in &listing.segments {
-            if let Some(Err(why)) = self.head(index)
-                && why.is_another_file()
-            {
-                return Err(RecoverError::Header { path: self.segment_path(index), why });
-            }
-        }
-        Ok(())
+        let heads = listing.segments.iter().filter_map(|it| Some((*it, self.head(*it)?.err()?)));
+        let mut strange: Vec<_> = heads.filter(|(_, why)| why.is_another_file()).collect();
+        // What a repair refuses comes first.
+        strange.sort_by_key(|(_, why)| !matches!(why, HeaderError::OtherFormat(_)));
+        strange.first().map_or(Ok(()), |(index, why)| {
+            Err(RecoverError::Header { path: self.segment_path(*index), why: *why })
+        })
     }
 
     pub(super) fn damage(&self, damage: crate::Damage) -> RecoverError {

@@ -35,7 +35,8 @@ use crate::{BLOCK, BLOCK_LSN, Damage, Lsn, segment};
 /// Lost ranges that are told of one by one.
 const RANGES_MAX: usize = 1000;
 
-/// So many segments may be missing before the last one that cannot be read.
+/// A segment whose number is so much higher than that of any known one may still be
+/// one of the log that cannot be read, and those between be missing.
 const GAP_MAX: u64 = 4096;
 
 /// What reading a damaged shard found.
@@ -150,10 +151,13 @@ impl ShardDir {
             Err(error) => return Err(self.io(self.path(), error)),
         };
         self.refuse_newer(&listing)?;
-        let strays = self.take_strays(&mut listing);
         let (snapshot, damaged_snapshots) = self.load_newest(&listing, into, progress);
-        let named = listing.snapshots.last().copied().unwrap_or(0);
-        let vouched = snapshot.as_ref().map_or(0, |loaded| loaded.end).max(named);
+        let known = snapshot.as_ref().map_or(0, |loaded| loaded.end);
+        let newest = self.newest_own(&listing, known, into);
+        let is_near = |lsn: &&Lsn| segment::index(**lsn, self.segment_bytes) <= newest + GAP_MAX;
+        let named = listing.snapshots.iter().rev().find(is_near).copied().unwrap_or(0);
+        let vouched = known.max(named);
+        let strays = self.take_strays(&mut listing, newest);
         let mut lost_before = None;
         let (start, is_exact) = match &snapshot {
             Some(loaded) => (loaded.start, true),
@@ -189,12 +193,16 @@ impl ShardDir {
         self.read_pieces(&listing, &survey, &mut salvage, into, &mut found, progress);
         let end = salvage.end();
         self.check_each(&listing, end.lsn, &mut found);
-        found.fresh = self.goes_on(&listing, &survey, end, &mut found);
-        for index in strays {
-            let file = self.segment_file(index);
-            found.flawed.push((file.path, file.flaw.unwrap_or_default()));
-            found.aside.push(index);
+        for index in &strays {
+            let file = self.segment_file(*index);
+            found.flawed.push((file.path, file.flaw.expect("it is another file")));
         }
+        // The log goes on behind those that are near, as behind all that is given up;
+        // it never comes to the others.
+        let (near, far) = strays.split_at(strays.partition_point(|it| *it <= newest + GAP_MAX));
+        found.aside.extend(near);
+        found.fresh = self.goes_on(&listing, &survey, end, &mut found);
+        found.aside.extend(far);
         let is_gone = |index: &u64| listing.segments.binary_search(index).is_err();
         let needed = into.needed().into_iter().map(|(index, ..)| index).filter(is_gone);
         found.missing.extend(needed.map(|index| self.segment_path(index)));
@@ -218,16 +226,34 @@ impl ShardDir {
         Ok(())
     }
 
-    /// Takes files out that are no segments of this log and whose numbers are far
-    /// beyond it: what is between was never made, and is not looked for.
-    fn take_strays(&self, listing: &mut Listing) -> Vec<u64> {
-        let is_own = |index: &u64| {
-            self.head(*index) == Some(Ok(())) || self.body_says(*index, &[*index].into()).is_some()
-        };
+    /// The newest segment that is surely one of this log: by its head, by any commit
+    /// in it, or by what the snapshot says, which knows the log up to `known`.
+    fn newest_own(&self, listing: &Listing, known: Lsn, into: &dyn Rescue) -> u64 {
+        let is_own = |index: &u64| self.head(*index) == Some(Ok(())) || self.has_commit(*index);
         let newest = listing.segments.iter().copied().rev().find(is_own);
-        let newest = newest.or(listing.segments.first().copied()).unwrap_or(0);
-        let near = listing.segments.partition_point(|index| *index <= newest + GAP_MAX);
-        listing.segments.split_off(near)
+        let waits_in = into.needed().into_iter().map(|(index, ..)| index).max();
+        let said = (known > 0).then(|| segment::index(known - 1, self.segment_bytes));
+        newest.max(waits_in).max(said).or(listing.segments.first().copied()).unwrap_or(0)
+    }
+
+    fn has_commit(&self, index: u64) -> bool {
+        let mut survey = Survey::new(self.salt, 0);
+        let base = segment::base(index, self.segment_bytes);
+        survey.segment(base, &self.read_loosely(index).bytes);
+        survey.end > 0
+    }
+
+    /// Takes files out that stand behind the newest segment of this log and are none:
+    /// another one by the head, or nothing that anybody can tell, far behind it. They
+    /// do not say that what is between was ever made.
+    fn take_strays(&self, listing: &mut Listing, newest: u64) -> Vec<u64> {
+        let behind = listing.segments.partition_point(|index| *index <= newest);
+        let is_stray = |index: &u64| match self.head(*index) {
+            Some(Err(why)) if why.is_another_file() => true,
+            Some(Ok(())) => false,
+            _ => *index > newest + GAP_MAX,
+        };
+        listing.segments.extract_if(behind.., |index| is_stray(index)).collect()
     }
 
     /// Where the log goes on. If nothing of it is lost, at its end: whatever
@@ -573,6 +599,9 @@ impl Continuation {
             self.name()?;
             let path = self.dir.segment_path(index);
             let file = if path.try_exists()? {
+                if self.dir.head(index) != Some(Ok(())) {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
                 fs::OpenOptions::new().read(true).write(true).open(path)?
             } else {
                 let unnamed = make_unnamed(&self.dir, index, self.mode, || Ok(()))?;
