@@ -326,8 +326,9 @@ impl Salvage {
         let claimed = at + Header::read(&bytes[at..]).map_or(0, |header| header.len as usize);
         let next = self.next_record(bytes, at + 1, began);
         // Its length may be what is damaged, and lead past records that are not. Or it is right, and
-        // where a write was lost something stale shows from under it.
-        let is_stale = next < claimed
+        // where a write was lost something stale shows from under it, unless only zeroes can.
+        let is_stale = !self.is_zeroed
+            && next < claimed
             && self.goes_on(bytes, claimed, began)
             && !self.leads(bytes, next, claimed, began);
         let to = if is_stale { claimed } else { next };
@@ -769,6 +770,19 @@ mod tests {
         let (records, lost, _) = salvaged(&bytes, bytes.len() as Lsn);
         assert_eq!(&records, &places[1..]);
         assert_eq!(lost, [(places[0].0, places[1].0)]);
+    }
+
+    /// Nor where it leads to one, past more that is damaged.
+    #[test]
+    fn a_damaged_length_that_fits_hides_no_record_of_a_zeroed_log() {
+        let body = [7; 40];
+        let (mut bytes, places) = written(&[vec![Record::Message(message(&body)); 5]]);
+        let (from, len) = (places[0].0 as usize, u64::from(places[0].1));
+        bytes[from..][..4].copy_from_slice(&(3 * len as u32).to_le_bytes());
+        bytes[places[2].0 as usize + 30] ^= 1;
+        let (records, lost, _) = salvaged_from(&bytes, &[], bytes.len() as Lsn, true);
+        assert_eq!(records, [places[1], places[3], places[4]]);
+        assert_eq!(lost.len(), 2);
     }
 
     /// A write that was lost shows what a torn tail has left under it.
