@@ -136,9 +136,9 @@ impl World {
         for shard in 0..self.cores.len() {
             if self.wants_segment(shard) && self.lacks_space_for_segment() {
                 self.refuse_messages(shard);
-                self.cores[shard].place.is_in_reserve =
-                    2 * self.free_bytes() < self.reserve_bytes();
             }
+            // As the life before left it.
+            self.cores[shard].place.is_in_reserve = self.free_bytes() < self.reserve_bytes() / 2;
         }
     }
 

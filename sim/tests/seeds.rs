@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 44] = [
+const NOTICE: [(u64, &str); 46] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -50,6 +50,8 @@ const NOTICE: [(u64, &str); 44] = [
     (16_534_674, "a repair dies when it has written over the beginning of a long torn end"),
     (17_112_092, "the oracle misses that v1 let go of what a torn acknowledgement says"),
     (17_204_338, "the oracle waits for v1 to get what it has let go of"),
+    (17_598_074, "the world forgets over a start that the reserve is used up"),
+    (17_542_267, "a damaged length that fits leads a repair past a record that is not damaged"),
 ];
 
 #[test]
