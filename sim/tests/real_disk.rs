@@ -66,6 +66,7 @@ fn disks(seed: u64) -> (Vec<Image>, Vec<Wreck>) {
 
 /// What a start makes of a disk: where the log ends, what was cut off there,
 /// whether there was a snapshot, and the inboxes.
+#[derive(Debug, PartialEq)]
 struct Started {
     end: Lsn,
     cut: u64,
@@ -190,7 +191,7 @@ fn files_that_are_not_what_their_names_say_cost_nothing() {
             let (what, image) = (format!("seed {seed}"), &wreck.image);
             let dir = put(image);
             let before = segments(dir.path());
-            let refused = start(dir.path(), image).err().expect("a start must refuse it");
+            let refused = start(dir.path(), image).expect_err("it must be refused");
             assert!(segments(dir.path()) == before, "{what}: something has changed");
             let is_whole = wreck.lost.is_empty() && wreck.given_up == 0 && wreck.aside.is_empty();
             let said = refused.to_string();
@@ -212,7 +213,9 @@ fn files_that_are_not_what_their_names_say_cost_nothing() {
             check_finding(&what, &wreck, &shard);
             drop(shard);
             if is_whole {
-                assert_eq!(start(dir.path(), image).unwrap().end, wreck.end, "{what}");
+                let started = start(dir.path(), image).unwrap();
+                assert_eq!(started, start(put(&plain).path(), image).unwrap(), "{what}");
+                assert_eq!(started.end, wreck.end, "{what}");
             }
             mixed += 1;
             damaged += usize::from(!is_whole);

@@ -293,11 +293,11 @@ impl ShardDir {
     /// of another log. A head that is not whole says nothing.
     fn refuse_strange(&self, listing: &Listing) -> Result<(), RecoverError> {
         let heads = listing.segments.iter().filter_map(|it| Some((*it, self.head(*it)?.err()?)));
-        let mut strange: Vec<_> = heads.filter(|(_, why)| why.is_another_file()).collect();
+        let strange = heads.filter(|(_, why)| why.is_another_file());
         // What a repair refuses comes first.
-        strange.sort_by_key(|(_, why)| !matches!(why, HeaderError::OtherFormat(_)));
-        strange.first().map_or(Ok(()), |(index, why)| {
-            Err(RecoverError::Header { path: self.segment_path(*index), why: *why })
+        let first = strange.min_by_key(|(_, why)| !matches!(why, HeaderError::OtherFormat(_)));
+        first.map_or(Ok(()), |(index, why)| {
+            Err(RecoverError::Header { path: self.segment_path(index), why })
         })
     }
 
