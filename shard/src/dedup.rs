@@ -2,8 +2,9 @@
 //!
 //! Protocol v2 numbers its sends 1, 2, 3 …; the next number is accepted, a
 //! lower one is known already, a higher one tells that something is missing.
-//! Protocol v1's numbered send has no way to say *missing*, so there a window
-//! of 64 numbers accepts each of them once, in the order of arrival.
+//! Protocol v1's numbered send has no way to say *missing*: there any higher
+//! number is new, and one that was passed over is too late. A window of 64
+//! numbers tells such a one from a repetition.
 
 use wire::id::UserKey;
 
@@ -16,7 +17,9 @@ pub enum Numbering {
     Next,
     /// v2, after the sender gave up what lies between: any higher one is new.
     Higher,
-    /// v1 SEND_SEQ: every number is new once.
+    /// v1 SEND_SEQ: any higher one is new; a lower one is known or too late.
+    Ascending,
+    /// A logged v1 message: before decision 0015 late ones were taken.
     Window,
 }
 
@@ -89,12 +92,13 @@ pub(crate) fn hours(ms: u64) -> u32 {
     u32::try_from(ms / 3_600_000).unwrap_or(u32::MAX)
 }
 
-/// The judgement of one number.
+/// The judgement of one number; late is one that was passed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     New,
     Known,
     Gap { expected: u64 },
+    Late,
 }
 
 impl Pair {
@@ -139,6 +143,10 @@ impl Pair {
         match numbering {
             Numbering::None => Verdict::New,
             Numbering::Window => self.judge_window(seq),
+            Numbering::Ascending => match self.judge_window(seq) {
+                Verdict::New if self.window != 0 && seq < self.last => Verdict::Late,
+                verdict => verdict,
+            },
             _ if seq <= self.last => Verdict::Known,
             Numbering::Higher => Verdict::New,
             Numbering::Next if seq == self.last + 1 => Verdict::New,
@@ -151,8 +159,8 @@ impl Pair {
             return Verdict::New;
         }
         let back = self.last - seq;
-        // Older than the window can tell: it may have been accepted, and a
-        // duplicate shown is worse than what v1 promises.
+        // Older than the window can tell: whoever sends everything again after a
+        // broken connection must not be told that it is missing.
         if back < 64 && self.window & (1 << back) == 0 { Verdict::New } else { Verdict::Known }
     }
 
@@ -164,7 +172,7 @@ impl Pair {
                 assert!(seq > self.last, "only a new number is accepted");
                 self.last = seq;
             }
-            Numbering::Window => self.accept_window(seq),
+            Numbering::Ascending | Numbering::Window => self.accept_window(seq),
         }
     }
 
@@ -209,6 +217,22 @@ mod tests {
     #[test]
     fn higher_skips_forward_only() {
         check(Numbering::Higher, &[2, 5, 5, 4, 6], &[2, 5, 6]);
+    }
+
+    #[test]
+    fn ascending_never_goes_back() {
+        check(Numbering::Ascending, &[5, 5, 3, 4, 6, 3, 6], &[5, 6]);
+        check(Numbering::Ascending, &[0, 0, 1], &[0, 1]);
+        check(Numbering::Ascending, &[1, 100, 36, 37, 37], &[1, 100]);
+        check(Numbering::Ascending, &[u64::MAX, 1, u64::MAX], &[u64::MAX]);
+        let mut pair = Pair::new(PairKey::new(UserKey(7), 0));
+        for seq in [1, 100] {
+            pair.accept(Numbering::Ascending, seq);
+        }
+        // Nobody knows any more whether 36 was accepted; 37 was not.
+        assert_eq!(pair.judge(Numbering::Ascending, 36), Verdict::Known);
+        assert_eq!(pair.judge(Numbering::Ascending, 37), Verdict::Late);
+        assert_eq!(pair.judge(Numbering::Ascending, 100), Verdict::Known);
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub enum Posted {
     Sent { id: MessageId, class: Class },
     /// A number is missing before it.
     Gap { expected: u64 },
+    /// A higher number came before it (protocol v1).
+    Late,
     /// Not taken.
     Refused { code: Code, retry_after_ms: u32 },
     /// Nobody needs to know (protocol v1).

@@ -23,6 +23,7 @@ pub mod hop;
 mod route;
 
 mod dedup;
+mod held;
 mod inbox;
 mod pairs;
 mod user;
@@ -71,6 +72,7 @@ use ages::Ages;
 use clean::Cleaner;
 use commit::{Durables, Gate};
 use flow::{Flow, Level, Standstill};
+use held::Held;
 use hlc::Hlc;
 use hop::{Hop, Outbox, Parcel, ReplyTo};
 use metrics::{Metrics, Stage};
@@ -134,6 +136,7 @@ pub struct Shard {
     gate: Gate,
     durables: Durables,
     outbox: Outbox,
+    held: Held,
     hlc: Hlc,
     ages: Ages,
     handshakes: Deadlines,
@@ -175,6 +178,7 @@ impl Shard {
             gate: Gate::default(),
             durables: Durables::default(),
             outbox: Outbox::new(options.shards),
+            held: Held::default(),
             hlc: Hlc::new(options.node, options.shard),
             ages: Ages::default(),
             handshakes: Deadlines::new(options.handshake_ms),
@@ -249,6 +253,7 @@ impl Shard {
         self.cleaner.space.tick();
         self.clean(now, out);
         self.give_back();
+        self.held.tick(now);
         self.schedule_snapshot(now);
         self.vouch_at_rest(now);
     }

@@ -63,6 +63,8 @@ pub struct Counters {
     pub duplicates: u64,
     /// Sends answered with GAP.
     pub gaps: u64,
+    /// Numbered sends of v1 that a higher number came before.
+    pub late: u64,
     /// Sends refused, for whatever reason.
     pub refused: u64,
     /// Deliveries handed to connections, repeated ones included.

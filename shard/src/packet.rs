@@ -50,13 +50,13 @@ impl Shard {
         packet: &Packet<'_>,
         out: &mut Effects,
     ) -> Outcome {
-        use Numbering::{None as Unnumbered, Window};
+        use Numbering::{Ascending, None as Unnumbered};
         match *packet {
             Packet::Send { target, body } => {
                 self.send_v1(now, conn, target, body, Unnumbered, 0, out)
             }
             Packet::SendSeq { target, seq, body } => {
-                self.send_v1(now, conn, target, body, Window, seq, out)
+                self.send_v1(now, conn, target, body, Ascending, seq, out)
             }
             Packet::Cbor { target, map } => {
                 self.send_v1(now, conn, target, map, Unnumbered, 0, out)

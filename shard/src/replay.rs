@@ -432,34 +432,44 @@ mod tests {
     use wire::id::{Class, MessageId};
 
     use super::*;
+    use crate::dedup::RECORD_NUMBERED_V1;
     use crate::snapshot::tests::{SEGMENT, options};
 
-    /// Whether a log is refused in which a device's number 1 was taken twice, so
-    /// many hours apart, by a shard that is to remember it for so many days.
-    fn is_refused(days: u64, apart_h: u64) -> bool {
-        const HOUR_MS: u64 = 3_600_000;
-        let options = Options { pairs_kept_ms: days * 24 * HOUR_MS, ..options() };
+    const HOUR_MS: u64 = 3_600_000;
+
+    /// Whether a log is refused in which alice writes to bob at these times
+    /// under these numbers.
+    fn is_refused(options: Options, device: u64, flags: u8, sent: &[(u64, u64)]) -> bool {
         let hasher = KeyHasher::new([1, 2]);
         let mut replay = Replay::new(options, hasher, SEGMENT);
-        for (n, time_ms) in [(1, HOUR_MS), (2, (1 + apart_h) * HOUR_MS)] {
+        for (n, &(time_ms, send_seq)) in (1..).zip(sent) {
             let message = Message {
                 key: hasher.key(b"bob"),
                 to: b"bob",
                 inbox_seq: n,
-                id: MessageId::new(time_ms, 0, 0, 0),
+                id: MessageId::new(time_ms, n as u32, 0, 0),
                 from: b"alice",
                 from_key: hasher.key(b"alice"),
-                device: 1,
-                send_seq: 1,
+                device,
+                send_seq,
                 time_ms,
                 expires_ms: u64::MAX,
                 class: Class::Guaranteed,
-                flags: 0,
+                flags,
                 body: b"",
             };
             replay.record(100 * n, 10, &Record::Message(message));
         }
         replay.contradictions() > 0
+    }
+
+    /// Before decision 0015 a number of v1 was taken that came late.
+    #[test]
+    fn late_numbers_of_older_logs_are_read_back() {
+        let sent = |seqs: &[u64]| seqs.iter().map(|&seq| (HOUR_MS, seq)).collect::<Vec<_>>();
+        assert!(!is_refused(options(), 0, RECORD_NUMBERED_V1, &sent(&[1, 2, 4, 3, 5])));
+        assert!(is_refused(options(), 0, RECORD_NUMBERED_V1, &sent(&[1, 2, 4, 2])));
+        assert!(is_refused(options(), 7, 0, &sent(&[1, 2, 4, 3])));
     }
 
     /// A longer memory than the log was written with refuses nothing that was
@@ -469,7 +479,10 @@ mod tests {
         for (days, apart_h, expected) in
             [(1, 1, true), (1, 24, false), (7, 1, true), (7, 24, false), (3650, 24, false)]
         {
-            assert_eq!(is_refused(days, apart_h), expected, "{days} days, {apart_h} hours");
+            let options = Options { pairs_kept_ms: days * 24 * HOUR_MS, ..options() };
+            let sent = [(HOUR_MS, 1), ((1 + apart_h) * HOUR_MS, 1)];
+            let is_refused = is_refused(options, 1, 0, &sent);
+            assert_eq!(is_refused, expected, "{days} days, {apart_h} hours");
         }
     }
 }

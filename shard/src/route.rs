@@ -73,7 +73,7 @@ impl Shard {
     /// checked before. `user` is the recipient, if known.
     fn accept(&mut self, now: Now, user: Option<UserIndex>, post: &Post<&[u8]>, out: &mut Effects) {
         if self.log.is_poisoned() {
-            return self.refuse(post, Code::StorageFailed, out);
+            return self.refuse(now, post, Code::StorageFailed, out);
         }
         // Nobody is put into the table before there is something to keep.
         let key = PairKey::new(post.from_key, post.device);
@@ -85,14 +85,39 @@ impl Shard {
                 let gap = Posted::Gap { expected };
                 self.reply(post.reply, post.to, post.send_seq, gap, out);
             }
+            (Verdict::Late, _) => {
+                self.metrics.counters.late += 1;
+                self.reply(post.reply, post.to, post.send_seq, Posted::Late, out);
+            }
             (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
-            _ if self.is_overfull(user, &pair) => self.refuse(post, Code::Busy, out),
+            _ if self.waits_for_lower(now, post, key, out) => {}
+            _ if self.is_overfull(user, &pair) => self.refuse(now, post, Code::Busy, out),
             _ => {
                 let user = user.or_else(|| self.users.find_or_add(post.to_key, post.to));
                 let user = user.expect("an overfull table was refused");
                 self.accept_new(now, user, post, key, out);
             }
         }
+    }
+
+    /// Whether a lower number of v1 was refused a moment ago and is to come
+    /// again first.
+    fn waits_for_lower(
+        &mut self,
+        now: Now,
+        post: &Post<&[u8]>,
+        key: PairKey,
+        out: &mut Effects,
+    ) -> bool {
+        if post.numbering != Numbering::Ascending {
+            return false;
+        }
+        let wait = self.held.wait_ms(now, post.to_key, key, post.send_seq);
+        let Some(retry_after_ms) = wait else { return false };
+        self.metrics.counters.refused += 1;
+        let posted = Posted::Refused { code: Code::Busy, retry_after_ms };
+        self.reply(post.reply, post.to, post.send_seq, posted, out);
+        true
     }
 
     /// Whether the shard's own tables have no place for what a new message
@@ -138,9 +163,9 @@ impl Shard {
             || inbox.holes() >= messages_max.max(HOLES_ALLOWED)
             || inbox.bytes() + post.body.len() as u64 > self.options.inbox_bytes_max;
         if is_full {
-            self.refuse(post, Code::InboxFull, out);
+            self.refuse(now, post, Code::InboxFull, out);
         } else if self.storage_full {
-            self.refuse(post, Code::StorageFull, out);
+            self.refuse(now, post, Code::StorageFull, out);
         } else {
             self.store(now, user, post, pair, out);
         }
@@ -209,6 +234,9 @@ impl Shard {
             }),
         );
         self.cleaner.space.add(appended.lsn, appended.len, expires_ms);
+        if post.numbering == Numbering::Ascending {
+            self.held.release(post.to_key, pair, post.send_seq);
+        }
         let inbox = self.users[user].inbox_mut();
         self.metrics.counters.pairs += u64::from(note_number(now, inbox, post, pair));
         let seq = inbox.push(appended.lsn, appended.len);
@@ -266,7 +294,12 @@ impl Shard {
         });
     }
 
-    fn refuse(&mut self, post: &Post<&[u8]>, code: Code, out: &mut Effects) {
+    /// Refuses it for now: the same number may come again.
+    fn refuse(&mut self, now: Now, post: &Post<&[u8]>, code: Code, out: &mut Effects) {
+        if post.numbering == Numbering::Ascending {
+            let pair = PairKey::new(post.from_key, post.device);
+            self.held.hold(now, post.to_key, pair, post.send_seq);
+        }
         self.metrics.counters.refused += 1;
         let posted = Posted::Refused { code, retry_after_ms: RETRY_MS };
         self.reply(post.reply, post.to, post.send_seq, posted, out);
@@ -320,10 +353,14 @@ impl Shard {
             (Kind::V1, Posted::Refused { retry_after_ms, .. }) => {
                 return out.send_once(conn, &v1::rate_limited(retry_after_ms));
             }
+            (Kind::V1, Posted::Late) => {
+                out.send(conn, |bytes| v1::put_error(bytes, "out_of_order"));
+                return;
+            }
             _ => return,
         }
         let reply = match posted {
-            Posted::Quiet => return,
+            Posted::Quiet | Posted::Late => return,
             Posted::Sent { id, class } => v2::Reply::Sent { seq: send_seq, id, class, to },
             Posted::Gap { expected } => v2::Reply::Gap { expected, to },
             Posted::Refused { code, retry_after_ms } => {
@@ -363,7 +400,8 @@ fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, key: PairKey) ->
 
 /// The wire's flags that matter after the append, and how it was numbered.
 fn record_flags(post: &Post<&[u8]>) -> u8 {
-    let numbered = if post.numbering == Numbering::Window { RECORD_NUMBERED_V1 } else { 0 };
+    let is_v1 = matches!(post.numbering, Numbering::Ascending | Numbering::Window);
+    let numbered = if is_v1 { RECORD_NUMBERED_V1 } else { 0 };
     post.flags & v2::flag::WANTS_DELIVERED | numbered
 }
 

@@ -282,6 +282,7 @@ impl World {
             self.stats.blocked += counters.blocked;
             self.stats.reads += counters.reads;
             self.stats.moved += counters.moved;
+            self.stats.late += counters.late;
         }
     }
 

@@ -22,8 +22,8 @@ impl World {
                 self.put_plain(device, to, id);
             }
             4 | 5 => {
-                let mut letter = self.new_letter(device, to, Kind::Window);
-                let seq = self.devices[device].window_seq.entry(to).or_default();
+                let mut letter = self.new_letter(device, to, Kind::Ascending);
+                let seq = self.devices[device].ascending_seq.entry(to).or_default();
                 *seq += 1;
                 letter.seq = *seq;
                 let id = self.ledger.write(letter);
@@ -142,6 +142,10 @@ impl World {
         }
     }
 
+    fn has_numbered(&self, device: usize) -> bool {
+        !self.devices[device].repeatable.is_empty()
+    }
+
     /// A packet of the server has arrived.
     pub(crate) fn answer(&mut self, device: usize, link: LinkId, answer: &Answer<'_>) {
         match *answer {
@@ -169,6 +173,8 @@ impl World {
             Answer::Status { .. } => {}
             // One of its letters was refused; v1 cannot say which.
             Answer::RateLimited { wait_ms: 1.. } => self.was_refused(device),
+            // A person would write it again, under a number of its own.
+            Answer::Error { text: b"out_of_order" } if self.has_numbered(device) => {}
             Answer::LoginRateLimited => {} // poisoned, draining, too many; it closes
             _ => self.violate(format!("an answer for nothing: {answer:?}")),
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use wire::id::MessageId;
 
-use crate::ledger::LetterId;
+use crate::ledger::{Kind, LetterId};
 use crate::link::LinkId;
 
 /// What a device has written to one recipient and not seen settled.
@@ -61,7 +61,7 @@ pub(crate) struct Device {
     /// Every letter it has.
     pub(crate) seen: BTreeSet<LetterId>,
     /// Highest number (or letter, for unnumbered ones) from each device.
-    pub(crate) last_from: BTreeMap<(u16, u64), u64>,
+    pub(crate) last_from: BTreeMap<(u16, u64, Kind), u64>,
 
     /// The highest id of a guaranteed letter.
     pub(crate) last_id: Option<MessageId>,
@@ -92,7 +92,7 @@ pub(crate) struct Device {
     pub(crate) let_go: BTreeSet<LetterId>,
     /// Delivered since this login.
     pub(crate) since_login: BTreeSet<LetterId>,
-    pub(crate) window_seq: BTreeMap<u16, u64>,
+    pub(crate) ascending_seq: BTreeMap<u16, u64>,
     /// Numbered letters, to be repeated now and then.
     pub(crate) repeatable: Vec<LetterId>,
 }
@@ -124,7 +124,7 @@ impl Device {
             unacked: Vec::new(),
             let_go: BTreeSet::new(),
             since_login: BTreeSet::new(),
-            window_seq: BTreeMap::new(),
+            ascending_seq: BTreeMap::new(),
             repeatable: Vec::new(),
         }
     }

@@ -10,14 +10,14 @@ use wire::id::{Class, MessageId};
 pub(crate) type LetterId = u32;
 
 /// How a letter is numbered on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     /// Protocol v2.
     Numbered,
     /// Protocol v1 without a number: written once, at most once stored.
     Plain,
     /// Protocol v1 with a number.
-    Window,
+    Ascending,
 }
 
 /// One letter.

@@ -272,13 +272,14 @@ impl World {
         }
         written.id = Some(id);
         let order = if written.kind == Kind::Plain { u64::from(letter) + 1 } else { written.seq };
-        // A numbered letter of v1 comes in the order of arrival. One that expires
-        // may be passed over, and come after all when the clock has jumped back.
+        // One that expires may be passed over, and come after all when the clock
+        // has jumped back.
         let is_scarred = self.model.is_scarred(it.user);
-        if written.kind == Kind::Window || written.expiry_s > 0 || is_scarred || was_aside {
+        if written.expiry_s > 0 || is_scarred || was_aside {
             return;
         }
-        let last = it.last_from.entry((written.from, written.device)).or_default();
+        let sender = (written.from, written.device, written.kind);
+        let last = it.last_from.entry(sender).or_default();
         if order <= *last {
             let last = *last;
             return self.violate(format!("letter {letter} came after number {last}"));

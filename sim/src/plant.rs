@@ -43,6 +43,9 @@ pub enum Plant {
     LeaveTorn,
     /// A start looks at the heads only of segments that it needs.
     TrustNames,
+    /// A number of v1 that comes from another shard is taken although a higher
+    /// one came before.
+    TakeLate,
 }
 
 impl Plant {

@@ -78,6 +78,8 @@ pub struct Stats {
     pub takeovers: u64,
     /// Numbers that were given up with SKIP.
     pub skips: u64,
+    /// Numbered letters of v1 that a later one came before.
+    pub late: u64,
     /// Snapshots that got their name.
     pub snapshots: u64,
     /// Starts from a snapshot.
@@ -138,6 +140,7 @@ impl Stats {
         self.blocked += other.blocked;
         self.takeovers += other.takeovers;
         self.skips += other.skips;
+        self.late += other.late;
         self.snapshots += other.snapshots;
         self.loads += other.loads;
         self.rotten += other.rotten;

@@ -5,8 +5,8 @@
 //! leave, then parcels. A crash may come between any two of these.
 
 use shard::gather::{GATHER_NS, LAZY_NS, Pressure};
-use shard::hop::Parcel;
-use shard::{Conn, Effect, Input, Outcome};
+use shard::hop::{Hop, Parcel};
+use shard::{Conn, Effect, Input, Numbering, Outcome};
 use wal::record::Record;
 use wal::{Lsn, Write};
 use wire::id::ShardId;
@@ -362,7 +362,13 @@ impl World {
             let parcel = ring.parcels.pop_front().expect("what is ready is there");
             let mut taken = ring.taken;
             while let Some(hop) = parcel.hops.get(taken) {
-                let input = Input::Hop { from: from as ShardId, hop, bytes: &parcel.bytes };
+                let mut hop = *hop;
+                if let (Plant::TakeLate, Hop::Post(post)) = (self.plant, &mut hop)
+                    && post.numbering == Numbering::Ascending
+                {
+                    post.numbering = Numbering::Window;
+                }
+                let input = Input::Hop { from: from as ShardId, hop: &hop, bytes: &parcel.bytes };
                 match self.feed(to, input) {
                     Outcome::Taken => taken += 1,
                     Outcome::Blocked => {

@@ -105,6 +105,11 @@ fn dead_segments_under_other_names_are_noticed() {
 }
 
 #[test]
+fn a_number_out_of_order_is_noticed() {
+    check(Plant::TakeLate, 17_600_000..17_600_200);
+}
+
+#[test]
 fn a_log_without_its_chain_is_noticed() {
     check(Plant::IgnoreChain, 0..1500);
 }

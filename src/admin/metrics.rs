@@ -89,7 +89,7 @@ const BY_SHARD: [Family; 8] = [
 ];
 
 /// One sample, summed up over the shards.
-const SUMMED: [Family; 51] = [
+const SUMMED: [Family; 52] = [
     gauge("iris_users", "Users known, connected or not.", |l| l.counters.users),
     gauge("iris_inbox_messages", "Messages waiting in inboxes.", |l| l.counters.waiting_messages),
     gauge("iris_inbox_bytes", "Bytes of them in the log.", |l| l.counters.waiting_bytes),
@@ -106,6 +106,9 @@ const SUMMED: [Family; 51] = [
         l.counters.duplicates
     }),
     counter("iris_sends_gap_total", "Sends answered with GAP.", |l| l.counters.gaps),
+    counter("iris_sends_late_total", "Numbered v1 sends that a higher number came before.", |l| {
+        l.counters.late
+    }),
     counter("iris_sends_refused_total", "Sends refused.", |l| l.counters.refused),
     counter("iris_deliveries_total", "Messages handed to connections, again included.", |l| {
         l.counters.delivered

@@ -529,6 +529,8 @@ fn answer_words(answer: &v1::Answer<'_>) -> String {
         v1::Answer::AuthFailed => "auth_failed".into(),
         v1::Answer::LoginRateLimited => "rate_limited".into(),
         v1::Answer::Deliver { body, .. } => format!("message {}", text(body)),
+        v1::Answer::RateLimited { wait_ms } => format!("wait {wait_ms}"),
+        v1::Answer::Error { text: what } => format!("error {}", text(what)),
         v1::Answer::Status { user, online, last_seen_s } => {
             let seen = if last_seen_s == 0 { 0 } else { last_seen_s * 1000 - START_MS };
             format!("status {} {online} {seen}", text(user))

@@ -91,20 +91,68 @@ fn a_broken_off_batch_takes_nothing_from_the_next() {
     );
 }
 
+/// What was stored is repeated, what was passed over is too late, and who
+/// repeats more than the window holds is not told that it is missing.
 #[test]
-fn each_number_is_taken_once() {
+fn numbers_only_rise_and_each_is_taken_once() {
     check(
         "0 login bob
          > 0 login_ok
          0 number bob 5 a
          0 number bob 5 a
          0 number bob 4 b
+         > 0 error out_of_order
          0 number bob 0 z
-         0 number bob 0 z
+         > 0 error out_of_order
+         0 number bob 7 c
+         0 number bob 5 a
+         0 number bob 100 d
+         0 number bob 5 a
+         0 number bob 4 b
          commit
          > 0 message a
-         > 0 message b
-         > 0 message z",
+         > 0 message c
+         > 0 message d",
+    );
+}
+
+/// What was sent right behind a refused number would make it too late: it is
+/// refused for the same time. Then the sender goes on from the refused one,
+/// or has given it up.
+#[test]
+fn higher_numbers_wait_for_a_refused_one() {
+    check(
+        "storage full
+         0 login alice
+         > 0 login_ok
+         0 number bob 1 a
+         > 0 wait 1000
+         commit
+         storage ok
+         tick 400
+         0 number bob 2 b
+         > 0 wait 600
+         # other recipients and plain sends have nothing to do with it
+         0 number carol 2 c
+         0 say bob plain
+         0 number bob 1 a
+         0 number bob 2 b
+         commit
+         storage full
+         0 number bob 3 d
+         > 0 wait 1000
+         storage ok
+         tick 1000
+         0 number bob 4 e
+         0 number bob 3 d
+         > 0 error out_of_order
+         commit
+         1 login bob
+         > 1 login_ok
+         > 1 message plain
+         > 1 message a
+         > 1 message b
+         > 1 message e",
     );
 }
 
