@@ -9,7 +9,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
+use client::blocking::{Client, Notice};
 use server::files::{
     self, body, check, check_untouched, find, flip, iris_shard, lose_sector, segment, snapshots,
     tear_behind, wait_vouched,
@@ -41,7 +43,7 @@ fn check_messages(server: &Server, messages: usize) {
         assert_eq!(String::from_utf8_lossy(&delivery.body), body(n));
     }
     bob.ping(1, PATIENCE).unwrap();
-    assert!(bob.next_delivery(std::time::Duration::ZERO).unwrap().is_none(), "nothing more");
+    assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
 }
 
 /// Turns one bit of the first place where `text` stands in a file; gives the
@@ -51,6 +53,46 @@ fn damage(path: &Path, text: &str) -> u64 {
     let at = find(path, text);
     flip(path, at);
     at as u64
+}
+
+/// A backup is put back that is older than what devices and senders have: they
+/// are told, go on, and get whatever waits in it and comes later.
+#[test]
+fn a_backup_of_an_earlier_day_serves_devices_of_today() {
+    let setup = files::written(3);
+    let backup = files::contents(setup.data_dir());
+    let server = setup.start();
+    let (mut alice, mut bob) = (server.v2("alice", 2), server.v2("bob", 1));
+    for n in 0..3 {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), body(n));
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    // More than a crash can explain while something waits.
+    files::pass(&mut alice, &mut bob, 400);
+    let (alice, bob) = (alice.into_session(), bob.into_session());
+    let ahead = bob.cursor();
+    let setup = server.stop();
+    fs::remove_dir_all(setup.data_dir()).unwrap();
+    for (path, bytes) in &backup {
+        fs::create_dir_all(path.parent().expect("it is in the directory")).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    let server = setup.start();
+    let mut bob = Client::connect_session(server.addr(), bob).unwrap();
+    let told: Vec<Notice> =
+        std::iter::from_fn(|| bob.next_notice(Duration::ZERO).unwrap()).collect();
+    assert!(told.contains(&Notice::StartsOver { cursor: ahead }), "{told:?}");
+    let mut alice = Client::connect_session(server.addr(), alice).unwrap();
+    alice.send_and_wait(b"bob", b"later", PATIENCE).unwrap();
+    let expected = (0..3).map(body).chain(["later".to_owned()]);
+    for expected in expected {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), expected);
+        bob.ack(delivery.inbox_seq).unwrap();
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
 }
 
 /// Files were deleted behind what is left, and nothing says so but that nothing
@@ -308,7 +350,7 @@ fn rot_in_the_last_commit_is_damage() {
             assert_eq!(String::from_utf8_lossy(&delivery.body), body(*n));
         }
         bob.ping(1, PATIENCE).unwrap();
-        assert!(bob.next_delivery(std::time::Duration::ZERO).unwrap().is_none(), "nothing more");
+        assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
     }
 }
 

@@ -56,10 +56,10 @@ impl Backoff {
 
 /// Whether coming back after this code would meet the same.
 pub(crate) fn is_final(code: u16) -> bool {
-    use Code::{AuthFailed, BadCursor, BadName, Malformed, Replaced, TooManyDevices, Version};
+    use Code::{AuthFailed, BadName, Malformed, Replaced, TooManyDevices, Version};
     matches!(
         Code::from_u16(code),
-        Some(AuthFailed | BadCursor | BadName | Malformed | Replaced | TooManyDevices | Version)
+        Some(AuthFailed | BadName | Malformed | Replaced | TooManyDevices | Version)
     )
 }
 

@@ -67,6 +67,8 @@ pub enum Notice {
     Delivered { to: Vec<u8>, seq: u64 },
     /// See [`Event::Pong`].
     Pong { nonce: u64 },
+    /// See [`Event::StartsOver`].
+    StartsOver { cursor: u64 },
     /// See [`Event::Goaway`].
     Goaway { code: u16, reconnect_after_ms: u32 },
     /// See [`Event::Error`].
@@ -139,7 +141,8 @@ impl Client {
     }
 
     /// Connects with a session made (or kept from an earlier connection) by the
-    /// caller.
+    /// caller. A server whose data is older than what the session has is asked
+    /// again from the beginning, see [`Event::StartsOver`].
     ///
     /// # Errors
     /// As [`Client::connect`].
@@ -209,7 +212,18 @@ impl Client {
         self.login()
     }
 
+    /// A server that has older data than this device is asked once more, from
+    /// the beginning ([`Notice::StartsOver`]).
     fn login(&mut self) -> io::Result<()> {
+        let refused = match self.try_login() {
+            Err(error) if is_refused_for(&error, Code::BadCursor) => error,
+            other => return other,
+        };
+        self.stream = open(self.addr).map_err(|_| refused)?;
+        self.try_login()
+    }
+
+    fn try_login(&mut self) -> io::Result<()> {
         let hello = self.session.connect();
         let earlier = self.inbound.notices.len();
         self.stream.write_all(&hello)?;
@@ -426,6 +440,7 @@ impl Inbound {
             }
             Event::Delivered { to, seq, id: _ } => Notice::Delivered { to: to.to_vec(), seq },
             Event::Pong { nonce } => Notice::Pong { nonce },
+            Event::StartsOver { cursor } => Notice::StartsOver { cursor },
             Event::Goaway { code, reconnect_after_ms, text: _ } => {
                 Notice::Goaway { code, reconnect_after_ms }
             }
@@ -438,6 +453,10 @@ impl Inbound {
 /// The server's word inside an error of a login.
 fn refusal_in(error: &io::Error) -> Option<&LoginRefused> {
     error.get_ref()?.downcast_ref()
+}
+
+fn is_refused_for(error: &io::Error, code: Code) -> bool {
+    refusal_in(error).is_some_and(|refused| refused.code == code as u16)
 }
 
 fn first(addr: impl ToSocketAddrs) -> io::Result<SocketAddr> {

@@ -60,6 +60,11 @@ pub enum Event<'a> {
     Delivered { to: &'a [u8], seq: u64, id: MessageId },
     /// The answer to [`Session::ping`].
     Pong { nonce: u64 },
+    /// The login was refused because the server's data is older than what this
+    /// device has: a backup was put back, or damaged data repaired. The next
+    /// connection begins at the beginning and gets whatever waits. What comes
+    /// again has the id that it had.
+    StartsOver { cursor: u64 },
     /// The connection is about to end, or the login was refused.
     Goaway { code: u16, reconnect_after_ms: u32, text: &'a [u8] },
     /// Something was wrong with a frame; the connection goes on.
@@ -397,6 +402,10 @@ impl Session {
             Reply::Pong { nonce } => on(Event::Pong { nonce }),
             Reply::Goaway { code, reconnect_after_ms, text } => {
                 on(Event::Goaway { code, reconnect_after_ms, text });
+                if Code::from_u16(code) == Some(Code::BadCursor) && self.phase == Phase::Greeting {
+                    on(Event::StartsOver { cursor: self.cursor });
+                    self.set_cursor(0);
+                }
             }
             Reply::Error { code, text } => on(Event::Error { code, text }),
             Reply::Delivered { seq, id, to } => on(Event::Delivered { to, seq, id }),

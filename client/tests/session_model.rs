@@ -289,3 +289,39 @@ proptest! {
         }
     }
 }
+
+/// The server's data is older than the device's: it begins again, once it is
+/// told so at a login, and nowhere else.
+#[test]
+fn a_device_that_is_ahead_of_the_server_starts_over() {
+    let mut session = Session::new(b"bob", 1, b"");
+    session.set_cursor(300_000);
+    let goaway = |code: Code| {
+        let mut bytes = Vec::new();
+        v2::put_reply(
+            &mut bytes,
+            &Reply::Goaway { code: code as u16, reconnect_after_ms: 0, text: b"" },
+        );
+        bytes
+    };
+    let hear = |session: &mut Session, bytes: &[u8]| {
+        let mut over = Vec::new();
+        session
+            .receive(0, bytes, |event| {
+                if let Event::StartsOver { cursor } = event {
+                    over.push(cursor);
+                }
+            })
+            .expect("good bytes");
+        over
+    };
+    let _ = session.connect();
+    assert_eq!(hear(&mut session, &goaway(Code::Draining)), []);
+    assert_eq!(session.cursor(), 300_000);
+    let _ = session.connect();
+    assert_eq!(hear(&mut session, &goaway(Code::BadCursor)), [300_000]);
+    assert_eq!(session.cursor(), 0);
+    let hello = session.connect();
+    let (request, _) = v2::decode_request(&hello[4..]).expect("good").expect("whole");
+    assert!(matches!(request, Request::Hello(hello) if hello.last_seq == 0), "{request:?}");
+}

@@ -116,7 +116,9 @@ impl Intake<'_> {
                 self.goodbye = Some(Goodbye { code: Code::from_u16(code), wait_ns });
             }
             Event::Error { .. } => self.figures.errors += 1,
-            Event::Delivered { .. } | Event::Pong { .. } => {}
+            // A server with older data has lost what it confirmed: the login that
+            // it refused ends the run.
+            Event::StartsOver { .. } | Event::Delivered { .. } | Event::Pong { .. } => {}
         }
     }
 

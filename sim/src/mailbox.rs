@@ -10,6 +10,10 @@ use crate::ledger::{Kind, LetterId};
 use crate::link::{LinkId, Party};
 use crate::world::World;
 
+/// Repairs without any snapshot or the whole log after which numbers may come
+/// again.
+const FORGOTTEN_TWICE: u64 = 2;
+
 impl World {
     /// Bytes arrive at a client.
     pub(crate) fn down(&mut self, link: LinkId, bytes: &[u8]) {
@@ -169,11 +173,18 @@ impl World {
     }
 
     fn goaway(&mut self, device: usize, link: LinkId, code: u16, wait_ms: u32) {
-        use refuse::Code::{Draining, RateLimited, Replaced, StorageFailed};
+        use refuse::Code::{BadCursor, Draining, RateLimited, Replaced, StorageFailed};
         self.note("goaway: link, code", [link as u64, code.into(), 0, 0]);
         let code = refuse::Code::from_u16(code);
         let is_put_off = code == Some(RateLimited) && self.knobs.logins_per_second > 0;
-        if !is_put_off && !matches!(code, Some(Draining | Replaced | StorageFailed)) {
+        // Two repairs of which nobody knows what there was before, see DURABILITY.
+        let is_scarred = self.model.is_scarred(self.devices[device].user);
+        let starts_over =
+            code == Some(BadCursor) && is_scarred && self.stats.forgotten >= FORGOTTEN_TWICE;
+        if starts_over {
+            self.devices[device].cursor = 0;
+            self.stats.started_over += 1;
+        } else if !is_put_off && !matches!(code, Some(Draining | Replaced | StorageFailed)) {
             self.violate(format!("a correct client must go: {code:?}"));
         }
         // Of two connections on their way to the owner the older may arrive

@@ -111,7 +111,7 @@ fn live_many(args: &Args) -> ExitCode {
     });
     println!(
         "sim: {} seeds, {} steps, {} crashes, {} messages, {} violations in {:.1} s \
-         ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, {} late, \
+         ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, {} late, {} started over, \
          {} snapshots, {} starts from one, {} rotten and {} back, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
          {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
@@ -136,6 +136,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.takeovers,
         sum.stats.skips,
         sum.stats.late,
+        sum.stats.started_over,
         sum.stats.snapshots,
         sum.stats.loads,
         sum.stats.rotten,

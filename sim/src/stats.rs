@@ -80,6 +80,8 @@ pub struct Stats {
     pub skips: u64,
     /// Numbered letters of v1 that a later one came before.
     pub late: u64,
+    /// Devices that a server with older data had begin again.
+    pub started_over: u64,
     /// Snapshots that got their name.
     pub snapshots: u64,
     /// Starts from a snapshot.
@@ -141,6 +143,7 @@ impl Stats {
         self.takeovers += other.takeovers;
         self.skips += other.skips;
         self.late += other.late;
+        self.started_over += other.started_over;
         self.snapshots += other.snapshots;
         self.loads += other.loads;
         self.rotten += other.rotten;

@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 46] = [
+const NOTICE: [(u64, &str); 47] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -51,6 +51,7 @@ const NOTICE: [(u64, &str); 46] = [
     (17_112_092, "the oracle misses that v1 let go of what a torn acknowledgement says"),
     (17_204_338, "the oracle waits for v1 to get what it has let go of"),
     (17_598_074, "the world forgets over a start that the reserve is used up"),
+    (17_541_871, "a device that a second repair knows nothing of begins again"),
     (17_542_267, "a damaged length that fits leads a repair past a record that is not damaged"),
 ];
 
