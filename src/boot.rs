@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use glommio::{GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 use net::{Features, Hands, HandsOptions, Mesh, Port, Quota, Waker};
 use shard::KeyHasher;
+use shard::snapshot::Reserve;
 use tuning::{Machine, Plan};
 use wal::disk::{DataDir, DataDirError, DirectMode, OpenOptions, ShardDir};
 use wal::{Log, LogOptions};
@@ -419,8 +420,7 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
     // Those who serve sooner leave this much of the disk alone.
     let snapshot_bytes = seat.dir.newest_snapshot_bytes();
-    let reserve = shard::snapshot::reserve_bytes(snapshot_bytes, seat.log.segment_bytes);
-    seat.shared.reserves[usize::from(seat.id)].store(reserve, Ordering::Relaxed);
+    seat.shared.reserve(seat.id, Reserve::new(snapshot_bytes, seat.log.segment_bytes, 0));
     let teller = Teller::to_log(seat.progress_pause);
     let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log, teller)?;
     let segments = seat

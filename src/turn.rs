@@ -33,10 +33,10 @@ use crossbeam::queue::ArrayQueue;
 use crossbeam::utils::CachePadded;
 use net::{Clock, Event, Hands, Peer, Port};
 use shard::hop::Parcel;
+use shard::snapshot::Reserve;
 use shard::{Ahead, Effects, Input, Now, Shard};
 use std::sync::OnceLock;
 use wal::disk::{Segments, ShardDir};
-use wal::{BLOCK, block_end};
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
@@ -84,8 +84,8 @@ pub(crate) struct Shared {
     pub(crate) stalled_ms: u64,
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
-    /// By shard: what its next snapshots may need of the disk, bytes.
-    pub(crate) reserves: Vec<AtomicU64>,
+    /// By shard: what its next snapshots may need of the disk, see [`Reserve`].
+    pub(crate) reserves: Vec<[AtomicU64; 2]>,
 }
 
 impl Shared {
@@ -98,13 +98,22 @@ impl Shared {
             frame_ms,
             stalled_ms,
             empties: ArrayQueue::new(PARCELS_SPARE_PER_SHARD * usize::from(shards)),
-            reserves: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+            reserves: (0..shards).map(|_| Default::default()).collect(),
         }
     }
 
+    /// A shard needs that much of the disk, which the others leave alone.
+    pub(crate) fn reserve(&self, shard: ShardId, it: Reserve) {
+        let [whole, least] = &self.reserves[usize::from(shard)];
+        whole.store(it.whole, Ordering::Relaxed);
+        least.store(it.least, Ordering::Relaxed);
+    }
+
     /// What is left on the disk for the snapshots of all shards.
-    fn reserve_bytes(&self) -> u64 {
-        self.reserves.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
+    fn reserved(&self) -> Reserve {
+        let sum =
+            |which: usize| self.reserves.iter().map(|it| it[which].load(Ordering::Relaxed)).sum();
+        Reserve { whole: sum(0), least: sum(1) }
     }
 }
 
@@ -323,7 +332,9 @@ impl Core {
         let is_idle = self.hands.stats().conns == 0
             && self.out.list.is_empty()
             && (log.durable() >= log.end() || log.is_poisoned());
-        self.now.mono_ns - since > DRAIN_NS_MAX || is_idle && !self.vouches()
+        // A log that goes to rest ends with a record that vouches for the others,
+        // if there is a place for it.
+        self.now.mono_ns - since > DRAIN_NS_MAX || is_idle && !self.shard.vouch(self.now)
     }
 
     /// Whether a helper thread works for this core, or will.
@@ -336,17 +347,9 @@ impl Core {
         self.log.is_preparing() || self.snapshots.is_writing()
     }
 
-    /// Has the log end with a record that vouches for the others, if there is a
-    /// place for it; whether it is still to be written.
-    fn vouches(&mut self) -> bool {
-        let end = block_end(self.shard.log().end()) + BLOCK as u64;
-        self.log.has_space_for(end) && self.shard.vouch(self.now)
-    }
-
     /// Has the other cores leave that much of the disk alone.
     fn tell_reserve(&self) {
-        let mine = &self.shared.reserves[usize::from(self.id)];
-        mine.store(self.shard.reserve_bytes(), Ordering::Relaxed);
+        self.shared.reserve(self.id, self.shard.reserve());
     }
 
     fn publish(&mut self) {
@@ -356,7 +359,7 @@ impl Core {
         let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
         let snapshot_slice = self.snapshots.longest();
-        let reserve = shard.reserve_bytes();
+        let reserve = shard.reserve().whole + self.log.spare_bytes();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();

@@ -253,3 +253,50 @@ fn check_room_for_snapshots(disk: &str, shards: u16) {
     }
     server.stop();
 }
+
+/// What logins and acknowledgements take of the log comes back, also where
+/// nothing else does: what waits on the disk waits on, and two segments are
+/// filled in turn.
+#[test]
+fn a_full_disk_lasts_for_as_many_logins_as_there_are() {
+    const TURNS: f64 = 4.0 * (1 << 20) as f64;
+    let Some(mounted) = Mounted::tmpfs("24m") else { return };
+    let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
+    let server = setup.start();
+    let (mut sent, deadline) = (0, Deadline::new());
+    let mut alice = server.v2("alice", 1);
+    let body = [b'x'; 20_000];
+    let refused = loop {
+        if let Some(refused) = refused_for_space(&mut alice) {
+            break refused;
+        }
+        sent += 1;
+        alice.send(b"carol", &body, Class::Guaranteed).unwrap();
+        deadline.check(|| format!("{sent} messages fit a full disk"));
+    };
+    server.wait_metric("iris_storage_full", |full| full == 1.0);
+    let began = server.metric("iris_log_bytes_total");
+    let deadline = Deadline::new();
+    let (mut logins, mut taken) = (0, 0.0);
+    while taken < TURNS {
+        for _ in 0..500 {
+            let mut bob = Client::connect_within(server.addr(), b"bob", 1, PATIENCE).unwrap();
+            bob.ping(1, PATIENCE).unwrap();
+            logins += 1;
+        }
+        taken = server.metric("iris_log_bytes_total") - began;
+        deadline.check(|| format!("{logins} logins took {taken} bytes"));
+    }
+    println!("{logins} logins took {taken} bytes of the log of a full disk");
+    assert_eq!(server.metric("iris_storage_full"), 1.0, "nothing has made room");
+    // It is not only alive: what is taken makes room.
+    let mut carol = server.v2("carol", 1);
+    for _ in 0..refused - 1 {
+        let delivery = carol.next_delivery(PATIENCE).unwrap().expect("a message");
+        carol.ack(delivery.inbox_seq).unwrap();
+    }
+    carol.ping(1, PATIENCE).unwrap();
+    alice.wait_sent(b"carol", sent, PATIENCE).unwrap();
+    server.wait_metric("iris_storage_full", |full| full == 0.0);
+    server.stop();
+}

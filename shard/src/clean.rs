@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 
 use wal::clean::{Space, Walker};
 use wal::record::{Message, Record};
-use wal::{Lsn, segment};
+use wal::{BLOCK, Lsn, segment};
 use wire::id::UserKey;
 
 use crate::Shard;
@@ -28,6 +28,9 @@ const COPY_BYTES_MAX: u64 = 64 << 10;
 const RETRY_NS: u64 = 30_000_000_000;
 /// The longest read of a survey; longer than any record.
 const SURVEY_BYTES_MAX: u32 = 256 << 10;
+
+/// More than what gives up a run takes in the log.
+const RUN_BYTES_MAX: usize = 256;
 
 /// See the module.
 pub(crate) struct Cleaner {
@@ -117,8 +120,9 @@ impl Shard {
 
     /// Asks for the next piece, of another segment if this one is done.
     fn survey(&mut self, now: Now, out: &mut Effects) {
-        while !self.cleaner.is_surveying && self.has_room_to_copy() {
+        while !self.cleaner.is_surveying && self.has_room_to_copy(self.walked()) {
             self.give_up_run(now);
+            self.leave_what_does_not_fit(now);
             let Some(Walk { walker, .. }) = &self.cleaner.walk else {
                 match self.choose(now) {
                     Some(walk) => self.cleaner.walk = Some(walk),
@@ -138,12 +142,19 @@ impl Shard {
         }
     }
 
+    /// The segment that is being cleaned.
+    fn walked(&self) -> Option<u64> {
+        self.cleaner.walk.as_ref().map(|walk| walk.walker.segment())
+    }
+
     /// What was appended leaves at least half of the log's room to others, and
-    /// the longest record would still fit.
-    fn has_room_to_copy(&self) -> bool {
+    /// the longest record that may be copied next would still fit.
+    fn has_room_to_copy(&self, segment: Option<u64>) -> bool {
         let options = self.log.options();
         let undurable = self.log.end() - self.log.durable();
-        undurable <= options.tail_bytes as Lsn / 2 && self.log.room(options.record_bytes_max())
+        let left = segment.map_or(0, |segment| self.cleaner.space.live(segment).0);
+        let longest = options.record_bytes_max().min(left as usize + RUN_BYTES_MAX);
+        undurable <= options.tail_bytes as Lsn / 2 && self.log.room_to_clean(longest)
     }
 
     fn choose(&self, now: Now) -> Option<Walk> {
@@ -152,12 +163,45 @@ impl Shard {
         if self.storage_full && space.dead(durable, durable).next().is_some() {
             return None;
         }
-        let victim = space.victim(now.wall_ms, durable, self.bytes_beside());
+        let victim = if self.is_at_the_end_of_its_place() {
+            space.victim_for(now.wall_ms, durable, self.copied_max())
+        } else {
+            space.victim(now.wall_ms, durable, self.bytes_beside())
+        };
         let sweep_ms = victim.is_none().then_some(now.wall_ms);
         let segment = victim.or_else(|| space.expired(now.wall_ms, durable))?;
         let bytes = self.cleaner.segment_bytes;
         let walker = Walker::new(self.salt, segment, bytes, SURVEY_BYTES_MAX);
         Some(Walk { walker, sweep_ms })
+    }
+
+    /// On a full disk nothing but what gives space back has any place left.
+    fn is_at_the_end_of_its_place(&self) -> bool {
+        self.storage_full && !self.log.room(BLOCK)
+    }
+
+    /// So much can be copied to the place that is left. Commits that are not full
+    /// take some.
+    fn copied_max(&self) -> u64 {
+        self.log.place_left().saturating_sub(BLOCK as Lsn) / 2
+    }
+
+    /// Copying a part of a segment wins nothing.
+    fn leave_what_does_not_fit(&mut self, now: Now) {
+        let Some(Walk { walker, sweep_ms: None }) = &self.cleaner.walk else { return };
+        let left = self.cleaner.space.unexpired(walker.segment(), now.wall_ms);
+        if self.is_at_the_end_of_its_place() && left > self.copied_max() {
+            self.cleaner.walk = None;
+        }
+    }
+
+    /// A segment can be let go of when the log goes on in the next one. Where only
+    /// cleaning has a place there, nothing else would bring it there.
+    pub(crate) fn leave_segment(&mut self) {
+        let is_at_rest = self.log.end() == self.log.durable();
+        if self.is_at_the_end_of_its_place() && is_at_rest && self.log.leave_segment() {
+            self.no_more_vouched();
+        }
     }
 
     fn end_walk(&mut self) {
@@ -182,7 +226,7 @@ impl Shard {
         let mut walk = self.cleaner.walk.take().expect("a survey is of a walk");
         let is_sound = match bytes {
             // Others may have taken the room while the read was under way.
-            Some(_) if !self.has_room_to_copy() => true,
+            Some(_) if !self.has_room_to_copy(Some(walk.walker.segment())) => true,
             Some(bytes) => self.copy(now, &mut walk, lsn, bytes),
             None => false,
         };
@@ -223,13 +267,13 @@ impl Shard {
         let Walk { walker, sweep_ms } = walk;
         // Were the clock set back, less would be given up from here on.
         *sweep_ms = sweep_ms.map(|began_ms| began_ms.min(now.wall_ms));
-        let before = walker.want();
+        let (before, segment) = (walker.want(), walker.segment());
         let copied_max = self.log.end() + COPY_BYTES_MAX;
         let walked = walker.feed(lsn, bytes, &mut |lsn, len, record| {
             if let Some(message) = record.message() {
                 self.keep(now, lsn, len, (&record, message), sweep_ms.is_some());
             }
-            let is_enough = self.log.end() >= copied_max || !self.has_room_to_copy();
+            let is_enough = self.log.end() >= copied_max || !self.has_room_to_copy(Some(segment));
             if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         walked.is_ok() && walker.want() != before

@@ -30,8 +30,8 @@ pub enum Pressure {
     None,
     /// Input without room.
     Input,
-    /// A commit without a place, or a core that stops.
-    Commit,
+    /// A core that stops.
+    Stop,
 }
 
 /// What one shard has appended and its core has not committed yet.
@@ -54,7 +54,7 @@ impl Gather {
         }
         let since_ns = *self.since_ns.get_or_insert(now.mono_ns);
         let is_awaited = match pressure {
-            Pressure::Commit => true,
+            Pressure::Stop => true,
             // What is left of a full disk is not for those who are impatient.
             _ if shard.storage_full => false,
             Pressure::Input => true,
@@ -140,7 +140,7 @@ mod tests {
         assert!(!gather.is_due(&shard, at(4 + LAZY_NS), false, Pressure::None));
         assert!(gather.is_due(&shard, at(5 + LAZY_NS), false, Pressure::None));
         assert!(!gather.is_due(&shard, at(5), false, Pressure::Input), "nor does input press");
-        assert!(gather.is_due(&shard, at(5), false, Pressure::Commit), "a core stops");
+        assert!(gather.is_due(&shard, at(5), false, Pressure::Stop), "a core stops");
     }
 
     #[test]

@@ -68,6 +68,9 @@ pub enum Input<'a> {
     SnapshotFailed,
     /// The log has room ahead on disk again, or has not.
     Storage { full: bool },
+    /// The log's segments end there; it appends nothing behind that, and behind
+    /// `common` only what gives space back.
+    Place { end: Lsn, common: Lsn },
     /// One of [`crate::LOOKS`] looks at a connection within the time after which
     /// one is cut on which nothing moves.
     Looked { conn: Conn, unsent: Unsent },

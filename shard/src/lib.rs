@@ -227,6 +227,10 @@ impl Shard {
             Input::Written { lsn, ok } => self.written(now, lsn, ok, out),
             Input::Read { conn, lsn, bytes } => self.read(now, conn, lsn, bytes, out),
             Input::Storage { full } => self.storage(now, full, out),
+            Input::Place { end, common } => {
+                self.log.give_place(end, common);
+                self.place_changed(now, out);
+            }
             Input::Surveyed { lsn, bytes } => self.surveyed(now, lsn, bytes, out),
             Input::Snapshotted { start, bytes } => {
                 self.snapshotted(start, bytes);
@@ -254,6 +258,7 @@ impl Shard {
         self.clean(now, out);
         self.give_back();
         self.held.tick(now);
+        self.leave_segment();
         self.schedule_snapshot(now);
         self.vouch_at_rest(now);
     }
@@ -283,6 +288,14 @@ impl Shard {
         self.snapshots_may_fit();
         self.room_epoch += 1;
         self.go_on_with_shelves(now, self.log.durable(), out);
+    }
+
+    /// There is place for more, perhaps: whatever waits for room is tried again.
+    fn place_changed(&mut self, now: Now, out: &mut Effects) {
+        self.room_epoch += 1;
+        self.go_on_with_shelves(now, self.log.durable(), out);
+        self.serve_starved(now, out);
+        self.clean(now, out);
     }
 
     fn hop(

@@ -44,6 +44,9 @@ const USER_BYTES: u64 = 128;
 const RESERVE_SLACK: u64 = 8;
 const RESERVE_GROWTH: u64 = 4;
 
+/// The newest one, and the one before it in case the newest is damaged.
+const SNAPSHOTS_KEPT: u64 = 2;
+
 /// Whether a snapshot has more slices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
@@ -82,16 +85,42 @@ pub(crate) struct Snapshots {
     first_tick: Option<Now>,
 }
 
-/// What the disk must have left for two snapshots like one of so many bytes, after
-/// some growth.
-pub fn reserve_bytes(snapshot_bytes: u64, segment_bytes: u64) -> u64 {
-    2 * (snapshot_bytes + snapshot_bytes / RESERVE_SLACK) + segment_bytes / RESERVE_GROWTH
+/// What is left of a disk for the next snapshots of a shard, bytes: without two
+/// that are newer nothing dead is deleted, and each is written before the oldest
+/// of those there are goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reserve {
+    /// What a segment that is made ahead of need leaves.
+    pub whole: u64,
+    /// What one leaves that is made because the log has no other place.
+    pub least: u64,
+}
+
+impl Reserve {
+    /// For snapshots like one of so many bytes, of which so many are kept already.
+    pub fn new(snapshot_bytes: u64, segment_bytes: u64, kept: u64) -> Reserve {
+        let files = files(kept);
+        let growth = segment_bytes / RESERVE_GROWTH;
+        let grown = snapshot_bytes + snapshot_bytes / RESERVE_SLACK;
+        // The difference is for snapshots that have become larger meanwhile.
+        Reserve { whole: files * grown + growth, least: files * snapshot_bytes + growth / 2 }
+    }
+}
+
+/// With so many kept: how many there is to be room for.
+fn files(kept: u64) -> u64 {
+    SNAPSHOTS_KEPT + 1 - kept.min(SNAPSHOTS_KEPT)
 }
 
 impl Snapshots {
     /// After a start from the snapshot that begins here.
     pub(crate) fn starting_from(lsn: Option<Lsn>) -> Snapshots {
         Snapshots { kept: (lsn, None), ..Snapshots::default() }
+    }
+
+    /// How many are kept that are known.
+    fn count(&self) -> u64 {
+        u64::from(self.kept.0.is_some()) + u64::from(self.kept.1.is_some())
     }
 
     /// Segments that end at or before this position are not needed to read the
@@ -200,7 +229,9 @@ impl Shard {
         let frees_more = dead_bytes >= DEAD_PER_SNAPSHOT * it.bytes
             || self.storage_full && dead_bytes >= it.bytes;
         let is_late = now.mono_ns >= it.begun_ns + PATIENCE_NS;
-        let is_waited_for = dead_bytes > 0 && (frees_more || is_late);
+        // Whatever it lets go of is the next place there is.
+        let is_stuck = self.storage_full && self.log.lacks_place();
+        let is_waited_for = dead_bytes > 0 && (frees_more || is_late || is_stuck);
         if appended > 0 {
             self.snapshots.is_due = is_long || is_waited_for;
         } else if is_waited_for && !self.draining {
@@ -223,16 +254,18 @@ impl Shard {
         snapshots + dead + 3 * self.log.options().segment_bytes
     }
 
-    /// What the disk must have left for this shard's next two snapshots, which let
-    /// go of what is dead: each as large as the last one, or as what there is to
-    /// encode, holes and what is aside left out. A log that takes this as well is one
-    /// that nothing can be deleted from.
-    pub fn reserve_bytes(&self) -> u64 {
+    /// What the disk must have left for this shard's next snapshots, which let go of
+    /// what is dead: each as large as the last one, or as what there is to encode,
+    /// holes and what is aside left out. A log that takes this as well is one that
+    /// nothing can be deleted from.
+    pub fn reserve(&self) -> Reserve {
         let there = &self.metrics.counters;
         let entries = there.waiting_messages * ENTRY_BYTES as u64;
         let pairs = there.pairs * PAIR_BYTES as u64;
-        let likely = entries + pairs + self.users.len() as u64 * USER_BYTES;
-        reserve_bytes(likely.max(self.snapshots.bytes), self.log.options().segment_bytes)
+        let space = self.cleaner.space.encoded_bytes() as u64;
+        let likely = entries + pairs + self.users.len() as u64 * USER_BYTES + space;
+        let it = &self.snapshots;
+        Reserve::new(likely.max(it.bytes), self.log.options().segment_bytes, it.count())
     }
 
     /// Segments that would be deleted if the snapshots that are kept began at

@@ -114,8 +114,8 @@ fn live_many(args: &Args) -> ExitCode {
          ({} deliveries, {} failed writes, {} failed syncs, {} of {} reads failed, {} set aside, {} returned, {} blocked, {} takeovers, {} skips, {} late, {} started over, \
          {} snapshots, {} starts from one, {} rotten and {} back, {} messages moved, {} segments deleted, \
          {} times other shards with {} messages, {} deaths on the way, \
-         {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} commits held, {} put off, \
-         {} snapshots and {} starts without space, {} times rescued and {} of these for a snapshot, \
+         {} times full and {} no more, {} refused and {} acknowledged meanwhile, {} put off, \
+         {} snapshots and {} starts without space, {} times rescued, \
          {} sectors and {} manifests rotten and {} places unreadable, \
          {} times other names and {} exchanged, {} files of a newer format, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
          {} of them without a snapshot, {} letters lost)",
@@ -150,12 +150,10 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.space_again,
         sum.stats.refused_when_full,
         sum.stats.acks_when_full,
-        sum.stats.held,
         sum.stats.gathered,
         sum.stats.snapshots_without_space,
         sum.stats.starts_refused,
         sum.stats.rescues,
-        sum.stats.snapshots_rescued,
         sum.stats.decayed,
         sum.stats.manifests_rotten,
         sum.stats.holes,

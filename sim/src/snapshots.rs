@@ -119,7 +119,6 @@ impl World {
         let lacks_space = self.lacks_space_for_slice();
         if lacks_space {
             self.stats.snapshots_without_space += 1;
-            self.rescue_snapshots(shard);
         }
         let fails = self.store_chance.permille(self.knobs.snapshot_fails) || lacks_space;
         let slice_bytes = self.knobs.slice_bytes;
@@ -167,7 +166,6 @@ impl World {
         let (start, bytes) = (writing.start.lsn, writing.bytes.len() as u64);
         self.note("snapshot counts: shard, lsn, bytes", [shard as u64, start, bytes, 0]);
         self.stats.snapshots += 1;
-        self.snapshot_is_saved(shard);
         self.layout.disks[shard].name_snapshot(start, writing.bytes, true);
         self.notice(shard, Input::Snapshotted { start, bytes });
     }

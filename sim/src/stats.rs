@@ -30,16 +30,12 @@ pub struct Stats {
     pub refused_when_full: u64,
     /// Acknowledgements logged meanwhile.
     pub acks_when_full: u64,
-    /// Times that a commit waited for its segment.
-    pub held: u64,
     /// Turns that left it to a later one to commit.
     pub gathered: u64,
     /// Snapshots that found no space.
     pub snapshots_without_space: u64,
     /// Times that nothing but more space could help.
     pub rescues: u64,
-    /// Of these, because no snapshot found space.
-    pub snapshots_rescued: u64,
     /// Sectors in which durable bytes rotted.
     pub decayed: u64,
     /// Places in segments that could not be read any more.
@@ -118,11 +114,9 @@ impl Stats {
         self.space_again += other.space_again;
         self.refused_when_full += other.refused_when_full;
         self.acks_when_full += other.acks_when_full;
-        self.held += other.held;
         self.gathered += other.gathered;
         self.snapshots_without_space += other.snapshots_without_space;
         self.rescues += other.rescues;
-        self.snapshots_rescued += other.snapshots_rescued;
         self.decayed += other.decayed;
         self.holes += other.holes;
         self.manifests_rotten += other.manifests_rotten;

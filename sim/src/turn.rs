@@ -81,8 +81,8 @@ impl World {
         let shards = self.cores.len();
         let is_blocked = !self.cores[shard].blocked.is_empty()
             || (0..shards).any(|from| self.rings[from * shards + shard].blocked.is_some());
-        let pressure = if self.draining || self.cores[shard].place.is_held() {
-            Pressure::Commit
+        let pressure = if self.draining {
+            Pressure::Stop
         } else if is_blocked {
             Pressure::Input
         } else {
@@ -119,9 +119,15 @@ impl World {
             );
             self.trace.bytes(&bytes);
             self.read_commit(shard, write.lsn, &bytes);
-            self.hold(shard, id, write, bytes);
+            if self.has_place_for(shard, write) {
+                self.submit(shard, id, write, &bytes);
+            } else if self.plant == Plant::ConfirmWithoutPlace {
+                self.notice(shard, Input::Written { lsn: write.lsn, ok: true });
+            } else {
+                self.violate(format!("a commit at {} of shard {shard} has no place", write.lsn));
+            }
         }
-        self.release_held(shard);
+        self.prepare_segment(shard);
     }
 
     /// A commit goes to the disk.

@@ -1,16 +1,17 @@
 //! The volume that all disks of a server lie on: it has a size, and others
 //! write to it, too.
 //!
-//! In worlds with one a commit waits until its segment is there, a segment is
-//! made ahead of need as `src/turn/log_io.rs` has it made, and whatever finds no
-//! space fails: the shard hears of it, a snapshot is given up, a start is
-//! refused. What counts as space are whole segments and snapshots.
+//! In worlds with one a shard appends as much as there are segments for, the next
+//! one is made ahead of need as `src/turn/log_io.rs` has it made, and whatever
+//! finds no space fails: the shard hears of it, a snapshot is given up, a start
+//! is refused. What counts as space are whole segments and snapshots.
 //!
 //! The oracle of it: from the moment in which there is no space to the moment
 //! in which there is some again no message gets into the log, and what a device
 //! has acknowledged stands there as soon as the log is at rest.
 
 use shard::Input;
+use shard::snapshot::Reserve;
 use wal::{Lsn, Write, record::Record};
 use wire::refuse::Code;
 use wire::v2::Reply;
@@ -28,8 +29,12 @@ const MS: u64 = 1_000_000;
 /// whose segments leave nothing to snapshots, and so cannot be deleted, for any
 /// snapshot as well.
 const SEGMENTS_LEFT: u64 = 4;
-/// For so long a commit may wait for its segment then.
+/// For so long a shard may have no place for a record then.
 const PATIENCE_NS: u64 = 2_000 * MS;
+/// Slices of snapshots are tiny below this.
+const TINY_SLICE_BYTES: usize = 1000;
+/// What a log on a full disk goes on in, see `Segments::spare_bytes`.
+pub(crate) const SPARE_SEGMENTS: u64 = 2;
 
 /// See the module.
 pub(crate) struct Volume {
@@ -41,30 +46,19 @@ pub(crate) struct Volume {
 /// One core's part of it.
 #[derive(Default)]
 pub(crate) struct Ahead {
-    /// Commits whose segment is not there yet.
-    held: std::collections::VecDeque<(u64, Write, Vec<u8>)>,
-    /// Since when there are any.
-    held_since_ns: Option<u64>,
+    /// Since when it is full and has no place.
+    stuck_since_ns: Option<u64>,
+    /// The last segment that was asked for had to be of what is kept.
+    was_urgent: bool,
     is_preparing: bool,
     retry_ns: u64,
     is_full: bool,
-    /// A commit had no other place than a segment that took what was left for
-    /// snapshots, or a crash brought back what was deleted, and there has been no
-    /// space since.
-    is_in_reserve: bool,
-    /// Since when no snapshot has found space although the faults are over.
-    unsaved_since_ns: Option<u64>,
+    /// What the shard knows of its place.
+    told: (Lsn, Lsn),
     /// The next segment is made a little later: the last one came in time.
     takes_its_time: bool,
     /// Between these positions of the log the disk was full.
     full: Vec<(Lsn, Lsn)>,
-}
-
-impl Ahead {
-    /// Whether a commit waits for its segment.
-    pub(crate) fn is_held(&self) -> bool {
-        !self.held.is_empty()
-    }
 }
 
 impl World {
@@ -104,15 +98,29 @@ impl World {
         !self.is_quiet() && self.free_bytes() < self.knobs.slice_bytes as u64
     }
 
-    /// Whether there is no space for one more segment beside what is left for
-    /// snapshots: as `Prepare::run` has it.
-    fn lacks_space_for_segment(&self) -> bool {
-        let reserve = if self.knobs.reserves { self.reserve_bytes() } else { 0 };
-        self.free_bytes() < self.knobs.log.segment_bytes + reserve
+    /// Whether there is no space for one more segment beside what is kept for
+    /// snapshots and for logs on a full disk, or, at need, for snapshots only: as
+    /// `Prepare::run` has it.
+    fn lacks_space_for_segment(&self, is_urgent: bool) -> bool {
+        let kept = match is_urgent {
+            _ if !self.knobs.reserves => 0,
+            true => self.framed(|it| it.least),
+            false => self.kept_bytes(),
+        };
+        self.free_bytes() < self.knobs.log.segment_bytes + kept
     }
 
-    fn reserve_bytes(&self) -> u64 {
-        self.cores.iter().map(|core| core.brain.reserve_bytes()).sum()
+    /// What is kept for snapshots and for logs on a full disk.
+    fn kept_bytes(&self) -> u64 {
+        let spare = SPARE_SEGMENTS * self.layout.disks.len() as u64;
+        self.framed(|it| it.whole) + spare * self.knobs.log.segment_bytes
+    }
+
+    /// What is kept for the snapshots of all shards. Where slices are tiny, what
+    /// frames them takes as much as what is in them.
+    fn framed(&self, part: impl Fn(Reserve) -> u64) -> u64 {
+        let bytes: u64 = self.cores.iter().map(|core| part(core.brain.reserve())).sum();
+        if self.knobs.slice_bytes < TINY_SLICE_BYTES { 2 * bytes } else { bytes }
     }
 
     /// A start: the segment that the log goes on in must be there.
@@ -134,34 +142,34 @@ impl World {
     /// messages.
     pub(crate) fn look_for_space(&mut self) {
         for shard in 0..self.cores.len() {
-            if self.wants_segment(shard) && self.lacks_space_for_segment() {
+            if self.wants_segment(shard) && self.lacks_space_for_segment(false) {
                 self.refuse_messages(shard);
             }
-            // As the life before left it.
-            self.cores[shard].place.is_in_reserve = self.free_bytes() < self.reserve_bytes() / 2;
+            self.tell_place(shard);
         }
     }
 
-    /// A commit goes to the disk, or waits for its segment.
-    pub(crate) fn hold(&mut self, shard: usize, id: u64, write: Write, bytes: Vec<u8>) {
-        self.cores[shard].place.held.push_back((id, write, bytes));
+    /// The last segment that a full volume has place for is for cleaning.
+    fn tell_place(&mut self, shard: usize) {
+        if self.volume.is_none() {
+            return;
+        }
+        let bytes = self.knobs.log.segment_bytes;
+        // Who confirms without a place is told of one that is not there.
+        let lie = u64::from(self.plant == Plant::ConfirmWithoutPlace);
+        let end = self.layout.disks[shard].place_end() + lie * bytes;
+        let is_full = self.cores[shard].place.is_full && self.knobs.reserves;
+        let kept = if is_full && self.lacks_space_for_segment(true) { bytes } else { 0 };
+        let place = (end, end - kept);
+        if std::mem::replace(&mut self.cores[shard].place.told, place) != place {
+            self.notice(shard, Input::Place { end, common: place.1 });
+        }
     }
 
-    /// Hands out the commits that have a place.
-    pub(crate) fn release_held(&mut self, shard: usize) {
-        while let Some((id, write, bytes)) = self.cores[shard].place.held.pop_front() {
-            let end = write.lsn + Lsn::from(write.len);
-            if self.volume.is_none() || self.layout.disks[shard].has_place_for(end) {
-                self.submit(shard, id, write, &bytes);
-            } else if self.plant == Plant::ConfirmWithoutPlace {
-                self.notice(shard, Input::Written { lsn: write.lsn, ok: true });
-            } else {
-                self.stats.held += 1;
-                self.cores[shard].place.held.push_front((id, write, bytes));
-                break;
-            }
-        }
-        self.prepare_segment(shard);
+    /// Whether a write has its place.
+    pub(crate) fn has_place_for(&self, shard: usize, write: Write) -> bool {
+        let end = write.lsn + Lsn::from(write.len);
+        self.volume.is_none() || self.layout.disks[shard].has_place_for(end)
     }
 
     /// Whether the next segment is due: as `Segments::wants_next` has it.
@@ -175,40 +183,58 @@ impl World {
 
     /// Has the next segment made ahead of need.
     pub(crate) fn prepare_segment(&mut self, shard: usize) {
-        let place = &self.cores[shard].place;
-        let is_needed = !self.draining || place.is_held();
-        if place.is_preparing || self.now_ns < place.retry_ns || !is_needed {
+        let core = &self.cores[shard];
+        let is_urgent = core.brain.log().lacks_place();
+        let is_due = self.now_ns >= core.place.retry_ns || is_urgent && !core.place.was_urgent;
+        if self.volume.is_none() || core.place.is_preparing || self.draining || !is_due {
             return;
         }
-        if self.wants_segment(shard) {
-            self.cores[shard].place.is_preparing = true;
-            let delay_ns = self.fault_chance.latency(4 * self.knobs.disk_ns);
-            self.after(delay_ns, Event::Prepared { life: self.life, shard });
+        if !self.wants_segment(shard) {
+            return self.look_again(shard);
+        }
+        let place = &mut self.cores[shard].place;
+        (place.is_preparing, place.was_urgent) = (true, is_urgent);
+        let delay_ns = self.fault_chance.latency(4 * self.knobs.disk_ns);
+        self.after(delay_ns, Event::Prepared { life: self.life, shard });
+    }
+
+    /// A segment that was made at need may last for long: is there space again?
+    fn look_again(&mut self, shard: usize) {
+        if self.cores[shard].place.is_full {
+            self.cores[shard].place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
+            if !self.lacks_space_for_segment(false) {
+                self.take_messages(shard);
+            }
+            self.tell_place(shard);
+            self.want_turn(shard);
         }
     }
 
     /// The next segment is there, or there is no space for it.
     pub(crate) fn prepared(&mut self, shard: usize) {
-        self.cores[shard].place.is_preparing = false;
-        let is_of_reserve = self.lacks_space_for_segment();
-        let is_urgent = self.cores[shard].place.is_held();
-        let has_any = self.free_bytes() >= self.knobs.log.segment_bytes;
-        if is_of_reserve && !(is_urgent && has_any) {
-            let place = &mut self.cores[shard].place;
-            place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
-            place.takes_its_time = false;
-            return self.refuse_messages(shard);
-        }
-        self.layout.disks[shard].make_segment();
+        let is_urgent = self.cores[shard].place.was_urgent;
+        let is_of_reserve = self.lacks_space_for_segment(false);
+        let is_refused = self.lacks_space_for_segment(is_urgent);
         let place = &mut self.cores[shard].place;
-        place.takes_its_time = !is_urgent;
-        place.is_in_reserve = is_of_reserve;
+        place.is_preparing = false;
         if is_of_reserve {
             place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
+        }
+        if is_refused {
+            place.takes_its_time = false;
+            self.refuse_messages(shard);
+            self.tell_place(shard);
+            return self.want_turn(shard);
+        }
+        place.takes_its_time = !is_urgent;
+        place.was_urgent = false;
+        self.layout.disks[shard].make_segment();
+        if is_of_reserve {
             self.refuse_messages(shard);
         } else {
             self.take_messages(shard);
         }
+        self.tell_place(shard);
         self.want_turn(shard);
     }
 
@@ -330,8 +356,12 @@ impl World {
     /// The faults are over: there is some space, or as much as one likes.
     pub(crate) fn give_space(&mut self) {
         let (taken, shards) = (self.taken_bytes(), self.layout.disks.len() as u64);
+        // The server may be down, and nobody knows how large the next snapshots are.
+        let known: u64 = self.layout.disks.iter().map(Disk::snapshot_bytes_taken).sum();
+        let kept = shards * (SPARE_SEGMENTS + 1) * self.knobs.log.segment_bytes + 4 * known;
+        let kept = if self.knobs.reserves { kept } else { 0 };
         let Some(volume) = &mut self.volume else { return };
-        let left = shards * SEGMENTS_LEFT * self.knobs.log.segment_bytes;
+        let left = shards * SEGMENTS_LEFT * self.knobs.log.segment_bytes + kept;
         volume.foreign_bytes = 0;
         volume.bytes_max = volume.bytes_max.max(taken + left);
         if !self.knobs.stays_tight {
@@ -341,45 +371,22 @@ impl World {
         self.note("space for: bytes", [bytes_max, 0, 0, 0]);
     }
 
-    /// A log whose reserve is used up cannot go on by itself: after a while the
-    /// operator makes space, once the faults are over.
+    /// A log without any place cannot go on by itself where nothing is kept for
+    /// that: after a while the operator makes space, once the faults are over.
     pub(crate) fn rescue(&mut self, shard: usize) {
-        let place = &mut self.cores[shard].place;
-        if place.held.is_empty() {
-            place.held_since_ns = None;
+        let is_quiet = self.is_quiet();
+        let core = &mut self.cores[shard];
+        if self.knobs.reserves || !(core.place.is_full && core.brain.log().lacks_place()) {
+            core.place.stuck_since_ns = None;
             return;
         }
-        let since_ns = *place.held_since_ns.get_or_insert(self.now_ns);
-        if !self.is_quiet() || self.now_ns < since_ns + PATIENCE_NS {
+        let since_ns = *core.place.stuck_since_ns.get_or_insert(self.now_ns);
+        if !is_quiet || self.now_ns < since_ns + PATIENCE_NS {
             return;
         }
-        self.cores[shard].place.held_since_ns = None;
+        core.place.stuck_since_ns = None;
         self.note("rescued: shard", [shard as u64, 0, 0, 0]);
         self.make_space();
-    }
-
-    /// So it is when a snapshot finds no space, and not for the first time, while the
-    /// reserve is used up: in these worlds three commits fill a segment, and a shard
-    /// looks whether a snapshot is due ten times a second. A snapshot without space
-    /// beside an untouched reserve is no excuse.
-    pub(crate) fn rescue_snapshots(&mut self, shard: usize) {
-        let is_used_up = self.cores.iter().any(|core| core.place.is_in_reserve);
-        if !self.is_quiet() || !is_used_up || !self.knobs.reserves {
-            return;
-        }
-        let place = &mut self.cores[shard].place;
-        let since_ns = *place.unsaved_since_ns.get_or_insert(self.now_ns);
-        if self.now_ns >= since_ns + PATIENCE_NS {
-            place.unsaved_since_ns = None;
-            self.stats.snapshots_rescued += 1;
-            self.note("rescued: snapshots, shard", [shard as u64, 0, 0, 0]);
-            self.make_space();
-        }
-    }
-
-    /// A snapshot has found its space.
-    pub(crate) fn snapshot_is_saved(&mut self, shard: usize) {
-        self.cores[shard].place.unsaved_since_ns = None;
     }
 
     fn make_space(&mut self) {
@@ -390,10 +397,11 @@ impl World {
     }
 
     /// How long a start waits that found no space. Once the faults are over the
-    /// operator makes some after a while.
+    /// operator makes some after a while, where nothing is kept for that.
     pub(crate) fn refuse_start(&mut self) {
         self.stats.starts_refused += 1;
-        if self.quiet_since.is_some_and(|since_ns| self.now_ns >= since_ns + PATIENCE_NS) {
+        let since = self.quiet_since.filter(|_| !self.knobs.reserves);
+        if since.is_some_and(|since_ns| self.now_ns >= since_ns + PATIENCE_NS) {
             self.make_space();
         }
         self.cores.clear();

@@ -26,7 +26,7 @@ use crate::snapshots::Writing;
 use crate::space::Pace;
 use crate::stats::Stats;
 use crate::trace::Trace;
-use crate::volume::{Ahead, Volume};
+use crate::volume::{Ahead, SPARE_SEGMENTS, Volume};
 
 /// Unix time at which every world begins, milliseconds.
 const WALL_MS: u64 = 1_800_000_000_000;
@@ -272,7 +272,9 @@ impl World {
             layout: Layout::first(knobs.shards, knobs.log.segment_bytes),
             leftover: None,
             volume: (knobs.segments_max > 0).then(|| Volume {
-                bytes_max: knobs.segments_max * u64::from(knobs.shards) * knobs.log.segment_bytes,
+                bytes_max: (knobs.segments_max + if knobs.reserves { SPARE_SEGMENTS } else { 0 })
+                    * u64::from(knobs.shards)
+                    * knobs.log.segment_bytes,
                 foreign_bytes: 0,
             }),
             layouts_made: 0,

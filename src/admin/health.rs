@@ -93,7 +93,7 @@ const COMPLAINTS: [Complaint; 5] = [
         status: Status::Degraded,
         serves: true,
         sentence: "refuses new messages, because the next segment of the log cannot be made: \
-                   most likely the disk is full, but for what is left for snapshots \
+                   most likely the disk is full, but for what gives space back \
                    (iris_log_reserve_bytes); the server's log says why; with room where the data \
                    directory is it goes on by itself",
     },

@@ -138,7 +138,7 @@ const SUMMED: [Family; 52] = [
     counter("iris_log_bytes_total", "End of the logs.", |l| l.log_end),
     gauge("iris_log_segments", "Segment files of the logs.", |l| l.log_segments),
     gauge("iris_log_disk_bytes", "Bytes they take on the disk.", |l| l.log_disk_bytes),
-    gauge("iris_log_reserve_bytes", "What is left on the disk for snapshots.", |l| {
+    gauge("iris_log_reserve_bytes", "What is left on the disk for what gives space back.", |l| {
         l.log_reserve_bytes
     }),
     counter("iris_log_moved_total", "Messages copied forward to empty a segment.", |l| {

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // one block: the kernel reads a commit out of the log's tail
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -46,8 +45,6 @@ pub(super) enum Reader {
 pub(super) struct LogIo {
     segments: Segments,
     mode: WriteMode,
-    /// Commits whose segment is not ready yet.
-    held: VecDeque<Write>,
     /// Lengths of the commits in flight, by their position.
     writing: Vec<Write>,
     /// Reads that wait for a buffer, and those under way.
@@ -64,6 +61,8 @@ pub(super) struct LogIo {
     adopted_ns: u64,
     retry_ns: u64,
     is_full: bool,
+    /// What the shard knows of its place.
+    told: (Lsn, Lsn),
     /// The last one that was tried was urgent.
     was_urgent: bool,
     gather: Gather,
@@ -78,7 +77,6 @@ impl LogIo {
         LogIo {
             segments,
             mode,
-            held: VecDeque::new(),
             writing: Vec::new(),
             reads: Reads::default(),
             is_out_of_buffers: false,
@@ -88,6 +86,7 @@ impl LogIo {
             adopted_ns: clock().mono_ns,
             retry_ns: 0,
             is_full: false,
+            told: (0, 0),
             was_urgent: false,
             gather: Gather::default(),
         }
@@ -108,8 +107,8 @@ impl Core {
     }
 
     fn commit_if_due(&mut self, is_busy: bool) {
-        let pressure = if self.log.is_held() || self.draining_since.is_some() {
-            Pressure::Commit
+        let pressure = if self.draining_since.is_some() {
+            Pressure::Stop
         } else if self.has_blocked() || self.mesh.is_stuck() {
             Pressure::Input
         } else {
@@ -124,26 +123,14 @@ impl Core {
     /// way or enough has gathered for another.
     pub(super) fn commit(&mut self) {
         self.log.gather.committed();
-        if self.log.is_preparing() {
-            // What waits for the segment must not wait for the next tick, too.
-            self.prepare_segment();
-        }
         while let Some(write) = self.shard.next_write() {
-            self.log.held.push_back(write);
-        }
-        while let Some(&write) = self.log.held.front() {
-            if !self.log.segments.has_space_for(write.lsn + u64::from(write.len)) {
-                self.prepare_segment();
-                break;
-            }
-            self.log.held.pop_front();
             self.write(write);
         }
     }
 
     fn write(&mut self, write: Write) {
         let (fd, offset) =
-            self.log.segments.locate(write.lsn).expect("a segment with space is there");
+            self.log.segments.locate(write.lsn).expect("what was appended has its place");
         let bytes = self.shard.log().write_bytes(&write);
         assert_eq!(bytes.as_ptr().align_offset(BLOCK), 0, "direct writes are aligned");
         self.log.writing.push(write);
@@ -272,9 +259,10 @@ impl Core {
         let (shard, removing) = (self.id, Rc::clone(&self.log.removing));
         removing.set(removing.get() + 1);
         let shared = Arc::clone(&self.shared);
+        let reserve = self.reserve_bytes();
         glommio::spawn_local(async move {
             match glommio::executor().spawn_blocking(move || job.run()).await {
-                Ok(remains) => give_back(remains, &shared).await,
+                Ok(remains) => give_back(remains, &shared, reserve).await,
                 Err(error) => tracing::warn!(
                     shard,
                     segment,
@@ -293,16 +281,22 @@ impl Core {
         if let Some(prepared) = self.log.take_prepared() {
             self.adopt(prepared);
         }
-        let is_urgent = self.log.lacks_place();
-        // What was tried in vain was not urgent, perhaps, and left the reserve alone.
-        let is_due = self.now.mono_ns >= self.log.retry_ns || is_urgent && !self.log.was_urgent;
-        // A core that stops makes one only for what must still be written.
-        let is_needed = self.draining_since.is_none() || self.log.is_held();
-        if self.log.is_preparing() || !is_due || !is_needed {
+        // What a core that stops must still write has its place.
+        if self.log.is_preparing() || self.draining_since.is_some() {
             return;
         }
-        let Some(job) = self.log.segments.wants_next(self.shard.log().end()) else { return };
-        let job = job.leaving(self.shared.reserve_bytes()).urgent(is_urgent);
+        let log = self.shard.log();
+        let is_urgent = log.lacks_place();
+        // What was tried in vain was not urgent, perhaps, and left the reserve alone.
+        let is_due = self.now.mono_ns >= self.log.retry_ns || is_urgent && !self.log.was_urgent;
+        if !is_due {
+            return;
+        }
+        let Some(job) = self.log.segments.wants_next(log.end()) else {
+            return self.look_again();
+        };
+        let job = job.leaving(self.reserve_bytes());
+        let job = if is_urgent { job.at_need(self.shared.reserved().least) } else { job };
         self.log.was_urgent = is_urgent;
         self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
@@ -314,6 +308,31 @@ impl Core {
         .detach();
     }
 
+    /// A segment that was made at need may last for long: is there space again?
+    fn look_again(&mut self) {
+        if !self.log.is_full {
+            return;
+        }
+        self.log.retry_ns = self.now.mono_ns + RETRY_NS;
+        if !self.log.segments.lacks_space(self.reserve_bytes()) {
+            self.take_messages();
+        }
+        self.tell_place();
+    }
+
+    fn take_messages(&mut self) {
+        if std::mem::take(&mut self.log.is_full) {
+            tracing::info!(shard = self.id, "the disk has space again");
+            self.tell(Input::Storage { full: false });
+        }
+    }
+
+    /// What a segment that is made ahead of need must leave on the disk.
+    pub(super) fn reserve_bytes(&self) -> u64 {
+        let shards = self.shared.reserves.len() as u64;
+        self.shared.reserved().whole + shards * self.log.segments.spare_bytes()
+    }
+
     fn adopt(&mut self, prepared: io::Result<Prepared>) {
         match prepared {
             Ok(segment) => {
@@ -323,12 +342,10 @@ impl Core {
                 self.log.was_urgent = false;
                 if is_of_reserve {
                     self.log.retry_ns = self.now.mono_ns + RETRY_NS;
-                    let why = "that would leave too little for snapshots, and was done only \
-                               because acknowledgements had no other place";
+                    let why = "the last one was made of what is kept for acknowledgements";
                     self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
-                } else if std::mem::take(&mut self.log.is_full) {
-                    tracing::info!(shard = self.id, "the disk has space again");
-                    self.tell(Input::Storage { full: false });
+                } else {
+                    self.take_messages();
                 }
             }
             Err(error) => {
@@ -337,19 +354,35 @@ impl Core {
                 self.refuse_messages(&error);
             }
         }
+        self.tell_place();
     }
 
-    /// On a disk that is full at the start nothing of what is left is for new
-    /// messages: each start would take some, until one finds no place at all.
+    /// The last segment that a full disk has place for is for cleaning.
+    fn tell_place(&mut self) {
+        let segments = &self.log.segments;
+        let end = segments.place_end();
+        let is_last = self.log.is_full && segments.lacks_space(self.shared.reserved().least);
+        let kept = if is_last { self.shard.log().options().segment_bytes } else { 0 };
+        let place = (end, end - kept);
+        if std::mem::replace(&mut self.log.told, place) != place {
+            self.tell(Input::Place { end, common: place.1 });
+        }
+    }
+
+    /// Before anything is appended: how much place there is. On a disk that is
+    /// full at the start nothing of what is left is for new messages: each start
+    /// would take some, until one finds no place at all.
     pub(super) fn look_for_space(&mut self) {
-        let reserve = self.shared.reserve_bytes();
-        if self.log.segments.lacks_space(self.shard.log().end(), reserve) {
+        let reserve = self.reserve_bytes();
+        let is_due = self.log.segments.wants_next(self.shard.log().end()).is_some();
+        if is_due && self.log.segments.lacks_space(reserve) {
             let why = format!(
-                "a segment and {} MiB for snapshots must be free",
+                "a segment and {} MiB for acknowledgements and snapshots must be free",
                 reserve.div_ceil(1 << 20)
             );
             self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
         }
+        self.tell_place();
     }
 
     fn refuse_messages(&mut self, error: &io::Error) {
@@ -376,7 +409,7 @@ impl LogIo {
     /// A segment is ready: how early the next one must be.
     fn pace(&mut self, now_ns: u64) {
         let (lasted, took) = (now_ns - self.adopted_ns, now_ns - self.began_ns);
-        self.segments.hurry(lasted < LASTS_LONG * took || self.is_held());
+        self.segments.hurry(lasted < LASTS_LONG * took || self.was_urgent);
         self.adopted_ns = now_ns;
     }
 
@@ -399,7 +432,7 @@ impl LogIo {
     /// Whether something gathers although somebody may wait for it, as everything
     /// does on a full disk.
     pub(super) fn is_sparing(&self) -> bool {
-        self.is_full && !self.is_held() && self.gather.since_ns().is_some()
+        self.is_full && self.gather.since_ns().is_some()
     }
 
     /// Whether a helper thread makes a segment.
@@ -412,36 +445,20 @@ impl LogIo {
         self.removing.get() > 0
     }
 
+    /// What is kept for the segments of a full disk, bytes.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        self.segments.spare_bytes()
+    }
+
     /// The segments there are, and the bytes they take.
     pub(super) fn space(&self) -> (u64, u64) {
         (self.segments.present().count() as u64, self.segments.bytes())
-    }
-
-    /// Whether everything before this position has its segment.
-    pub(super) fn has_space_for(&self, lsn_end: Lsn) -> bool {
-        self.segments.has_space_for(lsn_end)
-    }
-
-    /// Whether a commit waits for its segment.
-    pub(super) fn is_held(&self) -> bool {
-        !self.held.is_empty()
-    }
-
-    /// Whether the next commit has no place.
-    fn lacks_place(&self) -> bool {
-        let end = |write: &Write| write.lsn + u64::from(write.len);
-        self.held.front().is_some_and(|write| !self.segments.has_space_for(end(write)))
-    }
-
-    /// Whether that segment is being made, so that looking again is urgent.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.is_held() && self.is_preparing()
     }
 }
 
 /// Gives the space of a deleted segment back, after a while and with a pause
 /// before each step. A process that stops leaves the rest to its end.
-async fn give_back(mut remains: Option<Remains>, shared: &Shared) {
+async fn give_back(mut remains: Option<Remains>, shared: &Shared, reserve: u64) {
     let since_ns = clock().mono_ns;
     let is_kept = || u128::from(clock().mono_ns - since_ns) < KEPT.as_nanos();
     while let Some(rest) = remains {
@@ -449,7 +466,7 @@ async fn give_back(mut remains: Option<Remains>, shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return rest.leave();
         }
-        remains = if is_kept() && !rest.is_urgent(shared.reserve_bytes()) {
+        remains = if is_kept() && !rest.is_urgent(reserve) {
             Some(rest)
         } else {
             glommio::executor().spawn_blocking(move || rest.shrink()).await

@@ -177,7 +177,8 @@ impl Core {
 
     /// Whether something is under way whose end no completion announces.
     fn waits_for_others(&self) -> bool {
-        self.mesh.is_congested() || self.log.is_awaited() || self.snapshots.is_awaited()
+        let is_segment_awaited = self.log.is_preparing() && self.shard.log().lacks_place();
+        self.mesh.is_congested() || is_segment_awaited || self.snapshots.is_awaited()
     }
 
     /// Whether the last turn had anything to do.
@@ -205,7 +206,8 @@ impl Core {
 
     /// Something will be due soon.
     fn is_expectant(&self) -> bool {
-        self.draining_since.is_some() || self.log.is_held() || self.pacer.is_pacing()
+        let is_waiting = self.shard.log().lacks_place() || self.pacer.is_pacing();
+        self.draining_since.is_some() || is_waiting
     }
 }
 

@@ -6,7 +6,8 @@
 //! batch gathers: that is group commit without a timer.
 //!
 //! Invariants: `durable <= end <= durable + tail_bytes`, so bytes that are in
-//! flight are never overwritten; no record and no write straddles a multiple of
+//! flight are never overwritten; `end` never passes the place that there is on the
+//! disk, so every write has one; no record and no write straddles a multiple of
 //! `tail_bytes`; after one failed write nothing is handed out and `durable`
 //! never moves again. Nothing is allocated after [`Log::new`].
 
@@ -18,6 +19,10 @@ use crate::tail::Tail;
 use crate::{BLOCK, BLOCK_LSN, Lsn, block_end, sector};
 
 const COMMIT_LSN: Lsn = COMMIT_BYTES as Lsn;
+
+/// What is left of the place for commits that only mark a position: whoever has
+/// used up all of a full disk needs one between two snapshots.
+const MARKS_LSN: Lsn = 2 * BLOCK_LSN;
 
 /// Sizes of one log. [`LogOptions::check`] says which go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +120,9 @@ pub struct Appended {
 /// Why a record was not appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// Too much waits for the disk; ask again after the next completion. Also
-    /// for a record beyond [`LogOptions::record_bytes_max`], which never fits.
+    /// Too much waits for the disk; ask again after the next completion. Or its
+    /// next segment is not there yet, see [`Log::give_place`]. Also for a record
+    /// beyond [`LogOptions::record_bytes_max`], which never fits.
     Full,
     /// A write failed; this log takes nothing any more.
     Poisoned,
@@ -143,6 +149,10 @@ pub struct Log {
     durable: Lsn,
     /// Commits never say that more than this is durable.
     vouched_max: Lsn,
+    /// Where the segments end that are on the disk.
+    place: Lsn,
+    /// Behind this position there is place for cleaning only.
+    common: Lsn,
     end: Lsn,
     /// Checksum of the last sealed record.
     prev_crc: u32,
@@ -209,6 +219,8 @@ impl Log {
             start: start.lsn,
             durable: start.lsn,
             vouched_max: Lsn::MAX,
+            place: Lsn::MAX,
+            common: Lsn::MAX,
             end: start.lsn,
             prev_crc: start.prev_crc,
             commit_seq: start.commit_seq,
@@ -229,14 +241,61 @@ impl Log {
         self
     }
 
+    /// On the disk there is place up to `end`, from `common` on for cleaning only;
+    /// without a word there is as much as one likes.
+    ///
+    /// # Panics
+    /// When it takes away a place that is used.
+    pub fn give_place(&mut self, end: Lsn, common: Lsn) {
+        assert!(end >= block_end(self.end), "what was appended keeps its place");
+        (self.place, self.common) = (end, common.min(end.saturating_sub(MARKS_LSN)));
+    }
+
+    /// Whether the longest record has no place on the disk.
+    pub fn lacks_place(&self) -> bool {
+        let end = self.end_after(self.record_bytes_max as Lsn).1;
+        end > self.place.saturating_sub(MARKS_LSN)
+    }
+
+    /// Bytes of whole blocks that cleaning can append.
+    pub fn place_left(&self) -> Lsn {
+        self.place.saturating_sub(MARKS_LSN).saturating_sub(block_end(self.end))
+    }
+
     /// Whether one record of this length would be accepted now. For several
     /// records ask for their sum and two blocks.
     pub fn room(&self, record_bytes: usize) -> bool {
-        !self.poisoned && self.place_checked(record_bytes).is_some()
+        !self.poisoned && self.place_checked(record_bytes, self.common).is_some()
+    }
+
+    /// The same for a copy that cleaning makes, which gives more place than it takes.
+    pub fn room_to_clean(&self, record_bytes: usize) -> bool {
+        let place = self.place.saturating_sub(MARKS_LSN);
+        !self.poisoned && self.place_checked(record_bytes, place).is_some()
+    }
+
+    /// Leaves the rest of the segment empty where that is no longer than a write
+    /// may be and another segment follows; whether the log goes on in that one.
+    pub fn leave_segment(&mut self) -> bool {
+        let next = block_end(self.end);
+        let lap_end = self.lap_end(next.max(1) - 1);
+        let ends_segment = lap_end.is_multiple_of(self.options.segment_bytes);
+        let is_short = lap_end - next <= self.options.commit_bytes_max as Lsn;
+        let has_tail = lap_end + BLOCK_LSN - self.durable <= self.tail.bytes() as Lsn;
+        let has_place = lap_end + BLOCK_LSN <= self.place;
+        if self.poisoned || !(ends_segment && is_short && has_tail && has_place) {
+            return false;
+        }
+        if self.end < lap_end {
+            self.pad_to(lap_end);
+        }
+        true
     }
 
     /// Puts a record into the open batch. Allocates nothing; the checksum is
-    /// made when the batch is sealed.
+    /// made when the batch is sealed. The last two blocks of the place on the disk
+    /// are for those who ask for no room first, because theirs has to be the next
+    /// commit.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
@@ -245,7 +304,7 @@ impl Log {
             return Err(Refused::Poisoned);
         }
         let len = record::encoded_len(record);
-        let place = self.place_checked(len).ok_or(Refused::Full)?;
+        let place = self.place_checked(len, self.place).ok_or(Refused::Full)?;
         self.open_at(place);
         let lsn = self.end;
         record::encode(record, self.tail.get_mut(lsn, len));
@@ -378,19 +437,26 @@ impl Log {
         self.start.max(block_end(self.end).saturating_sub(self.tail.bytes() as Lsn))
     }
 
-    /// Where a record of this length would go, if it may go anywhere now.
-    fn place_checked(&self, record_bytes: usize) -> Option<Place> {
+    /// Where a record of this length would go, if it may go anywhere now, with so
+    /// much place on the disk.
+    fn place_checked(&self, record_bytes: usize, place_end: Lsn) -> Option<Place> {
         if record_bytes > self.record_bytes_max {
             return None;
         }
-        let bytes = record_bytes as Lsn;
+        let (place, end) = self.end_after(record_bytes as Lsn);
+        // Bytes that are not durable yet must not be overwritten.
+        let has_tail = end - self.durable <= self.tail.bytes() as Lsn;
+        (has_tail && end <= place_end).then_some(place)
+    }
+
+    /// Where a record of so many bytes would go, and the end of its last block.
+    fn end_after(&self, bytes: Lsn) -> (Place, Lsn) {
         let place = self.place(bytes);
         let end = match place {
             Place::Open => self.end + bytes,
             Place::Next(at) | Place::NextLap(at) => at + COMMIT_LSN + bytes,
         };
-        // Bytes that are not durable yet must not be overwritten.
-        (block_end(end) - self.durable <= self.tail.bytes() as Lsn).then_some(place)
+        (place, block_end(end))
     }
 
     fn place(&self, bytes: Lsn) -> Place {
@@ -743,6 +809,60 @@ mod tests {
             }
             prop_assert_eq!(log.durable(), block_end(log.end()));
             prop_assert!(log.room(options.record_bytes_max()));
+        }
+
+        /// Nothing is appended that has no place; whoever asks for room leaves
+        /// two blocks of it, and what is for cleaning to cleaning; with more place
+        /// it goes on.
+        #[test]
+        fn nothing_is_appended_without_a_place(
+            steps in prop::collection::vec((0u8..6, 200usize..9000, 0u64..20), 1..300),
+        ) {
+            const SEGMENT: Lsn = 64 * BLOCK_LSN;
+            let mut log = log();
+            let (mut place, mut common) = (SEGMENT, SEGMENT);
+            log.give_place(place, common);
+            for (what, len, blocks) in steps {
+                let before = log.end();
+                match what {
+                    0 | 1 => {
+                        let room = log.room(len);
+                        if room {
+                            prop_assert!(append(&mut log, len).is_ok());
+                            prop_assert!(block_end(log.end()) <= common);
+                        }
+                        prop_assert!(!room || log.room_to_clean(1));
+                    }
+                    2 => if log.room_to_clean(len) {
+                        prop_assert!(append(&mut log, len).is_ok());
+                        prop_assert!(block_end(log.end()) <= place - MARKS_LSN);
+                    },
+                    3 => if append(&mut log, len).is_err() {
+                        prop_assert_eq!(log.end(), before);
+                    },
+                    4 => {
+                        place += blocks / 10 * SEGMENT;
+                        common = place - blocks % 2 * SEGMENT;
+                        log.give_place(place, common);
+                    }
+                    _ => {
+                        if log.leave_segment() {
+                            prop_assert!(log.end().is_multiple_of(SEGMENT) && log.end() < place);
+                        }
+                        while let Some(write) = log.next_write() {
+                            prop_assert!(write.lsn + u64::from(write.len) <= place);
+                            log.written(write.lsn, true);
+                        }
+                    }
+                }
+                prop_assert!(block_end(log.end()) <= place);
+                prop_assert!(!log.lacks_place() || place - log.end() < 32 * BLOCK_LSN);
+            }
+            while let Some(write) = log.next_write() {
+                log.written(write.lsn, true);
+            }
+            log.give_place(place + SEGMENT, place + SEGMENT);
+            prop_assert!(log.room(log.options.record_bytes_max()) && !log.lacks_place());
         }
     }
 }

@@ -12,7 +12,7 @@ use wire::id::{Class, MessageId, UserKey};
 use wire::{v1, v2};
 
 use super::slice::{Part, Walk, put_floor, put_head, put_pairs};
-use super::{Slice, load::Loader};
+use super::{Slice, files, load::Loader};
 use crate::dedup::{PAIR_BYTES, Pair, PairKey};
 use crate::user::Users;
 use crate::{Conn, Effect, Effects, Input, KeyHasher, Now, Options, Outcome, Replay, Shard};
@@ -63,7 +63,7 @@ pub(crate) struct Taken {
     slices: Vec<Vec<u8>>,
     spaces: Vec<Vec<u8>>,
     end: Option<Lsn>,
-    /// What the disk was to have left for two like this one.
+    /// What the disk was to have left for this one.
     reserve: u64,
 }
 
@@ -264,7 +264,8 @@ impl Life {
                 return;
             }
             let start = self.shard.begin_snapshot(self.now);
-            let (slices, spaces, reserve) = (Vec::new(), Vec::new(), self.shard.reserve_bytes());
+            let (slices, spaces) = (Vec::new(), Vec::new());
+            let reserve = self.shard.reserve().whole / files(self.shard.snapshots.count());
             self.taking = Some(Taken { start, slices, spaces, end: None, reserve });
             return;
         };

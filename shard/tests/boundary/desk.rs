@@ -14,6 +14,7 @@
 //! logins N (first of all: so many a second)                   memory PERMILLE
 //! 0 looked [same | moved]                                      rot LETTER   reads fail | work | wide
 //! reads were N (since the start)             reads within N (the longest, in bytes)
+//! place N M (blocks behind the end, M of them for all)
 //! ```
 //!
 //! A restart begins with the newest snapshot that has ended; discarded segments
@@ -243,6 +244,12 @@ impl Desk {
             }
             ["jump", ms] => self.jumped_ms += number(ms),
             ["storage", how] => self.feed(Input::Storage { full: *how == "full" }),
+            // Blocks behind the log's end, and how many of them are for all.
+            ["place", blocks, common] => {
+                let from = wal::block_end(self.shard.log().end());
+                let at = |blocks: &str| from + number(blocks) * wal::BLOCK as Lsn;
+                self.feed(Input::Place { end: at(blocks), common: at(common) });
+            }
             ["drain"] => self.feed(Input::Drain),
             ["snapshot"] => {
                 self.of_snapshot("begin");

@@ -196,3 +196,50 @@ fn a_clock_that_is_set_forward_forgets_nobody() {
          > 0 gap bob 1",
     );
 }
+
+/// Without a place on the disk nothing is appended, so nothing that waits for
+/// the disk keeps a snapshot from counting.
+#[test]
+fn without_a_place_acknowledgements_wait_and_snapshots_count() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         1 hello bob 1
+         > 1 welcome 1..0
+         0 send bob 1 a
+         0 send bob 2 b
+         commit
+         > 1 deliver 1 alice a
+         > 0 sent bob 1
+         > 1 deliver 2 alice b
+         > 0 sent bob 2
+         storage full
+         # two blocks are for marks
+         place 2 2
+         1 ack 1
+         > blocked
+         2 hello carol 1
+         > blocked
+         commit
+         snapshot
+         place 8 0
+         # all of it is for cleaning
+         1 ack 1
+         > blocked
+         place 3 3
+         1 ack 1
+         commit
+         place 2 2
+         1 ack 2
+         > blocked
+         snapshot
+         place 8 8
+         1 ack 2
+         2 hello carol 1
+         > 2 welcome 1..0
+         commit
+         restart
+         1 hello bob 1
+         > 1 welcome 3..2",
+    );
+}

@@ -263,7 +263,7 @@ impl Twin {
     fn make_segment(&mut self) -> bool {
         let has_space = self.free_bytes() >= SEGMENT_BYTES;
         let segments = &mut self.real().segments;
-        assert_eq!(segments.lacks_space(Lsn::MAX, 0), !has_space, "known before it is tried");
+        assert_eq!(segments.lacks_space(0), !has_space, "known before it is tried");
         match segments.wants_next(Lsn::MAX).expect("one is always due then").run() {
             Ok(prepared) => {
                 segments.adopt(prepared);

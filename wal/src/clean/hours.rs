@@ -76,6 +76,11 @@ impl Hours {
         &self.bytes[..self.bytes.partition_point(is_past)]
     }
 
+    /// What [`Hours::encode`] appends, bytes.
+    pub(super) fn encoded_bytes(&self) -> usize {
+        4 + 12 * self.bytes.len()
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.bytes.len() as u32).to_le_bytes());
         for (hour, bytes) in &self.bytes {

@@ -214,6 +214,11 @@ impl Space {
         cell.map_or((0, 0), |cell| (cell.live_bytes, cell.live_messages))
     }
 
+    /// Bytes of those in this segment that have not expired: what copying it takes.
+    pub fn unexpired(&self, segment: u64, now_ms: u64) -> u64 {
+        self.find(segment).map_or(0, |at| self.cells[at].unexpired(now_ms))
+    }
+
     /// Each segment in which something waits, with the bytes and the messages
     /// of it, as [`Restore::needed`](crate::Restore::needed) wants it.
     pub fn needed(&self) -> Vec<(u64, u64, u64)> {
@@ -244,6 +249,19 @@ impl Space {
             return None;
         }
         full().min_by_key(|cell| (cell.unexpired(now_ms), cell.segment)).map(|cell| cell.segment)
+    }
+
+    /// The emptiest segment that ends at or before `below`, when no more than this
+    /// is left of it and at least a quarter of it would be won: for a disk on which
+    /// there is no other place.
+    pub fn victim_for(&self, now_ms: u64, below: Lsn, bytes_max: u64) -> Option<u64> {
+        let bytes_max = bytes_max.min(self.segment_bytes - self.segment_bytes / 4);
+        let is_it = |cell: &&Cell| {
+            let fits = cell.unexpired(now_ms) <= bytes_max;
+            !cell.is_damaged && cell.live_messages > 0 && fits && self.is_below(cell, below)
+        };
+        let fitting = self.cells.iter().filter(is_it);
+        fitting.min_by_key(|cell| (cell.unexpired(now_ms), cell.segment)).map(|cell| cell.segment)
     }
 
     /// A segment that ends at or before `below` and of which enough has probably
@@ -291,6 +309,11 @@ impl Space {
             cell.encode(as_of, out);
         }
         None
+    }
+
+    /// What all payloads together take, bytes.
+    pub fn encoded_bytes(&self) -> usize {
+        self.cells.iter().map(|cell| 16 + cell.hours.encoded_bytes()).sum()
     }
 
     /// Takes a payload that [`Space::encode`] made.

@@ -59,6 +59,10 @@ const ROOM_SEGMENTS: u64 = 16;
 /// on an ext4 mounted with `discard`, which is as long as what is freed.
 const SHRINK_BYTES: u64 = 8 << 20;
 
+/// See [`Segments::spare_bytes`]. Both are taken when the one in which the disk
+/// became full holds messages that wait, and so is not let go of.
+const SPARE_SEGMENTS: u64 = 2;
+
 const MIB: u64 = 1 << 20;
 
 /// A job: make the next segment. [`Prepare::run`] it on a helper thread, then
@@ -68,7 +72,7 @@ pub struct Prepare {
     mode: DirectMode,
     index: u64,
     reserve: u64,
-    is_urgent: bool,
+    least: u64,
 }
 
 /// A segment that is ready.
@@ -157,9 +161,8 @@ impl Segments {
     }
 
     /// The segment to make next, once less than one, or one and a half, are
-    /// left. The whole one is a reserve: when no next one can be made because
-    /// the disk is full, what is under way and acknowledgements still have a
-    /// place, also after a restart. Answers the same until it is adopted: the
+    /// left: what is under way when no next one can be made because the disk is
+    /// full still has a place. Answers the same until it is adopted: the
     /// caller runs one job at a time, and may ask again after a failure.
     pub fn wants_next(&self, end: Lsn) -> Option<Prepare> {
         let missing = self.first_missing();
@@ -169,11 +172,11 @@ impl Segments {
         (end >= due).then(|| self.prepare(missing))
     }
 
-    /// Whether the next segment is due and the disk shows too little space for
-    /// it and the reserve. Known before any attempt, so that a start on a full disk
-    /// does not spend what is left on new messages.
-    pub fn lacks_space(&self, end: Lsn, reserve: u64) -> bool {
-        self.wants_next(end).is_some_and(|job| job.leaving(reserve).lacks_space())
+    /// Whether the disk shows too little space for the next segment and the
+    /// reserve. Known before any attempt, so that a start on a full disk does not
+    /// spend what is left on new messages.
+    pub fn lacks_space(&self, reserve: u64) -> bool {
+        self.prepare(self.first_missing()).leaving(reserve).lacks_space()
     }
 
     /// Takes a segment that is ready.
@@ -213,7 +216,18 @@ impl Segments {
 
     /// Whether everything before `lsn_end` has a file to be written to.
     pub fn has_space_for(&self, lsn_end: Lsn) -> bool {
-        lsn_end <= segment::base(self.first_missing(), self.dir.segment_bytes)
+        lsn_end <= self.place_end()
+    }
+
+    /// Everything before this position has a file to be written to.
+    pub fn place_end(&self) -> Lsn {
+        segment::base(self.first_missing(), self.dir.segment_bytes)
+    }
+
+    /// What a log goes on in on a full disk, bytes: while it fills one segment with
+    /// acknowledgements, snapshots let go of the one before.
+    pub fn spare_bytes(&self) -> u64 {
+        SPARE_SEGMENTS * segment::file_bytes(self.dir.segment_bytes)
     }
 
     /// The number after the last one.
@@ -238,7 +252,7 @@ impl Segments {
 
     fn prepare(&self, index: u64) -> Prepare {
         let (dir, mode) = (self.dir.clone(), self.mode);
-        Prepare { dir, mode, index, reserve: 0, is_urgent: false }
+        Prepare { dir, mode, index, reserve: 0, least: 0 }
     }
 }
 
@@ -278,18 +292,18 @@ impl Remains {
 }
 
 impl Prepare {
-    /// So many bytes are to be left on the disk: two snapshots let go of what is
-    /// dead, and a log that takes their space never gets any back.
+    /// So many bytes are to be left on the disk: for snapshots, without which no
+    /// space is given back, and for [`Prepare::at_need`].
     #[must_use]
     pub fn leaving(self, reserve: u64) -> Prepare {
-        Prepare { reserve, ..self }
+        Prepare { reserve, least: reserve, ..self }
     }
 
-    /// A commit waits for it, so that it may be of the reserve: nothing gets on
-    /// without it, snapshots neither.
+    /// The log has no other place, so only this much must be left: what
+    /// snapshots need, because nothing is deleted without two of them.
     #[must_use]
-    pub fn urgent(self, is_urgent: bool) -> Prepare {
-        Prepare { is_urgent, ..self }
+    pub fn at_need(self, least: u64) -> Prepare {
+        Prepare { least, ..self }
     }
 
     /// Makes the segment: allocates, zeroes, syncs, names it. Blocks for as long
@@ -297,39 +311,38 @@ impl Prepare {
     ///
     /// # Errors
     /// What the system said, most likely that no space is left, or that what
-    /// would be left is less than the reserve. Nothing is left behind then, and the
-    /// job may be tried again.
+    /// would be left is too little. Nothing is left behind then, and the job may be
+    /// tried again.
     pub fn run(self) -> io::Result<Prepared> {
-        let is_kept = self.reserve > 0 && !self.is_urgent;
-        if is_kept && self.lacks_space() {
+        if self.least > 0 && self.lacks_space() {
             return Err(self.too_little(segment::file_bytes(self.dir.segment_bytes)));
         }
         // Other shards may make theirs at the same moment: what is left is known
         // when this one has its place.
         let mut is_of_reserve = false;
         let unnamed = make_unnamed(&self.dir, self.index, self.mode, || {
-            is_of_reserve = self.leaves_less(0);
-            if is_of_reserve && is_kept { Err(self.too_little(0)) } else { Ok(()) }
+            is_of_reserve = self.leaves_less(0, self.reserve);
+            if self.leaves_less(0, self.least) { Err(self.too_little(0)) } else { Ok(()) }
         })?;
         Ok(Prepared { index: self.index, file: unnamed.name()?, is_of_reserve })
     }
 
     fn lacks_space(&self) -> bool {
-        self.leaves_less(segment::file_bytes(self.dir.segment_bytes))
+        let bytes = segment::file_bytes(self.dir.segment_bytes);
+        self.leaves_less(bytes, self.least)
     }
 
-    /// Whether less than the reserve would be left without so many bytes.
-    fn leaves_less(&self, taken: u64) -> bool {
-        sys::free_bytes(&self.dir.path).is_ok_and(|free| free < taken.saturating_add(self.reserve))
+    /// Whether less than this would be left without so many bytes.
+    fn leaves_less(&self, taken: u64, left: u64) -> bool {
+        sys::free_bytes(&self.dir.path).is_ok_and(|free| free < taken.saturating_add(left))
     }
 
     fn too_little(&self, taken: u64) -> io::Error {
         let free = sys::free_bytes(&self.dir.path).unwrap_or(0);
         let why = format!(
-            "{} MiB must be free, {} of them for the snapshots without which no space is given \
-             back, and {} are",
-            (taken + self.reserve).div_ceil(MIB),
-            self.reserve.div_ceil(MIB),
+            "{} MiB must be free, {} of them for what gives space back, and {} are",
+            (taken + self.least).div_ceil(MIB),
+            self.least.div_ceil(MIB),
             free / MIB
         );
         io::Error::new(io::ErrorKind::StorageFull, why)
@@ -337,7 +350,7 @@ impl Prepare {
 }
 
 impl Prepared {
-    /// Whether it took what is to be left on the disk.
+    /// Whether less is left on the disk than should be, see [`Prepare::leaving`].
     pub fn is_of_reserve(&self) -> bool {
         self.is_of_reserve
     }

@@ -202,27 +202,37 @@ fn every_mode_writes_what_recovery_reads() {
     assert_eq!(left.len(), 5, "the probe leaves nothing: {left:?}");
 }
 
-/// A segment leaves the disk what is to be left, unless a commit waits for it.
+/// A segment leaves the disk what is to be left; at need less, and no less than
+/// that.
 #[test]
 fn the_reserve_is_left_alone() {
+    const NOBODY_HAS: u64 = u64::MAX / 2;
     let (dir, start) = filled(1);
     let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
     let mut segments = shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).unwrap();
-    assert!(!segments.lacks_space(start.lsn, 1));
-    assert!(segments.lacks_space(start.lsn, u64::MAX));
+    assert!(!segments.lacks_space(1));
+    assert!(segments.lacks_space(NOBODY_HAS));
     let files = || fs::read_dir(shard.path()).unwrap().count();
     let before = files();
-    let refused = segments.wants_next(start.lsn).unwrap().leaving(u64::MAX / 2).run().err();
-    let refused = refused.expect("nobody has such a disk");
-    assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
-    assert!(refused.to_string().contains("for the snapshots"), "{refused}");
-    assert_eq!(files(), before, "nothing is left behind");
-    let job = segments.wants_next(start.lsn).unwrap().leaving(u64::MAX / 2).urgent(true);
+    for least in [None, Some(NOBODY_HAS / 2)] {
+        let mut job = segments.wants_next(start.lsn).unwrap().leaving(NOBODY_HAS);
+        if let Some(least) = least {
+            job = job.at_need(least);
+        }
+        let refused = job.run().err().expect("nobody has such a disk");
+        assert_eq!(refused.kind(), io::ErrorKind::StorageFull);
+        assert!(refused.to_string().contains("for what gives space back"), "{refused}");
+        assert_eq!(files(), before, "nothing is left behind");
+    }
+    let job = segments.wants_next(start.lsn).unwrap().leaving(NOBODY_HAS).at_need(1);
     let prepared = job.run().unwrap();
     assert!(prepared.is_of_reserve());
     segments.adopt(prepared);
     let prepared = segments.wants_next(Lsn::MAX).unwrap().leaving(1).run().unwrap();
     assert!(!prepared.is_of_reserve());
+    segments.adopt(prepared);
+    assert_eq!(segments.place_end() % SEGMENT_BYTES, 0);
+    assert!(segments.has_space_for(segments.place_end()));
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Load {
             }
         }
         if let Some(it) = self.life.kept.last() {
-            assert!(2 * it.bytes() <= it.reserve, "{} of {}", it.bytes(), it.reserve);
+            assert!(it.bytes() <= it.reserve, "{} of {}", it.bytes(), it.reserve);
         }
         self.life.carry_out();
     }
