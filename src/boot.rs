@@ -420,7 +420,8 @@ async fn turn_until_stopped(seat: Seat, voice: Voice) {
 fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
     // Those who serve sooner leave this much of the disk alone.
     let snapshot_bytes = seat.dir.newest_snapshot_bytes();
-    seat.shared.reserve(seat.id, Reserve::new(snapshot_bytes, seat.log.segment_bytes, 0));
+    let reserve = Reserve::new(snapshot_bytes, seat.log.segment_bytes, 0);
+    seat.shared.reserve(seat.id, reserve, wal::disk::spare_bytes(seat.log.segment_bytes));
     let teller = Teller::to_log(seat.progress_pause);
     let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log, teller)?;
     let segments = seat

@@ -84,8 +84,9 @@ pub(crate) struct Shared {
     pub(crate) stalled_ms: u64,
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
-    /// By shard: what its next snapshots may need of the disk, see [`Reserve`].
-    pub(crate) reserves: Vec<[AtomicU64; 2]>,
+    /// By shard: what its next snapshots may need of the disk, see [`Reserve`], and
+    /// what its log goes on in when that is full.
+    reserves: Vec<[AtomicU64; 3]>,
 }
 
 impl Shared {
@@ -103,17 +104,26 @@ impl Shared {
     }
 
     /// A shard needs that much of the disk, which the others leave alone.
-    pub(crate) fn reserve(&self, shard: ShardId, it: Reserve) {
-        let [whole, least] = &self.reserves[usize::from(shard)];
-        whole.store(it.whole, Ordering::Relaxed);
-        least.store(it.least, Ordering::Relaxed);
+    pub(crate) fn reserve(&self, shard: ShardId, it: Reserve, spare: u64) {
+        let mine = &self.reserves[usize::from(shard)];
+        for (place, bytes) in mine.iter().zip([it.whole, it.least, spare]) {
+            place.store(bytes, Ordering::Relaxed);
+        }
     }
 
-    /// What is left on the disk for the snapshots of all shards.
-    fn reserved(&self) -> Reserve {
-        let sum =
-            |which: usize| self.reserves.iter().map(|it| it[which].load(Ordering::Relaxed)).sum();
-        Reserve { whole: sum(0), least: sum(1) }
+    /// What is kept for the snapshots of all shards.
+    fn reserved(&self) -> u64 {
+        self.reserves.iter().map(|[whole, ..]| whole.load(Ordering::Relaxed)).sum()
+    }
+
+    /// What the log of this shard leaves when it has no other place: the least that
+    /// snapshots need, and what is kept for the logs of others.
+    fn reserved_from(&self, shard: ShardId) -> u64 {
+        let needed = |(of, [_, least, spare]): (usize, &[AtomicU64; 3])| {
+            let spare = if of == usize::from(shard) { 0 } else { spare.load(Ordering::Relaxed) };
+            least.load(Ordering::Relaxed) + spare
+        };
+        self.reserves.iter().enumerate().map(needed).sum()
     }
 }
 
@@ -349,7 +359,8 @@ impl Core {
 
     /// Has the other cores leave that much of the disk alone.
     fn tell_reserve(&self) {
-        self.shared.reserve(self.id, self.shard.reserve());
+        let reserve = self.shard.reserve().less(self.snapshots.written());
+        self.shared.reserve(self.id, reserve, self.log.spare_bytes());
     }
 
     fn publish(&mut self) {
@@ -359,7 +370,7 @@ impl Core {
         let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
         let snapshot_slice = self.snapshots.longest();
-        let reserve = shard.reserve().whole + self.log.spare_bytes();
+        let reserve = shard.reserve().whole + self.log.kept_bytes();
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();

@@ -3,6 +3,8 @@
 
 mod server;
 
+use std::time::{Duration, Instant};
+
 use server::peer::Peer;
 use server::{Deadline, Server, Setup};
 use wire::id::MessageId;
@@ -323,6 +325,7 @@ fn numbered_sends_do_not_overtake_one_that_was_refused() {
         let server = Setup::new().shards(shards).set("limits.inbox_messages_max", "2").start();
         let mut alice = Peer::v1(server.addr(), "alice");
         for target in ["bob", "carol", "dave", "erin"] {
+            let began = Instant::now();
             send_numbered(&mut alice, target, &[1, 2, 3]);
             expect_wait(&mut alice);
             let mut reader = Peer::v1(server.addr(), target);
@@ -337,7 +340,10 @@ fn numbered_sends_do_not_overtake_one_that_was_refused() {
             let answer = alice.answer();
             match answer.get() {
                 Answer::RateLimited { wait_ms: 1.. } => expect_numbered(&mut reader, &[3, 4]),
-                Answer::Error { text: b"out_of_order" } => expect_numbered(&mut reader, &[4]),
+                Answer::Error { text: b"out_of_order" } => {
+                    assert!(began.elapsed() >= Duration::from_secs(1), "4 overtook 3");
+                    expect_numbered(&mut reader, &[4]);
+                }
                 other => panic!("{other:?}"),
             }
             reader.expect_quiet_v1();

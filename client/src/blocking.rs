@@ -440,7 +440,11 @@ impl Inbound {
             }
             Event::Delivered { to, seq, id: _ } => Notice::Delivered { to: to.to_vec(), seq },
             Event::Pong { nonce } => Notice::Pong { nonce },
-            Event::StartsOver { cursor } => Notice::StartsOver { cursor },
+            Event::StartsOver { cursor } => {
+                // They come again, under other numbers.
+                self.deliveries.clear();
+                Notice::StartsOver { cursor }
+            }
             Event::Goaway { code, reconnect_after_ms, text: _ } => {
                 Notice::Goaway { code, reconnect_after_ms }
             }

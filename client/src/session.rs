@@ -63,7 +63,8 @@ pub enum Event<'a> {
     /// The login was refused because the server's data is older than what this
     /// device has: a backup was put back, or damaged data repaired. The next
     /// connection begins at the beginning and gets whatever waits. What comes
-    /// again has the id that it had.
+    /// again has the id that it had. Numbers of before mean nothing any more:
+    /// drop what is not acknowledged yet.
     StartsOver { cursor: u64 },
     /// The connection is about to end, or the login was refused.
     Goaway { code: u16, reconnect_after_ms: u32, text: &'a [u8] },
@@ -260,7 +261,9 @@ impl Session {
     /// Acknowledges everything up to and including `seq`; cheap to call for
     /// the last of many only.
     pub fn ack(&mut self, seq: u64) {
-        if seq <= self.cursor {
+        // Beyond what was handed out is only what came before the device began
+        // again, see `Event::StartsOver`.
+        if seq <= self.cursor || seq > self.handed {
             return;
         }
         self.cursor = seq;

@@ -120,9 +120,12 @@ impl Shard {
 
     /// Asks for the next piece, of another segment if this one is done.
     fn survey(&mut self, now: Now, out: &mut Effects) {
-        while !self.cleaner.is_surveying && self.has_room_to_copy(self.walked()) {
-            self.give_up_run(now);
+        while !self.cleaner.is_surveying {
             self.leave_what_does_not_fit(now);
+            if !self.has_room_to_copy(self.walked()) {
+                return self.end_dead_walk();
+            }
+            self.give_up_run(now);
             let Some(Walk { walker, .. }) = &self.cleaner.walk else {
                 match self.choose(now) {
                     Some(walk) => self.cleaner.walk = Some(walk),
@@ -175,15 +178,23 @@ impl Shard {
         Some(Walk { walker, sweep_ms })
     }
 
+    /// Whether the next records, or the longest that there may be, have to wait
+    /// for a place on the disk.
+    pub fn lacks_place(&self) -> bool {
+        self.is_at_the_end_of_its_place() || self.log.lacks_place()
+    }
+
     /// On a full disk nothing but what gives space back has any place left.
     fn is_at_the_end_of_its_place(&self) -> bool {
         self.storage_full && !self.log.room(BLOCK)
     }
 
-    /// So much can be copied to the place that is left. Commits that are not full
-    /// take some.
+    /// So much can be copied to the place that is left: with one write all but
+    /// what frames it, with many that may not be full half of it.
     fn copied_max(&self) -> u64 {
-        self.log.place_left().saturating_sub(BLOCK as Lsn) / 2
+        let left = self.log.place_left();
+        let one_write = COPY_BYTES_MAX.min(self.log.options().tail_bytes as Lsn / 2);
+        if left <= one_write { left.saturating_sub(2 * RUN_BYTES_MAX as Lsn) } else { left / 2 }
     }
 
     /// Copying a part of a segment wins nothing.
@@ -201,6 +212,15 @@ impl Shard {
         let is_at_rest = self.log.end() == self.log.durable();
         if self.is_at_the_end_of_its_place() && is_at_rest && self.log.leave_segment() {
             self.no_more_vouched();
+        }
+    }
+
+    /// Where there is no place for anything, a walk that has nothing to do keeps
+    /// its segment from being deleted.
+    fn end_dead_walk(&mut self) {
+        let is_dead = |segment| self.cleaner.space.live(segment).1 == 0;
+        if self.lacks_place() && self.walked().is_some_and(is_dead) {
+            self.end_walk();
         }
     }
 

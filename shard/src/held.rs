@@ -31,9 +31,10 @@ struct Hold {
     until_ns: u64,
 }
 
-/// Both are keyed hashes already.
+/// Both are keyed hashes already, and the same one where somebody writes to
+/// himself.
 fn hash(to: UserKey, pair: PairKey) -> u64 {
-    pair.hash() ^ to.0 as u64
+    pair.hash().rotate_left(32) ^ to.0 as u64
 }
 
 impl Held {

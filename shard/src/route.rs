@@ -24,15 +24,28 @@ const RECORD_OVERHEAD: usize = 256;
 const HOLES_ALLOWED: usize = 1 << 16;
 
 impl Shard {
-    /// Whether a post to this user with a body of this length finds room now.
-    pub(crate) fn has_room_to_post(&self, to: UserKey, body_bytes: usize) -> bool {
+    /// Whether a post to this user with a body of this length finds room now;
+    /// `refuse` as in [`Post`].
+    pub(crate) fn has_room_to_post(
+        &self,
+        to: UserKey,
+        body_bytes: usize,
+        refuse: Option<Code>,
+    ) -> bool {
         let owner = to.owner(self.options.shards);
         let bytes = body_bytes + 2 * NAME_BYTES_MAX;
         if owner == self.options.shard {
-            self.log.is_poisoned() || self.log.room(bytes + RECORD_OVERHEAD)
+            self.has_room_to_log(bytes, refuse)
         } else {
             self.outbox.has_room(owner, bytes)
         }
+    }
+
+    /// Whether the log has room for a post. What is refused for want of space, or
+    /// because the log failed, needs none: it must not hold up others.
+    fn has_room_to_log(&self, bytes: usize, refuse: Option<Code>) -> bool {
+        let is_refused = self.storage_full && refuse.is_none() || self.log.is_poisoned();
+        is_refused || self.log.room(bytes + RECORD_OVERHEAD)
     }
 
     /// Sends a message towards its inbox; room was checked before.
@@ -60,8 +73,8 @@ impl Shard {
         post: &Post<&[u8]>,
         out: &mut Effects,
     ) -> Outcome {
-        let bytes = post.to.len() + post.from.len() + post.body.len() + RECORD_OVERHEAD;
-        if !self.log.is_poisoned() && !self.log.room(bytes) {
+        let bytes = post.to.len() + post.from.len() + post.body.len();
+        if !self.has_room_to_log(bytes, post.refuse) {
             return Outcome::Blocked;
         }
         let user = self.users.find(post.to_key);

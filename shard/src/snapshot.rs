@@ -105,6 +105,12 @@ impl Reserve {
         // The difference is for snapshots that have become larger meanwhile.
         Reserve { whole: files * grown + growth, least: files * snapshot_bytes + growth / 2 }
     }
+
+    /// So much of it has been used for the next one.
+    pub fn less(self, bytes: u64) -> Reserve {
+        let Reserve { whole, least } = self;
+        Reserve { whole: whole.saturating_sub(bytes), least: least.saturating_sub(bytes) }
+    }
 }
 
 /// With so many kept: how many there is to be room for.
@@ -230,7 +236,7 @@ impl Shard {
             || self.storage_full && dead_bytes >= it.bytes;
         let is_late = now.mono_ns >= it.begun_ns + PATIENCE_NS;
         // Whatever it lets go of is the next place there is.
-        let is_stuck = self.storage_full && self.log.lacks_place();
+        let is_stuck = self.storage_full && self.lacks_place();
         let is_waited_for = dead_bytes > 0 && (frees_more || is_late || is_stuck);
         if appended > 0 {
             self.snapshots.is_due = is_long || is_waited_for;

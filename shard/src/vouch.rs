@@ -61,7 +61,7 @@ impl Shard {
         let is_at_rest = self.log.end() == self.log.durable();
         let record = self.users.seen_record().or_else(|| self.users.floor_record());
         let Some(record) = record.filter(|_| is_at_rest) else { return false };
-        // Without room another write is under way, and there will be some.
+        // At rest the tail has room; without a place on the disk there is nothing to mark.
         let is_marked = self.log.append(&record, self.hlc.ms().max(now.wall_ms)).is_ok();
         if is_marked {
             self.vouched.until = Some(block_end(self.log.end()));

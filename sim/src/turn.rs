@@ -236,7 +236,10 @@ impl World {
                 Effect::Survey { lsn, len_min, len } => {
                     self.start_survey(shard, lsn, len_min, len);
                 }
-                Effect::Discard { segment } => self.delete(shard, segment),
+                Effect::Discard { segment } => {
+                    self.cores[shard].place.deleted(segment);
+                    self.delete(shard, segment);
+                }
                 Effect::Damaged { lsn } => self.watch_damaged(shard, lsn),
             }
         }

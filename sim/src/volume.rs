@@ -22,7 +22,7 @@ use crate::ledger::LetterId;
 use crate::link::{LinkId, Place};
 use crate::plant::Plant;
 use crate::snapshots::Writing;
-use crate::world::{Event, World};
+use crate::world::{Core, Event, World};
 
 const MS: u64 = 1_000_000;
 /// At the end there is space for so many more segments of each shard; in worlds
@@ -55,10 +55,24 @@ pub(crate) struct Ahead {
     is_full: bool,
     /// What the shard knows of its place.
     told: (Lsn, Lsn),
+    /// Segments that were made of what is kept for a full disk.
+    at_need: Vec<u64>,
     /// The next segment is made a little later: the last one came in time.
     takes_its_time: bool,
     /// Between these positions of the log the disk was full.
     full: Vec<(Lsn, Lsn)>,
+}
+
+impl Ahead {
+    /// Segments that are still kept for a full disk.
+    fn spare(&self) -> u64 {
+        SPARE_SEGMENTS.saturating_sub(self.at_need.len() as u64)
+    }
+
+    /// A segment is deleted.
+    pub(crate) fn deleted(&mut self, segment: u64) {
+        self.at_need.retain(|made| *made != segment);
+    }
 }
 
 impl World {
@@ -101,10 +115,15 @@ impl World {
     /// Whether there is no space for one more segment beside what is kept for
     /// snapshots and for logs on a full disk, or, at need, for snapshots only: as
     /// `Prepare::run` has it.
-    fn lacks_space_for_segment(&self, is_urgent: bool) -> bool {
+    fn lacks_space_for_segment(&self, shard: usize, is_urgent: bool) -> bool {
         let kept = match is_urgent {
             _ if !self.knobs.reserves => 0,
-            true => self.framed(|it| it.least),
+            true => {
+                let others = |it: &usize| *it != shard;
+                let others = (0..self.cores.len()).filter(others);
+                let spare: u64 = others.map(|it| self.cores[it].place.spare()).sum();
+                self.framed(|it| it.least) + spare * self.knobs.log.segment_bytes
+            }
             false => self.kept_bytes(),
         };
         self.free_bytes() < self.knobs.log.segment_bytes + kept
@@ -119,7 +138,11 @@ impl World {
     /// What is kept for the snapshots of all shards. Where slices are tiny, what
     /// frames them takes as much as what is in them.
     fn framed(&self, part: impl Fn(Reserve) -> u64) -> u64 {
-        let bytes: u64 = self.cores.iter().map(|core| part(core.brain.reserve())).sum();
+        let of = |core: &Core| {
+            let written = core.writing.as_ref().map_or(0, Writing::bytes);
+            part(core.brain.reserve().less(written))
+        };
+        let bytes: u64 = self.cores.iter().map(of).sum();
         if self.knobs.slice_bytes < TINY_SLICE_BYTES { 2 * bytes } else { bytes }
     }
 
@@ -142,7 +165,7 @@ impl World {
     /// messages.
     pub(crate) fn look_for_space(&mut self) {
         for shard in 0..self.cores.len() {
-            if self.wants_segment(shard) && self.lacks_space_for_segment(false) {
+            if self.wants_segment(shard) && self.lacks_space_for_segment(shard, false) {
                 self.refuse_messages(shard);
             }
             self.tell_place(shard);
@@ -159,7 +182,7 @@ impl World {
         let lie = u64::from(self.plant == Plant::ConfirmWithoutPlace);
         let end = self.layout.disks[shard].place_end() + lie * bytes;
         let is_full = self.cores[shard].place.is_full && self.knobs.reserves;
-        let kept = if is_full && self.lacks_space_for_segment(true) { bytes } else { 0 };
+        let kept = if is_full && self.lacks_space_for_segment(shard, true) { bytes } else { 0 };
         let place = (end, end - kept);
         if std::mem::replace(&mut self.cores[shard].place.told, place) != place {
             self.notice(shard, Input::Place { end, common: place.1 });
@@ -202,7 +225,7 @@ impl World {
     fn look_again(&mut self, shard: usize) {
         if self.cores[shard].place.is_full {
             self.cores[shard].place.retry_ns = self.now_ns + self.knobs.space_retry_ns;
-            if !self.lacks_space_for_segment(false) {
+            if !self.lacks_space_for_segment(shard, false) {
                 self.take_messages(shard);
             }
             self.tell_place(shard);
@@ -213,8 +236,8 @@ impl World {
     /// The next segment is there, or there is no space for it.
     pub(crate) fn prepared(&mut self, shard: usize) {
         let is_urgent = self.cores[shard].place.was_urgent;
-        let is_of_reserve = self.lacks_space_for_segment(false);
-        let is_refused = self.lacks_space_for_segment(is_urgent);
+        let is_of_reserve = self.lacks_space_for_segment(shard, false);
+        let is_refused = self.lacks_space_for_segment(shard, is_urgent);
         let place = &mut self.cores[shard].place;
         place.is_preparing = false;
         if is_of_reserve {
@@ -230,6 +253,8 @@ impl World {
         place.was_urgent = false;
         self.layout.disks[shard].make_segment();
         if is_of_reserve {
+            let made = self.layout.disks[shard].place_end() / self.knobs.log.segment_bytes - 1;
+            self.cores[shard].place.at_need.push(made);
             self.refuse_messages(shard);
         } else {
             self.take_messages(shard);
@@ -242,6 +267,7 @@ impl World {
         let end = self.cores[shard].brain.log().end();
         let place = &mut self.cores[shard].place;
         if std::mem::take(&mut place.is_full) {
+            place.at_need.clear();
             place.full.last_mut().expect("it was full").1 = end;
             self.note("space again: shard", [shard as u64, 0, 0, 0]);
             self.stats.space_again += 1;
@@ -371,12 +397,18 @@ impl World {
         self.note("space for: bytes", [bytes_max, 0, 0, 0]);
     }
 
-    /// A log without any place cannot go on by itself where nothing is kept for
-    /// that: after a while the operator makes space, once the faults are over.
+    /// After a while the operator makes space, once the faults are over: where
+    /// nothing is kept, for a log without any place; otherwise only for a volume on
+    /// which not even twice of what waits has a place, as cleaning leaves it.
     pub(crate) fn rescue(&mut self, shard: usize) {
         let is_quiet = self.is_quiet();
+        let is_too_small = self.is_too_small();
         let core = &mut self.cores[shard];
-        if self.knobs.reserves || !(core.place.is_full && core.brain.log().lacks_place()) {
+        let has_to_wait = match self.knobs.reserves {
+            true => is_too_small,
+            false => core.brain.log().lacks_place(),
+        };
+        if !(core.place.is_full && has_to_wait) {
             core.place.stuck_since_ns = None;
             return;
         }
@@ -387,6 +419,13 @@ impl World {
         core.place.stuck_since_ns = None;
         self.note("rescued: shard", [shard as u64, 0, 0, 0]);
         self.make_space();
+    }
+
+    fn is_too_small(&mut self) -> bool {
+        let Some(bytes_max) = self.volume.as_ref().map(|it| it.bytes_max) else { return false };
+        let waiting = self.cores.iter_mut().map(|it| it.brain.metrics().counters.waiting_bytes);
+        let waiting: u64 = waiting.sum();
+        2 * waiting + self.kept_bytes() > bytes_max
     }
 
     fn make_space(&mut self) {

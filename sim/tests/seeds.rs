@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 47] = [
+const NOTICE: [(u64, &str); 51] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -53,6 +53,10 @@ const NOTICE: [(u64, &str); 47] = [
     (17_598_074, "the world forgets over a start that the reserve is used up"),
     (17_541_871, "a device that a second repair knows nothing of begins again"),
     (17_542_267, "a damaged length that fits leads a repair past a record that is not damaged"),
+    (17_600_728, "a shard that was given a segment at need stays full when there is space"),
+    (17_746_487, "cleaning uses up the last place of a full disk with half a segment"),
+    (17_900_782, "a segment is chosen for cleaning and left again, for ever"),
+    (17_912_049, "the world has no place for twice what waits"),
 ];
 
 #[test]

@@ -63,6 +63,8 @@ pub(super) struct LogIo {
     is_full: bool,
     /// What the shard knows of its place.
     told: (Lsn, Lsn),
+    /// Segments that were made of what is kept for a full disk.
+    at_need: Vec<u64>,
     /// The last one that was tried was urgent.
     was_urgent: bool,
     gather: Gather,
@@ -87,6 +89,7 @@ impl LogIo {
             retry_ns: 0,
             is_full: false,
             told: (0, 0),
+            at_need: Vec::new(),
             was_urgent: false,
             gather: Gather::default(),
         }
@@ -256,6 +259,7 @@ impl Core {
     /// gives its space back in steps: commits wait for each of them.
     pub(super) fn discard(&mut self, segment: u64) {
         let Some(job) = self.log.segments.remove(segment) else { return };
+        self.log.at_need.retain(|made| *made != segment);
         let (shard, removing) = (self.id, Rc::clone(&self.log.removing));
         removing.set(removing.get() + 1);
         let shared = Arc::clone(&self.shared);
@@ -296,7 +300,7 @@ impl Core {
             return self.look_again();
         };
         let job = job.leaving(self.reserve_bytes());
-        let job = if is_urgent { job.at_need(self.shared.reserved().least) } else { job };
+        let job = if is_urgent { job.at_need(self.least_bytes()) } else { job };
         self.log.was_urgent = is_urgent;
         self.log.began_ns = self.now.mono_ns;
         let slot = Rc::new(RefCell::new(None));
@@ -322,6 +326,7 @@ impl Core {
 
     fn take_messages(&mut self) {
         if std::mem::take(&mut self.log.is_full) {
+            self.log.at_need.clear();
             tracing::info!(shard = self.id, "the disk has space again");
             self.tell(Input::Storage { full: false });
         }
@@ -329,8 +334,15 @@ impl Core {
 
     /// What a segment that is made ahead of need must leave on the disk.
     pub(super) fn reserve_bytes(&self) -> u64 {
+        self.tell_reserve();
         let shards = self.shared.reserves.len() as u64;
-        self.shared.reserved().whole + shards * self.log.segments.spare_bytes()
+        self.shared.reserved() + shards * self.log.kept_bytes()
+    }
+
+    /// What one must leave without which the log has no place.
+    fn least_bytes(&self) -> u64 {
+        self.tell_reserve();
+        self.shared.reserved_from(self.id)
     }
 
     fn adopt(&mut self, prepared: io::Result<Prepared>) {
@@ -341,6 +353,7 @@ impl Core {
                 self.log.pace(self.now.mono_ns);
                 self.log.was_urgent = false;
                 if is_of_reserve {
+                    self.log.note_at_need();
                     self.log.retry_ns = self.now.mono_ns + RETRY_NS;
                     let why = "the last one was made of what is kept for acknowledgements";
                     self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
@@ -361,7 +374,7 @@ impl Core {
     fn tell_place(&mut self) {
         let segments = &self.log.segments;
         let end = segments.place_end();
-        let is_last = self.log.is_full && segments.lacks_space(self.shared.reserved().least);
+        let is_last = self.log.is_full && segments.lacks_space(self.least_bytes());
         let kept = if is_last { self.shard.log().options().segment_bytes } else { 0 };
         let place = (end, end - kept);
         if std::mem::replace(&mut self.log.told, place) != place {
@@ -446,8 +459,18 @@ impl LogIo {
     }
 
     /// What is kept for the segments of a full disk, bytes.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.segments.spare_bytes(0)
+    }
+
+    /// What is left of that.
     pub(super) fn spare_bytes(&self) -> u64 {
-        self.segments.spare_bytes()
+        self.segments.spare_bytes(self.at_need.len())
+    }
+
+    /// The last segment was made of it.
+    fn note_at_need(&mut self) {
+        self.at_need.extend(self.segments.present().last());
     }
 
     /// The segments there are, and the bytes they take.

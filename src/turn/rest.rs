@@ -177,7 +177,7 @@ impl Core {
 
     /// Whether something is under way whose end no completion announces.
     fn waits_for_others(&self) -> bool {
-        let is_segment_awaited = self.log.is_preparing() && self.shard.log().lacks_place();
+        let is_segment_awaited = self.log.is_preparing() && self.shard.lacks_place();
         self.mesh.is_congested() || is_segment_awaited || self.snapshots.is_awaited()
     }
 
@@ -206,7 +206,7 @@ impl Core {
 
     /// Something will be due soon.
     fn is_expectant(&self) -> bool {
-        let is_waiting = self.shard.log().lacks_place() || self.pacer.is_pacing();
+        let is_waiting = self.shard.lacks_place() || self.pacer.is_pacing();
         self.draining_since.is_some() || is_waiting
     }
 }

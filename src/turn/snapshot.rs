@@ -42,6 +42,8 @@ struct Taking {
     buffer: Vec<u8>,
     /// Not while a job has it.
     file: Option<SnapshotFile>,
+    /// Bytes that it has, or that are on their way.
+    written: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,11 @@ impl SnapshotIo {
     /// The longest that one step has kept a turn.
     pub(super) fn longest(&self) -> Longest {
         self.longest
+    }
+
+    /// What the one that is being taken has of the disk, bytes.
+    pub(super) fn written(&self) -> u64 {
+        self.taking.as_ref().map_or(0, |taking| taking.written)
     }
 
     /// Whether a helper thread is at work. Its executor must live as long.
@@ -168,7 +175,8 @@ impl Core {
         let writer = Some(Writer::new(self.id, &start, &mut buffer));
         let start = start.lsn;
         let stage = Stage::Users;
-        self.snapshots.taking = Some(Taking { start, writer, stage, buffer, file: None });
+        self.snapshots.taking =
+            Some(Taking { start, writer, stage, buffer, file: None, written: 0 });
         let dir = self.snapshots.dir.clone();
         self.snapshots.start_job(move || SnapshotFile::create(&dir, start).map(Done::Written));
     }
@@ -220,6 +228,7 @@ impl Core {
         if is_due {
             let next = Vec::with_capacity(if is_framed { 0 } else { taking.buffer.capacity() });
             let buffer = std::mem::replace(&mut taking.buffer, next);
+            taking.written += buffer.len() as u64;
             self.snapshots.start_job(move || match file.write(&buffer) {
                 Ok(()) => Ok(Done::Written(file)),
                 Err(error) => {

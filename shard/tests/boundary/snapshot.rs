@@ -220,6 +220,9 @@ fn without_a_place_acknowledgements_wait_and_snapshots_count() {
          > blocked
          2 hello carol 1
          > blocked
+         # what is refused needs no place
+         0 send bob 3 c*30000
+         > 0 refused bob 3 StorageFull
          commit
          snapshot
          place 8 0
