@@ -782,10 +782,26 @@ fn a_refused_login_is_an_error_of_the_client_library() {
     let server = Server::start();
     let error = Client::connect(server.addr(), b"a:b", 1).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+    let devices: Vec<Client> = (1..=4).map(|device| server.v2("alice", device)).collect();
+    let error = Client::connect(server.addr(), b"alice", 5).unwrap_err();
+    assert!(error.to_string().contains("all the devices it may have"), "{error}");
+    drop(devices);
+}
+
+/// Asked again from the beginning, and told.
+#[test]
+fn a_cursor_beyond_the_inbox_is_given_up_by_the_client_library() {
+    let server = Server::start();
     let mut session = Session::new(b"alice", 1, b"");
     session.set_cursor(1 << 40);
-    let error = Client::connect_session(server.addr(), session).unwrap_err();
-    assert!(error.to_string().contains("claims more than the inbox"), "{error}");
+    let mut alice = Client::connect_session(server.addr(), session).unwrap();
+    let refused = alice.next_notice(PATIENCE).unwrap().expect("the refusal");
+    assert!(matches!(refused, Notice::Goaway { code: 15, .. }), "{refused:?}");
+    let told = alice.next_notice(PATIENCE).unwrap();
+    assert_eq!(told, Some(Notice::StartsOver { cursor: 1 << 40 }));
+    assert_eq!(alice.send_and_wait(b"alice", b"note", PATIENCE).unwrap().seq, 1);
+    let delivery = alice.next_delivery(PATIENCE).unwrap().expect("it is not taken for an old one");
+    assert_eq!((&delivery.body[..], delivery.again), (&b"note"[..], false));
 }
 
 #[test]
