@@ -189,12 +189,18 @@ impl Shard {
         self.storage_full && !self.log.room(BLOCK)
     }
 
-    /// So much can be copied to the place that is left: with one write all but
-    /// what frames it, with many that may not be full half of it.
+    /// So much can be copied to the place that is left: of a segment that is read
+    /// at once all but what frames one write, with many that may not be full half
+    /// of it.
     fn copied_max(&self) -> u64 {
         let left = self.log.place_left();
         let one_write = COPY_BYTES_MAX.min(self.log.options().tail_bytes as Lsn / 2);
-        if left <= one_write { left.saturating_sub(2 * RUN_BYTES_MAX as Lsn) } else { left / 2 }
+        let is_read_at_once = self.cleaner.segment_bytes <= SURVEY_BYTES_MAX.into();
+        if is_read_at_once && left <= one_write {
+            left.saturating_sub(2 * RUN_BYTES_MAX as Lsn)
+        } else {
+            left / 2
+        }
     }
 
     /// Copying a part of a segment wins nothing.

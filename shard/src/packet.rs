@@ -84,7 +84,7 @@ impl Shard {
         if target.is_empty() {
             return Outcome::Taken;
         }
-        if !self.has_room_to_post(to_key, body.len(), None) {
+        if !self.has_room_to_post(to_key, body.len()) {
             return Outcome::Blocked;
         }
         let session = self.sessions.at(conn.slot);

@@ -59,7 +59,7 @@ impl Shard {
         };
         let refuse = (!v2::is_body(send.body)).then_some(Code::TooLarge);
         let body = if refuse.is_some() { &[] } else { send.body };
-        if !self.has_room_to_post(to_key, body.len(), refuse) {
+        if !self.has_room_to_post(to_key, body.len()) {
             return Outcome::Blocked;
         }
         let session = self.sessions.at(conn.slot);

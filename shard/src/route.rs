@@ -24,18 +24,12 @@ const RECORD_OVERHEAD: usize = 256;
 const HOLES_ALLOWED: usize = 1 << 16;
 
 impl Shard {
-    /// Whether a post to this user with a body of this length finds room now;
-    /// `refuse` as in [`Post`].
-    pub(crate) fn has_room_to_post(
-        &self,
-        to: UserKey,
-        body_bytes: usize,
-        refuse: Option<Code>,
-    ) -> bool {
+    /// Whether a post to this user with a body of this length finds room now.
+    pub(crate) fn has_room_to_post(&self, to: UserKey, body_bytes: usize) -> bool {
         let owner = to.owner(self.options.shards);
         let bytes = body_bytes + 2 * NAME_BYTES_MAX;
         if owner == self.options.shard {
-            self.has_room_to_log(bytes, refuse)
+            self.has_room_to_log(bytes)
         } else {
             self.outbox.has_room(owner, bytes)
         }
@@ -43,8 +37,8 @@ impl Shard {
 
     /// Whether the log has room for a post. What is refused for want of space, or
     /// because the log failed, needs none: it must not hold up others.
-    fn has_room_to_log(&self, bytes: usize, refuse: Option<Code>) -> bool {
-        let is_refused = self.storage_full && refuse.is_none() || self.log.is_poisoned();
+    fn has_room_to_log(&self, bytes: usize) -> bool {
+        let is_refused = self.storage_full || self.log.is_poisoned();
         is_refused || self.log.room(bytes + RECORD_OVERHEAD)
     }
 
@@ -74,7 +68,7 @@ impl Shard {
         out: &mut Effects,
     ) -> Outcome {
         let bytes = post.to.len() + post.from.len() + post.body.len();
-        if !self.has_room_to_log(bytes, post.refuse) {
+        if !self.has_room_to_log(bytes) {
             return Outcome::Blocked;
         }
         let user = self.users.find(post.to_key);
@@ -105,6 +99,10 @@ impl Shard {
             (Verdict::Known, Some(user)) => self.accept_known(now, user, post, out),
             _ if self.waits_for_lower(now, post, key, out) => {}
             _ if self.is_overfull(user, &pair) => self.refuse(now, post, Code::Busy, out),
+            // Nor is anybody put into it for what is refused.
+            _ if self.storage_full && user.is_none() => {
+                self.refuse(now, post, Code::StorageFull, out);
+            }
             _ => {
                 let user = user.or_else(|| self.users.find_or_add(post.to_key, post.to));
                 let user = user.expect("an overfull table was refused");
@@ -168,6 +166,10 @@ impl Shard {
         out: &mut Effects,
     ) {
         if let Some(code) = post.refuse {
+            // On a full disk nobody has asked for room.
+            if self.storage_full && !self.log.room(2 * NAME_BYTES_MAX + RECORD_OVERHEAD) {
+                return self.refuse(now, post, Code::StorageFull, out);
+            }
             return self.consume(now, user, post, pair, code, out);
         }
         let inbox = self.users[user].inbox_mut();

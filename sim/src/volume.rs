@@ -166,6 +166,9 @@ impl World {
     pub(crate) fn look_for_space(&mut self) {
         for shard in 0..self.cores.len() {
             if self.wants_segment(shard) && self.lacks_space_for_segment(shard, false) {
+                // The life before has used what is kept, perhaps.
+                let last = self.layout.disks[shard].place_end() / self.knobs.log.segment_bytes;
+                self.cores[shard].place.at_need.extend(last.saturating_sub(SPARE_SEGMENTS)..last);
                 self.refuse_messages(shard);
             }
             self.tell_place(shard);

@@ -393,6 +393,10 @@ impl Core {
                 "a segment and {} MiB for acknowledgements and snapshots must be free",
                 reserve.div_ceil(1 << 20)
             );
+            // The life before has used what is kept, perhaps: who keeps what he
+            // does not need holds up others.
+            self.log.at_need = self.log.segments.newest(2);
+            self.tell_reserve();
             self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
         }
         self.tell_place();
@@ -470,7 +474,7 @@ impl LogIo {
 
     /// The last segment was made of it.
     fn note_at_need(&mut self) {
-        self.at_need.extend(self.segments.present().last());
+        self.at_need.extend(self.segments.newest(1));
     }
 
     /// The segments there are, and the bytes they take.

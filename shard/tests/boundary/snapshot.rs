@@ -223,6 +223,8 @@ fn without_a_place_acknowledgements_wait_and_snapshots_count() {
          # what is refused needs no place
          0 send bob 3 c*30000
          > 0 refused bob 3 StorageFull
+         0 send bob 3 c*70000
+         > 0 refused bob 3 StorageFull
          commit
          snapshot
          place 8 0

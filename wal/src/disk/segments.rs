@@ -215,6 +215,12 @@ impl Segments {
         files.filter(|(_, file)| file.is_some()).map(|(index, _)| index)
     }
 
+    /// The numbers of the newest of them, so many at most, descending.
+    pub fn newest(&self, count: usize) -> Vec<u64> {
+        let files = (self.first..self.first_missing()).rev().zip(self.files.iter().rev());
+        files.filter(|(_, file)| file.is_some()).map(|(index, _)| index).take(count).collect()
+    }
+
     /// What all segments take on the disk, bytes.
     pub fn bytes(&self) -> u64 {
         self.present().count() as u64 * segment::file_bytes(self.dir.segment_bytes)
