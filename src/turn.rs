@@ -37,6 +37,7 @@ use shard::snapshot::Reserve;
 use shard::{Ahead, Effects, Input, Now, Shard};
 use std::sync::OnceLock;
 use wal::disk::{Segments, ShardDir};
+use wal::segment::file_bytes;
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
@@ -360,17 +361,19 @@ impl Core {
     /// Has the other cores leave that much of the disk alone.
     fn tell_reserve(&self) {
         let reserve = self.shard.reserve().less(self.snapshots.written());
-        self.shared.reserve(self.id, reserve, self.log.spare_bytes());
+        let segment_bytes = file_bytes(self.shard.log().options().segment_bytes);
+        self.shared.reserve(self.id, reserve, self.log.spare_segments() * segment_bytes);
     }
 
     fn publish(&mut self) {
         self.tell_reserve();
+        let kept_bytes = self.kept_bytes();
         let (shard, hands, now) = (&mut self.shard, &self.hands, self.now);
         let (turns, turn_ns) = (self.turns, &self.turn_ns);
         let (frame_timeouts, paced) = (self.partials.closed, self.pacer.paced);
         let (log_segments, log_disk_bytes) = self.log.space();
         let snapshot_slice = self.snapshots.longest();
-        let reserve = shard.reserve().whole + self.log.kept_bytes();
+        let reserve = shard.reserve().whole + kept_bytes;
         self.shared.board.publish(self.id, |snapshot| {
             snapshot.at_mono_ns = now.mono_ns;
             snapshot.log_end = shard.log().end();

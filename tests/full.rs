@@ -170,6 +170,20 @@ fn without_descriptors_messages_wait_as_on_a_full_disk() {
     server.stop();
 }
 
+/// Sends the same message until one is refused for want of space: how many were
+/// sent, and the number of that one.
+fn send_until_refused(client: &mut Client, to: &[u8], body: &[u8]) -> (u64, u64) {
+    let (mut sent, deadline) = (0, Deadline::new());
+    loop {
+        if let Some(refused) = refused_for_space(client) {
+            return (sent, refused);
+        }
+        sent += 1;
+        client.send(to, body, Class::Guaranteed).unwrap();
+        deadline.check(|| format!("{sent} messages fit a full disk"));
+    }
+}
+
 /// So many strangers wait for a word each that a snapshot takes more than what
 /// whole segments leave of a disk.
 const STRANGERS: usize = 20_000;
@@ -213,15 +227,8 @@ fn check_room_for_snapshots(disk: &str, shards: u16) {
         last = alice.send(b"carol", &body, Class::Guaranteed).unwrap();
     }
     alice.wait_sent(b"carol", last, PATIENCE).unwrap();
-    let (mut sent, deadline) = (0, Deadline::new());
-    let refused = loop {
-        if let Some(refused) = refused_for_space(&mut alice) {
-            break refused;
-        }
-        sent += 1;
-        alice.send(b"bob", &body, Class::Guaranteed).unwrap();
-        deadline.check(|| format!("{sent} messages fit a full disk"));
-    };
+    let deadline = Deadline::new();
+    let (sent, refused) = send_until_refused(&mut alice, b"bob", &body);
     server.wait_metric("iris_storage_full", |full| full >= 1.0);
     // Less while one is being written.
     let (left, snapshot) = loop {
@@ -263,17 +270,8 @@ fn a_full_disk_lasts_for_as_many_logins_as_there_are() {
     let Some(mounted) = Mounted::tmpfs("24m") else { return };
     let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
     let server = setup.start();
-    let (mut sent, deadline) = (0, Deadline::new());
     let mut alice = server.v2("alice", 1);
-    let body = [b'x'; 20_000];
-    let refused = loop {
-        if let Some(refused) = refused_for_space(&mut alice) {
-            break refused;
-        }
-        sent += 1;
-        alice.send(b"carol", &body, Class::Guaranteed).unwrap();
-        deadline.check(|| format!("{sent} messages fit a full disk"));
-    };
+    let (sent, refused) = send_until_refused(&mut alice, b"carol", &[b'x'; 20_000]);
     server.wait_metric("iris_storage_full", |full| full == 1.0);
     let began = server.metric("iris_log_bytes_total");
     let deadline = Deadline::new();

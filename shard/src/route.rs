@@ -415,8 +415,7 @@ fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, key: PairKey) ->
 
 /// The wire's flags that matter after the append, and how it was numbered.
 fn record_flags(post: &Post<&[u8]>) -> u8 {
-    let is_v1 = matches!(post.numbering, Numbering::Ascending | Numbering::Window);
-    let numbered = if is_v1 { RECORD_NUMBERED_V1 } else { 0 };
+    let numbered = if post.numbering == Numbering::Ascending { RECORD_NUMBERED_V1 } else { 0 };
     post.flags & v2::flag::WANTS_DELIVERED | numbered
 }
 

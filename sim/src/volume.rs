@@ -33,8 +33,8 @@ const SEGMENTS_LEFT: u64 = 4;
 const PATIENCE_NS: u64 = 2_000 * MS;
 /// Slices of snapshots are tiny below this.
 const TINY_SLICE_BYTES: usize = 1000;
-/// What a log on a full disk goes on in, see `Segments::spare_bytes`.
-pub(crate) const SPARE_SEGMENTS: u64 = 2;
+/// What a log on a full disk goes on in.
+pub(crate) const SPARE_SEGMENTS: u64 = wal::disk::SPARE_SEGMENTS as u64;
 
 /// See the module.
 pub(crate) struct Volume {

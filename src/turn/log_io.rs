@@ -11,7 +11,8 @@ use std::time::Duration;
 use net::{ReadBuf, WriteMode};
 use shard::gather::{Gather, Pressure};
 use shard::{Conn, Input};
-use wal::disk::{DirectMode, Prepared, Remains, Segments};
+use wal::disk::{DirectMode, Prepared, Remains, SPARE_SEGMENTS, Segments};
+use wal::segment::file_bytes;
 use wal::{BLOCK, Lsn, Write};
 
 use super::reads::{Read, Reads, stretch};
@@ -332,11 +333,16 @@ impl Core {
         }
     }
 
+    /// What this shard keeps of a full disk for its segments, bytes.
+    pub(super) fn kept_bytes(&self) -> u64 {
+        SPARE_SEGMENTS as u64 * file_bytes(self.shard.log().options().segment_bytes)
+    }
+
     /// What a segment that is made ahead of need must leave on the disk.
     pub(super) fn reserve_bytes(&self) -> u64 {
         self.tell_reserve();
         let shards = self.shared.reserves.len() as u64;
-        self.shared.reserved() + shards * self.log.kept_bytes()
+        self.shared.reserved() + shards * self.kept_bytes()
     }
 
     /// What one must leave without which the log has no place.
@@ -395,7 +401,7 @@ impl Core {
             );
             // The life before has used what is kept, perhaps: who keeps what he
             // does not need holds up others.
-            self.log.at_need = self.log.segments.newest(2);
+            self.log.at_need = self.log.segments.newest(SPARE_SEGMENTS);
             self.tell_reserve();
             self.refuse_messages(&io::Error::new(io::ErrorKind::StorageFull, why));
         }
@@ -462,14 +468,9 @@ impl LogIo {
         self.removing.get() > 0
     }
 
-    /// What is kept for the segments of a full disk, bytes.
-    pub(super) fn kept_bytes(&self) -> u64 {
-        self.segments.spare_bytes(0)
-    }
-
-    /// What is left of that.
-    pub(super) fn spare_bytes(&self) -> u64 {
-        self.segments.spare_bytes(self.at_need.len())
+    /// Segments that are still kept for a full disk.
+    pub(super) fn spare_segments(&self) -> u64 {
+        SPARE_SEGMENTS.saturating_sub(self.at_need.len()) as u64
     }
 
     /// The last segment was made of it.

@@ -265,7 +265,7 @@ impl Life {
             }
             let start = self.shard.begin_snapshot(self.now);
             let (slices, spaces) = (Vec::new(), Vec::new());
-            let reserve = self.shard.reserve().whole / files(self.shard.snapshots.count());
+            let reserve = self.shard.reserve().least / files(self.shard.snapshots.count());
             self.taking = Some(Taken { start, slices, spaces, end: None, reserve });
             return;
         };

@@ -59,15 +59,11 @@ const ROOM_SEGMENTS: u64 = 16;
 /// on an ext4 mounted with `discard`, which is as long as what is freed.
 const SHRINK_BYTES: u64 = 8 << 20;
 
-/// What the log of one shard goes on in on a full disk, bytes: while it fills one
-/// segment with acknowledgements, snapshots let go of the one before.
-pub fn spare_bytes(segment_bytes: u64) -> u64 {
-    SPARE_SEGMENTS * segment::file_bytes(segment_bytes)
-}
-
-/// See [`spare_bytes`]. Both are taken when the one in which the disk
-/// became full holds messages that wait, and so is not let go of.
-const SPARE_SEGMENTS: u64 = 2;
+/// Segments that the log of one shard goes on in on a full disk: while it fills one
+/// with acknowledgements, snapshots let go of the one before. Both are taken when
+/// the one in which the disk became full holds messages that wait, and so is not let
+/// go of.
+pub const SPARE_SEGMENTS: usize = 2;
 
 const MIB: u64 = 1 << 20;
 
@@ -234,12 +230,6 @@ impl Segments {
     /// Everything before this position has a file to be written to.
     pub fn place_end(&self) -> Lsn {
         segment::base(self.first_missing(), self.dir.segment_bytes)
-    }
-
-    /// What is left of [`spare_bytes`] when so many of these segments are made.
-    pub fn spare_bytes(&self, made: usize) -> u64 {
-        let left = SPARE_SEGMENTS.saturating_sub(made as u64);
-        left * segment::file_bytes(self.dir.segment_bytes)
     }
 
     /// The number after the last one.
