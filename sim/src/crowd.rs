@@ -11,6 +11,8 @@ use crate::world::{Event, World};
 const MS: u64 = 1_000_000;
 /// Letters a device leaves unsettled with one recipient before it waits.
 const UNSETTLED_MAX: usize = 48;
+/// Until a device asks again for what has no place on a full disk.
+const PATIENCE_NS: u64 = 1_000 * MS;
 
 impl World {
     pub(crate) fn gather_crowd(&mut self) {
@@ -67,7 +69,8 @@ impl World {
         }
         if self.is_quiet() && self.has_something_aside(device) {
             // Only a login has it tried.
-            return self.disconnect(device);
+            self.disconnect(device);
+            return self.be_patient(device);
         }
         let is_v1 = self.devices[device].is_v1();
         if !is_v1 || !self.is_quiet() || self.is_surely_logged_in(device) {
@@ -82,6 +85,14 @@ impl World {
             self.wake_v1(device);
         } else {
             self.wake_v2(device);
+        }
+    }
+
+    /// A full disk has no place for what comes back, and each login takes some.
+    fn be_patient(&mut self, device: usize) {
+        if self.knobs.reserves && self.is_full() {
+            let it = &mut self.devices[device];
+            it.offline_until = it.offline_until.max(self.now_ns + PATIENCE_NS);
         }
     }
 
@@ -233,6 +244,9 @@ impl World {
 
     /// New letters into the outboxes (v2), or onto the wire (v1).
     fn write_letters(&mut self, device: usize) {
+        if self.now_ns < self.devices[device].silent_until {
+            return;
+        }
         let count = if !self.is_quiet() {
             self.chance.within(0, self.knobs.sends)
         } else {

@@ -8,6 +8,7 @@ use crate::ledger::{Kind, LetterId};
 use crate::link::{LinkId, Party, Place};
 use crate::world::World;
 
+const MS: u64 = 1_000_000;
 /// A crash that was due when the faults ended is over after this time.
 const LAST_CRASH_NS: u64 = 1_500_000_000;
 
@@ -130,11 +131,12 @@ impl World {
 
     /// Whatever is not stored may be what was refused; a person would write it
     /// again.
-    fn was_refused(&mut self, device: usize) {
+    fn was_refused(&mut self, device: usize, wait_ms: u32) {
         if self.volume.is_none() || !self.is_quiet() {
             return;
         }
         self.devices[device].has_said_goodbye = false;
+        self.devices[device].silent_until = self.now_ns + u64::from(wait_ms) * MS;
         let user = self.devices[device].user;
         for (id, letter) in self.ledger.iter_mut() {
             let is_lost = letter.from == user && letter.device == 0;
@@ -172,7 +174,7 @@ impl World {
             }
             Answer::Status { .. } => {}
             // One of its letters was refused; v1 cannot say which.
-            Answer::RateLimited { wait_ms: 1.. } => self.was_refused(device),
+            Answer::RateLimited { wait_ms: wait_ms @ 1.. } => self.was_refused(device, wait_ms),
             // A person would write it again, under a number of its own.
             Answer::Error { text: b"out_of_order" } if self.has_numbered(device) => {}
             Answer::LoginRateLimited => {} // poisoned, draining, too many; it closes

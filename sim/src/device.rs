@@ -72,6 +72,8 @@ pub(crate) struct Device {
     pub(crate) is_doubtful: bool,
     /// It has written its last letter.
     pub(crate) has_said_goodbye: bool,
+    /// It was told to write nothing before.
+    pub(crate) silent_until: u64,
 
     // Protocol v2.
     pub(crate) cursor: u64,
@@ -114,6 +116,7 @@ impl Device {
             welcomed_on: None,
             is_doubtful: false,
             has_said_goodbye: false,
+            silent_until: 0,
             cursor: 0,
             acked: 0,
             window: 0,

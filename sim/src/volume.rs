@@ -291,6 +291,11 @@ impl World {
         }
     }
 
+    /// Whether a shard takes no messages for want of space.
+    pub(crate) fn is_full(&self) -> bool {
+        self.cores.iter().any(|core| core.place.is_full)
+    }
+
     /// What gets into the log while there is no space.
     pub(crate) fn watch_full(&mut self, shard: usize, lsn: Lsn, record: &Record<'_>) {
         let full = &self.cores[shard].place.full;
