@@ -38,6 +38,7 @@ mod report;
 mod spread;
 
 mod clock;
+mod cpu_clock;
 mod signals;
 mod slice;
 

@@ -1,11 +1,10 @@
-//! The server's process and the kernel's memory, as `/proc` tells them.
+//! The server's process and the kernel's memory, as `/proc` and its clock tell them.
 
 use std::fs;
 
 use serde::Serialize;
 
-/// What `/proc` counts CPU time in, nanoseconds: 100 a second on every Linux.
-const TICK_NS: u64 = 10_000_000;
+use crate::cpu_clock;
 
 /// When a look is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -45,13 +44,12 @@ pub(crate) struct Sample {
 /// Looks at a process now; `None` when it is gone.
 pub(crate) fn sample(pid: u32, moment: Moment, connections: u32) -> Option<Sample> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     Some(Sample {
         moment,
         connections,
         rss_bytes: kib(&status, "VmRSS:")? * 1024,
         anon_bytes: Some(kib(&status, "RssAnon:")? * 1024),
-        cpu_ns: cpu_ticks(&stat)? * TICK_NS,
+        cpu_ns: cpu_clock::read(pid)?,
         slab_bytes: slab_bytes()?,
     })
 }
@@ -65,16 +63,6 @@ pub(crate) fn slab_bytes() -> Option<u64> {
 fn kib(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(key))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
-}
-
-/// User and system time of `/proc/PID/stat`; the name before them may contain
-/// anything, its closing parenthesis is the last one.
-fn cpu_ticks(stat: &str) -> Option<u64> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(user + system)
 }
 
 /// Bytes that one more connection costs.
@@ -110,12 +98,6 @@ mod tests {
         let sample = sample(std::process::id(), Moment::Start, 1).expect("it runs");
         assert!(sample.rss_bytes > 0 && sample.anon_bytes <= Some(sample.rss_bytes));
         assert!(sample.slab_bytes > 0);
-    }
-
-    #[test]
-    fn a_name_with_parentheses_is_no_obstacle() {
-        let stat = "1 (a) b) (c)) S 2 3 4 5 6 7 8 9 10 11 120 34 0 0";
-        assert_eq!(cpu_ticks(stat), Some(154));
     }
 
     #[test]
