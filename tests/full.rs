@@ -3,17 +3,19 @@
 
 mod server;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::thread;
 
-use client::blocking::{Client, Notice};
+use client::blocking::{Client, LoginRefused, Notice};
 use rustix::process::Resource;
 use server::mounted::Mounted;
 use server::peer::Peer;
 use server::{Deadline, PATIENCE, Setup};
 use wire::id::Class;
 use wire::refuse::Code;
-use wire::v1::{Answer, Packet};
+use wire::v1::{Answer, Packet, RATE_LIMITED};
 
 #[test]
 fn a_full_disk_at_the_start_is_told() {
@@ -297,4 +299,50 @@ fn a_full_disk_lasts_for_as_many_logins_as_there_are() {
     alice.wait_sent(b"carol", sent, PATIENCE).unwrap();
     server.wait_metric("iris_storage_full", |full| full == 0.0);
     server.stop();
+}
+
+/// Where others have taken what is kept as well, a login waits for a place, and is
+/// told when its time is over.
+#[test]
+fn a_login_for_which_the_disk_has_no_block_is_told() {
+    let Some(mounted) = Mounted::tmpfs("24m") else { return };
+    let ballast = mounted.path().join("ballast");
+    let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
+    let server = setup.set("limits.handshake_ms", "500").start();
+    let mut alice = server.v2("alice", 1);
+    let (sent, refused) = send_until_refused(&mut alice, b"carol", &[b'x'; 20_000]);
+    fill(&ballast);
+    let (mut logins, deadline) = (0, Deadline::new());
+    let told = loop {
+        match Client::connect(server.addr(), b"bob", 1) {
+            Ok(_) => logins += 1,
+            Err(error) => break error,
+        }
+        // What a snapshot lets go of is anybody's.
+        fill(&ballast);
+        deadline.check(|| format!("{logins} logins fit a full disk"));
+    };
+    println!("{logins} logins fitted");
+    let told = told.get_ref().and_then(|it| it.downcast_ref::<LoginRefused>());
+    assert_eq!(told.expect("a refusal").code, Code::StorageFull as u16);
+    let mut old = Peer::connect(server.addr());
+    old.packet(&Packet::Login { user: b"old", token: None });
+    old.expect(RATE_LIMITED);
+    old.expect_closed();
+    fs::remove_file(&ballast).unwrap();
+    let mut carol = Client::connect_within(server.addr(), b"carol", 1, PATIENCE).unwrap();
+    for _ in 0..refused - 1 {
+        let delivery = carol.next_delivery(PATIENCE).unwrap().expect("a message");
+        carol.ack(delivery.inbox_seq).unwrap();
+    }
+    carol.ping(1, PATIENCE).unwrap();
+    alice.wait_sent(b"carol", sent, PATIENCE).unwrap();
+    server.stop();
+}
+
+/// Writes to the file until nothing more fits its disk.
+fn fill(file: &Path) {
+    let mut file = File::options().create(true).append(true).open(file).unwrap();
+    let full = std::iter::repeat_with(|| file.write_all(&[1; 4096])).find_map(Result::err);
+    assert_eq!(full.map(|it| it.kind()), Some(ErrorKind::StorageFull));
 }

@@ -59,7 +59,7 @@ pub(crate) struct Session {
     /// Since it was last heard: bad packets in the lower bits, looks at which
     /// nothing had moved in the upper.
     unheard: u8,
-    /// What it waits for, see [`READING`] and [`STARVED`].
+    /// What it waits for, see [`READING`] and those below.
     waits: u8,
     pub(crate) user: UserIndex,
     /// To whom of this shard it wrote last, or [`NOBODY`]: most likely the next
@@ -99,6 +99,10 @@ const READING: u8 = 1;
 /// The log had no room to give up what expired on the way to it, or to set aside
 /// what could not be read.
 const STARVED: u8 = 2;
+/// The log had no room for its login with v1.
+const LOGIN_V1: u8 = 4;
+/// Nor for one with v2.
+const LOGIN_V2: u8 = 8;
 
 /// Bytes that count as one in [`Session::burst`].
 const BURST_UNIT: usize = 16;
@@ -432,6 +436,9 @@ impl Shard {
             return Err(Code::StorageFailed.into());
         }
         if !self.log.room(LOGIN_LOG_BYTES) {
+            // What it is told if there is none before its time is over.
+            let version = if login.device == V1_DEVICE { LOGIN_V1 } else { LOGIN_V2 };
+            self.sessions.at(conn.slot).waits |= version;
             return Ok(Outcome::Blocked);
         }
         self.admit(now, conn, login)?;
@@ -605,9 +612,25 @@ impl Shard {
         while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
             if self.sessions.waits_for_login(conn) {
                 self.metrics.counters.handshake_timeouts += 1;
-                self.dismiss(now, conn, out);
+                self.end_handshake(now, conn, out);
             }
         }
+    }
+
+    /// Without a word, unless it has said one and there was no room for it.
+    fn end_handshake(&mut self, now: Now, conn: Conn, out: &mut Effects) {
+        let waits = self.sessions.at(conn.slot).waits;
+        if waits & (LOGIN_V1 | LOGIN_V2) != 0 {
+            self.metrics.counters.logins_refused += 1;
+        }
+        if waits & LOGIN_V2 != 0 {
+            let code = if self.storage_full { Code::StorageFull } else { Code::Busy };
+            return self.goaway(now, conn, code, RETRY_MS, out);
+        }
+        if waits & LOGIN_V1 != 0 {
+            out.send(conn, |bytes| bytes.extend_from_slice(v1::RATE_LIMITED));
+        }
+        self.dismiss(now, conn, out);
     }
 
     /// Asks every connection to leave.

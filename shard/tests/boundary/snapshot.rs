@@ -197,6 +197,33 @@ fn a_clock_that_is_set_forward_forgets_nobody() {
     );
 }
 
+/// Who has logged in, and waits for a place until the time for that is over, hears
+/// why.
+#[test]
+fn a_login_without_a_place_is_told() {
+    check(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         commit
+         storage full
+         place 2 2
+         1 hello bob 1
+         > blocked
+         2 login carol
+         > blocked
+         tick 999
+         tick 1
+         > 1 goaway StorageFull come back
+         > 1 close
+         > 2 rate_limited
+         > 2 close
+         # nor has anybody room for this one, who has said nothing
+         3 open
+         tick 1000
+         > 3 close",
+    );
+}
+
 /// Without a place on the disk nothing is appended, so nothing that waits for
 /// the disk keeps a snapshot from counting.
 #[test]
