@@ -6,21 +6,26 @@
 //! long as the client was told to wait, whatever has a higher number is refused
 //! as well.
 
-use hashbrown::HashTable;
+use std::collections::BTreeMap;
+
 use wire::id::UserKey;
 
 use crate::dedup::PairKey;
 use crate::io::Now;
 use crate::session::RETRY_MS;
 
-/// Pairs held at a time. Of further ones a higher number may come first; then
-/// the refused one is told to be too late.
-const HELD_MAX: usize = 4096;
+/// Sets of pairs, by sender: whoever is refused for thousands of recipients fills
+/// his own, which few others share, and nobody can choose with whom.
+const SETS: u64 = 256;
+
+/// Pairs held at a time in a set. Of further ones a higher number may come first;
+/// then the refused one is told to be too late.
+const HELD_MAX: usize = 64;
 
 /// The pairs whose sender was told to wait, and has not come again.
 #[derive(Default)]
 pub(crate) struct Held {
-    holds: HashTable<Hold>,
+    sets: BTreeMap<u8, Vec<Hold>>,
 }
 
 struct Hold {
@@ -31,31 +36,30 @@ struct Hold {
     until_ns: u64,
 }
 
-/// Both are keyed hashes already, and the same one where somebody writes to
-/// himself.
-fn hash(to: UserKey, pair: PairKey) -> u64 {
-    pair.hash().rotate_left(32) ^ to.0 as u64
+/// A pair's key is its sender's, a keyed hash.
+fn set_of(pair: PairKey) -> u8 {
+    (pair.hash() % SETS) as u8
 }
+
+const _: () = assert!(SETS <= 1 << 8, "a byte says which");
 
 impl Held {
     /// Its sender is told to wait for [`RETRY_MS`] with this number.
     pub(crate) fn hold(&mut self, now: Now, to: UserKey, pair: PairKey, seq: u64) {
         let until_ns = now.mono_ns + u64::from(RETRY_MS) * 1_000_000;
         let hold = Hold { to, pair, seq, until_ns };
-        if let Some(known) = self.find_mut(to, pair) {
+        let set = self.sets.entry(set_of(pair)).or_default();
+        if let Some(known) = set.iter_mut().find(|hold| (hold.to, hold.pair) == (to, pair)) {
             *known = hold;
-        } else if self.holds.len() < HELD_MAX {
-            self.holds.insert_unique(hash(to, pair), hold, |hold| hash(hold.to, hold.pair));
+        } else if set.len() < HELD_MAX {
+            set.push(hold);
         }
-    }
-
-    fn find_mut(&mut self, to: UserKey, pair: PairKey) -> Option<&mut Hold> {
-        self.holds.find_mut(hash(to, pair), |hold| (hold.to, hold.pair) == (to, pair))
     }
 
     /// How long this number has to wait for a lower one that was refused, ms.
     pub(crate) fn wait_ms(&self, now: Now, to: UserKey, pair: PairKey, seq: u64) -> Option<u32> {
-        let hold = self.holds.find(hash(to, pair), |hold| (hold.to, hold.pair) == (to, pair))?;
+        let set = self.sets.get(&set_of(pair))?;
+        let hold = set.iter().find(|hold| (hold.to, hold.pair) == (to, pair))?;
         let left_ns = hold.until_ns.saturating_sub(now.mono_ns);
         let left_ms = u32::try_from(left_ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
         (seq > hold.seq && left_ms > 0).then_some(left_ms)
@@ -63,18 +67,17 @@ impl Held {
 
     /// This number is stored: the one that was refused, or its time was over.
     pub(crate) fn release(&mut self, to: UserKey, pair: PairKey, seq: u64) {
-        let is_it = |hold: &Hold| (hold.to, hold.pair) == (to, pair) && seq >= hold.seq;
-        if let Ok(held) = self.holds.find_entry(hash(to, pair), is_it) {
-            held.remove();
+        if let Some(set) = self.sets.get_mut(&set_of(pair)) {
+            set.retain(|hold| (hold.to, hold.pair) != (to, pair) || seq < hold.seq);
         }
     }
 
     /// Lets go those whose time is over.
     pub(crate) fn tick(&mut self, now: Now) {
-        self.holds.retain(|hold| hold.until_ns > now.mono_ns);
-        if self.holds.is_empty() {
-            self.holds.shrink_to(0, |hold| hash(hold.to, hold.pair));
-        }
+        self.sets.retain(|_, set| {
+            set.retain(|hold| hold.until_ns > now.mono_ns);
+            !set.is_empty()
+        });
     }
 }
 
@@ -111,15 +114,30 @@ mod tests {
     #[test]
     fn it_is_bounded_and_forgets() {
         let mut held = Held::default();
-        for of in 0..HELD_MAX as u128 + 10 {
-            held.hold(at(0), TO, pair(of), 1);
+        for to in 0..HELD_MAX as u128 + 10 {
+            held.hold(at(0), UserKey(to), pair(1), 1);
         }
-        assert_eq!(held.holds.len(), HELD_MAX);
+        let is_held = |held: &Held, to: u128, ms| held.wait_ms(at(ms), UserKey(to), pair(1), 2);
+        assert!(is_held(&held, HELD_MAX as u128 - 1, 0).is_some());
+        assert!(is_held(&held, HELD_MAX as u128, 0).is_none());
         // Who is held already may be told to wait again.
-        held.hold(at(500), TO, pair(0), 1);
+        held.hold(at(500), UserKey(0), pair(1), 1);
         held.tick(at(RETRY_MS.into()));
-        assert_eq!(held.holds.len(), 1);
+        assert!(is_held(&held, 0, RETRY_MS.into()).is_some());
+        assert!(is_held(&held, 1, RETRY_MS.into()).is_none());
         held.tick(at(u64::from(RETRY_MS) + 500));
-        assert_eq!(held.holds.capacity(), 0);
+        assert!(held.sets.is_empty());
+    }
+
+    #[test]
+    fn who_is_refused_for_everybody_takes_no_place_of_others() {
+        let mut held = Held::default();
+        for to in 0..100_000 {
+            held.hold(at(0), UserKey(to), pair(1), 1);
+        }
+        for of in 2..50 {
+            held.hold(at(0), TO, pair(of), 1);
+            assert!(held.wait_ms(at(0), TO, pair(of), 2).is_some());
+        }
     }
 }
