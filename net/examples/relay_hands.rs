@@ -13,7 +13,7 @@ use std::time::Duration;
 use glommio::{LocalExecutorBuilder, Placement};
 use net::{After, Clock, ConnId, Event, Hands, HandsOptions, listen};
 
-const BREATHE_NS: u64 = 20_000_000;
+const BREATHE_NS: u64 = 100_000_000;
 const SILENCE_NS: u64 = 20_000_000;
 
 /// Who talks to whom.

@@ -16,7 +16,7 @@ use super::{Core, Doing, clock};
 
 /// The executor runs at least this often while there is traffic, and while a
 /// helper thread works whose end it has to notice.
-const BREATHE_NS: u64 = 20_000_000;
+const BREATHE_NS: u64 = 100_000_000;
 const BREATHE_HELPED_NS: u64 = 1_000_000;
 /// Without traffic for this long the core parks.
 const SILENCE_NS: u64 = 20_000_000;
