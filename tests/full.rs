@@ -308,7 +308,8 @@ fn a_login_for_which_the_disk_has_no_block_is_told() {
     let Some(mounted) = Mounted::tmpfs("24m") else { return };
     let ballast = mounted.path().join("ballast");
     let setup = Setup::in_dir(&mounted.path().join("data")).shards(1);
-    let server = setup.set("limits.handshake_ms", "500").start();
+    // Longer than a server waits before it tries to make a segment again.
+    let server = setup.set("limits.handshake_ms", "2000").start();
     let mut alice = server.v2("alice", 1);
     let (sent, refused) = send_until_refused(&mut alice, b"carol", &[b'x'; 20_000]);
     fill(&ballast);
@@ -316,15 +317,19 @@ fn a_login_for_which_the_disk_has_no_block_is_told() {
     let told = loop {
         match Client::connect(server.addr(), b"bob", 1) {
             Ok(_) => logins += 1,
-            Err(error) => break error,
+            Err(error) => match login_refused(&error) {
+                Some(refused) => break refused,
+                // Late by itself, on a machine with other things to do.
+                None => println!("{error}"),
+            },
         }
         // What a snapshot lets go of is anybody's.
         fill(&ballast);
         deadline.check(|| format!("{logins} logins fit a full disk"));
     };
     println!("{logins} logins fitted");
-    let told = told.get_ref().and_then(|it| it.downcast_ref::<LoginRefused>());
-    assert_eq!(told.expect("a refusal").code, Code::StorageFull as u16);
+    assert_eq!(told.code, Code::StorageFull as u16);
+    fill(&ballast);
     let mut old = Peer::connect(server.addr());
     old.packet(&Packet::Login { user: b"old", token: None });
     old.expect(RATE_LIMITED);
@@ -338,6 +343,10 @@ fn a_login_for_which_the_disk_has_no_block_is_told() {
     carol.ping(1, PATIENCE).unwrap();
     alice.wait_sent(b"carol", sent, PATIENCE).unwrap();
     server.stop();
+}
+
+fn login_refused(error: &std::io::Error) -> Option<LoginRefused> {
+    error.get_ref()?.downcast_ref().copied()
 }
 
 /// Writes to the file until nothing more fits its disk.

@@ -1,4 +1,4 @@
-//! The server's process and the kernel's memory, as `/proc` and its clock tell them.
+//! The server's process, as `/proc` and its CPU clock tell it, and the kernel's memory.
 
 use std::fs;
 

@@ -101,7 +101,8 @@ pub enum Unsent {
 pub enum Outcome {
     /// Done.
     Taken,
-    /// There is no room for it now and nothing has changed. Hand it in again
+    /// There is no room for it now and nothing has changed, but how far a batch
+    /// has come and what a login is told at the end of its time. Hand it in again
     /// once [`crate::Shard::room_epoch`] has moved; until then stop reading
     /// where it came from.
     Blocked,

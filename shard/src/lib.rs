@@ -195,8 +195,8 @@ impl Shard {
     }
 
     /// Takes one input; what it leads to is appended to `out` and to the
-    /// parcels. [`Outcome::Blocked`] and [`Outcome::Move`] leave everything as
-    /// it was; only packets, frames and hops can have them.
+    /// parcels. Only packets, frames and hops can be [`Outcome::Blocked`] or
+    /// [`Outcome::Move`].
     pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Effects) -> Outcome {
         // By reference, so that no frame is copied once more.
         let outcome = match &input {

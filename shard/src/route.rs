@@ -413,9 +413,10 @@ fn note_number(now: Now, inbox: &mut Inbox, post: &Post<&[u8]>, key: PairKey) ->
     inbox.put_pair(pair)
 }
 
-/// The wire's flags that matter after the append, and how it was numbered.
+/// The wire's flags that matter after the append, and whether v1 numbered it.
 fn record_flags(post: &Post<&[u8]>) -> u8 {
-    let numbered = if post.numbering == Numbering::Ascending { RECORD_NUMBERED_V1 } else { 0 };
+    let is_numbered = post.device == 0 && post.numbering != Numbering::None;
+    let numbered = if is_numbered { RECORD_NUMBERED_V1 } else { 0 };
     post.flags & v2::flag::WANTS_DELIVERED | numbered
 }
 

@@ -99,10 +99,8 @@ const READING: u8 = 1;
 /// The log had no room to give up what expired on the way to it, or to set aside
 /// what could not be read.
 const STARVED: u8 = 2;
-/// The log had no room for its login with v1.
-const LOGIN_V1: u8 = 4;
-/// Nor for one with v2.
-const LOGIN_V2: u8 = 8;
+/// Nor for its login.
+const LOGIN: u8 = 4;
 
 /// Bytes that count as one in [`Session::burst`].
 const BURST_UNIT: usize = 16;
@@ -436,9 +434,8 @@ impl Shard {
             return Err(Code::StorageFailed.into());
         }
         if !self.log.room(LOGIN_LOG_BYTES) {
-            // What it is told if there is none before its time is over.
-            let version = if login.device == V1_DEVICE { LOGIN_V1 } else { LOGIN_V2 };
-            self.sessions.at(conn.slot).waits |= version;
+            // It is told if there is none before its time is over.
+            self.sessions.at(conn.slot).waits |= LOGIN;
             return Ok(Outcome::Blocked);
         }
         self.admit(now, conn, login)?;
@@ -617,20 +614,19 @@ impl Shard {
         }
     }
 
-    /// Without a word, unless it has said one and there was no room for it.
+    /// Without a word, unless it has logged in and there was no room for that.
     fn end_handshake(&mut self, now: Now, conn: Conn, out: &mut Effects) {
-        let waits = self.sessions.at(conn.slot).waits;
-        if waits & (LOGIN_V1 | LOGIN_V2) != 0 {
-            self.metrics.counters.logins_refused += 1;
+        let session = self.sessions.at(conn.slot);
+        if session.waits & LOGIN == 0 {
+            return self.dismiss(now, conn, out);
         }
-        if waits & LOGIN_V2 != 0 {
-            let code = if self.storage_full { Code::StorageFull } else { Code::Busy };
-            return self.goaway(now, conn, code, RETRY_MS, out);
-        }
-        if waits & LOGIN_V1 != 0 {
+        self.metrics.counters.logins_refused += 1;
+        if session.kind == Kind::Anonymous {
             out.send(conn, |bytes| bytes.extend_from_slice(v1::RATE_LIMITED));
+            return self.dismiss(now, conn, out);
         }
-        self.dismiss(now, conn, out);
+        let code = if self.storage_full { Code::StorageFull } else { Code::Busy };
+        self.goaway(now, conn, code, RETRY_MS, out);
     }
 
     /// Asks every connection to leave.

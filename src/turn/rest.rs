@@ -4,8 +4,8 @@
 //! While there is traffic the core blocks in its own ring; now and then, and
 //! about every millisecond while it waits for helper threads, it lets the executor run
 //! its other tasks; after a silent window it parks in the executor and costs
-//! nothing. Parking on every wait costs three
-//! times the CPU per message (docs/decisions/0003-hot-ring.md).
+//! nothing. Parking on every wait costs up to twice the CPU per message
+//! (docs/decisions/0003-hot-ring.md).
 
 use std::time::Duration;
 
@@ -14,9 +14,12 @@ use net::Patience;
 use super::company::Company;
 use super::{Core, Doing, clock};
 
-/// The executor runs at least this often while there is traffic, and while a
-/// helper thread works whose end it has to notice.
+/// The executor runs at least this often while there is traffic.
 const BREATHE_NS: u64 = 100_000_000;
+/// The same while a segment is being deleted, in a dozen steps of which each begins
+/// and ends with the executor.
+const BREATHE_REMOVING_NS: u64 = 20_000_000;
+/// The same while a helper thread works on what a turn has to go on with.
 const BREATHE_HELPED_NS: u64 = 1_000_000;
 /// Without traffic for this long the core parks.
 const SILENCE_NS: u64 = 20_000_000;
@@ -121,7 +124,11 @@ impl Core {
         if self.was_busy() {
             self.rest.busy_ns = now_ns;
         }
-        let breathe_ns = if self.awaits_help() { BREATHE_HELPED_NS } else { BREATHE_NS };
+        let breathe_ns = match () {
+            () if self.awaits_help() => BREATHE_HELPED_NS,
+            () if self.log.is_removing() => BREATHE_REMOVING_NS,
+            () => BREATHE_NS,
+        };
         if now_ns - self.rest.breathed_ns >= breathe_ns {
             self.rest.breathed_ns = now_ns;
             self.pulse().is(Doing::Outside);

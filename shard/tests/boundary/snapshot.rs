@@ -217,10 +217,26 @@ fn a_login_without_a_place_is_told() {
          > 1 close
          > 2 rate_limited
          > 2 close
-         # nor has anybody room for this one, who has said nothing
+         # who has said nothing hears nothing
          3 open
          tick 1000
-         > 3 close",
+         > 3 close
+         # who finds room in time hears no more of it
+         4 hello dave 1
+         > blocked
+         tick 500
+         place 8 8
+         4 hello dave 1
+         > 4 welcome 1..0
+         tick 1000
+         # a log that is merely full
+         storage ok
+         place 2 2
+         5 hello erin 1
+         > blocked
+         tick 1000
+         > 5 goaway Busy come back
+         > 5 close",
     );
 }
 
