@@ -123,9 +123,11 @@ const SUMMED: [Family; 52] = [
     counter("iris_bad_packets_total", "Packets and frames that were none.", |l| {
         l.counters.bad_packets
     }),
-    counter("iris_handshake_timeouts_total", "Connections that did not log in in time.", |l| {
-        l.counters.handshake_timeouts
-    }),
+    counter(
+        "iris_handshake_timeouts_total",
+        "Connections that were not logged in in time; those that had no room are among the refused as well.",
+        |l| l.counters.handshake_timeouts,
+    ),
     counter("iris_stalled_total", "Connections cut because nothing moved on them.", |l| {
         l.counters.stalled
     }),

@@ -16,8 +16,8 @@ use super::{Core, Doing, clock};
 
 /// The executor runs at least this often while there is traffic.
 const BREATHE_NS: u64 = 100_000_000;
-/// The same while a segment is being deleted, in a dozen steps of which each begins
-/// and ends with the executor.
+/// The same while a segment is being deleted, and in the two seconds before its space
+/// is given back in eight steps, of which each begins and ends with the executor.
 const BREATHE_REMOVING_NS: u64 = 20_000_000;
 /// The same while a helper thread works on what a turn has to go on with.
 const BREATHE_HELPED_NS: u64 = 1_000_000;
