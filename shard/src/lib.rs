@@ -23,6 +23,7 @@ pub mod hop;
 mod route;
 
 mod dedup;
+mod handshake;
 mod held;
 mod inbox;
 mod pairs;

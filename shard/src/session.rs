@@ -60,7 +60,7 @@ pub(crate) struct Session {
     /// nothing had moved in the upper.
     unheard: u8,
     /// What it waits for, see [`READING`] and those below.
-    waits: u8,
+    pub(crate) waits: u8,
     pub(crate) user: UserIndex,
     /// To whom of this shard it wrote last, or [`NOBODY`]: most likely the next
     /// one, too.
@@ -99,8 +99,8 @@ const READING: u8 = 1;
 /// The log had no room to give up what expired on the way to it, or to set aside
 /// what could not be read.
 const STARVED: u8 = 2;
-/// Nor for its login.
-const LOGIN: u8 = 4;
+/// Nor for its login, see `handshake`.
+pub(crate) const LOGIN: u8 = 4;
 
 /// Bytes that count as one in [`Session::burst`].
 const BURST_UNIT: usize = 16;
@@ -245,7 +245,7 @@ impl Sessions {
 
     /// Whether it is there and not logged in yet: only a login ends the time for
     /// one.
-    fn waits_for_login(&self, conn: Conn) -> bool {
+    pub(crate) fn waits_for_login(&self, conn: Conn) -> bool {
         self.list.get(conn.slot as usize).is_some_and(|session| {
             session.generation == conn.generation
                 && matches!(session.kind, Kind::Fresh | Kind::Anonymous)
@@ -603,30 +603,6 @@ impl Shard {
             session.kind = Kind::Leaving;
             out.push(Effect::Close { conn });
         }
-    }
-
-    pub(crate) fn close_late_handshakes(&mut self, now: Now, out: &mut Effects) {
-        while let Some(conn) = self.handshakes.pop_due(now.mono_ns) {
-            if self.sessions.waits_for_login(conn) {
-                self.metrics.counters.handshake_timeouts += 1;
-                self.end_handshake(now, conn, out);
-            }
-        }
-    }
-
-    /// Without a word, unless it has logged in and there was no room for that.
-    fn end_handshake(&mut self, now: Now, conn: Conn, out: &mut Effects) {
-        let session = self.sessions.at(conn.slot);
-        if session.waits & LOGIN == 0 {
-            return self.dismiss(now, conn, out);
-        }
-        self.metrics.counters.logins_refused += 1;
-        if session.kind == Kind::Anonymous {
-            out.send(conn, |bytes| bytes.extend_from_slice(v1::RATE_LIMITED));
-            return self.dismiss(now, conn, out);
-        }
-        let code = if self.storage_full { Code::StorageFull } else { Code::Busy };
-        self.goaway(now, conn, code, RETRY_MS, out);
     }
 
     /// Asks every connection to leave.

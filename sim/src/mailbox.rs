@@ -173,10 +173,15 @@ impl World {
     }
 
     fn goaway(&mut self, device: usize, link: LinkId, code: u16, wait_ms: u32) {
-        use refuse::Code::{BadCursor, Draining, RateLimited, Replaced, StorageFailed};
+        use refuse::Code::{
+            BadCursor, Busy, Draining, RateLimited, Replaced, StorageFailed, StorageFull,
+        };
         self.note("goaway: link, code", [link as u64, code.into(), 0, 0]);
         let code = refuse::Code::from_u16(code);
         let is_put_off = code == Some(RateLimited) && self.knobs.logins_per_second > 0;
+        // There was no room for its login until the time for that was over.
+        let had_no_room = matches!(code, Some(Busy | StorageFull))
+            && self.devices[device].welcomed_on != Some(link);
         // Two repairs of which nobody knows what there was before, see DURABILITY.
         let is_scarred = self.model.is_scarred(self.devices[device].user);
         let starts_over =
@@ -184,7 +189,10 @@ impl World {
         if starts_over {
             self.devices[device].cursor = 0;
             self.stats.started_over += 1;
-        } else if !is_put_off && !matches!(code, Some(Draining | Replaced | StorageFailed)) {
+        } else if !is_put_off
+            && !had_no_room
+            && !matches!(code, Some(Draining | Replaced | StorageFailed))
+        {
             self.violate(format!("a correct client must go: {code:?}"));
         }
         // Of two connections on their way to the owner the older may arrive
