@@ -23,7 +23,8 @@ use crate::session::{Event, SendError, Session};
 
 pub use v1::{ClientV1, RefusalV1, Status};
 
-/// How long connecting and logging in may take.
+/// How long connecting and logging in may take: longer than a server waits for room
+/// for a login, so that what it says then is heard.
 pub const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one write may take before the peer counts as stuck.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -66,6 +66,8 @@ pub(crate) struct Link {
     pub(crate) window_max: u64,
     /// GOAWAY was sent.
     pub(crate) is_dismissed: bool,
+    /// And there was no room for what it had said before.
+    pub(crate) had_no_room: bool,
     /// Highest inbox seq delivered on it.
     pub(crate) delivered_seq: u64,
 }
@@ -90,6 +92,7 @@ impl Link {
             hello_seq: 0,
             window_max: 0,
             is_dismissed: false,
+            had_no_room: false,
             delivered_seq: 0,
         }
     }

@@ -181,6 +181,7 @@ impl World {
         let is_put_off = code == Some(RateLimited) && self.knobs.logins_per_second > 0;
         // There was no room for its login until the time for that was over.
         let had_no_room = matches!(code, Some(Busy | StorageFull))
+            && self.links[link].had_no_room
             && self.devices[device].welcomed_on != Some(link);
         // Two repairs of which nobody knows what there was before, see DURABILITY.
         let is_scarred = self.model.is_scarred(self.devices[device].user);

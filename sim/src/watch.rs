@@ -73,7 +73,10 @@ impl World {
             Reply::Refused { seq, retry_after_ms: 0, to, .. } => {
                 self.watch_settled(device, seq, to, false);
             }
-            Reply::Goaway { .. } => self.links[link].is_dismissed = true,
+            Reply::Goaway { .. } => {
+                let it = &mut self.links[link];
+                (it.is_dismissed, it.had_no_room) = (true, it.blocked.is_some());
+            }
             _ => {}
         }
         Some(len)
