@@ -6,7 +6,7 @@ mod server;
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use client::blocking::{Client, Notice};
 use server::files::{
     self, body, check, check_untouched, find, flip, iris_shard, lose_sector, segment, snapshots,
-    tear_behind, wait_vouched,
+    tear_behind, wait_vouched, wipe_sector,
 };
 use server::mounted::Mounted;
 use server::peer::{Peer, hello, send};
@@ -145,11 +145,11 @@ fn another_format_is_refused() {
     written(&setup, 3);
     let path = setup.data_dir().join("manifest.toml");
     let text = fs::read_to_string(&path).unwrap();
-    let newer = Manifest { format: 5, ..Manifest::decode(&text).unwrap() };
+    let newer = Manifest { format: wal::FORMAT + 1, ..Manifest::decode(&text).unwrap() };
     fs::write(&path, newer.encode()).unwrap();
-    check_untouched(&setup, &["format 5", "reads formats 1 to 4", "or a newer one"]);
+    check_untouched(&setup, &["format 6", "reads formats 1 to 5", "or a newer one"]);
     // One that rotted is another thing.
-    fs::write(&path, text.replace("format = 4\n", "format = 7\n")).unwrap();
+    fs::write(&path, text.replace("format = 5\n", "format = 7\n")).unwrap();
     check_untouched(&setup, &["its format is damaged", "iris-shard repair"]);
     // An edited manifest is noticed.
     fs::write(&path, text.replace("shards = 1\n", "shards = 2\n")).unwrap();
@@ -322,36 +322,68 @@ fn a_torn_tail_is_cut_and_reported() {
 /// that it begins there.
 #[test]
 fn rot_in_the_last_commit_is_damage() {
-    for (in_head, kept) in [(false, &[0, 1, 2, 4][..]), (true, &[0, 1, 2, 3, 4])] {
+    let check = |in_head: bool, kept: &[usize]| {
         let setup = Setup::new().shards(1);
-        written(&setup, 2);
-        let server = setup.start();
-        let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 2));
-        // One write, one commit.
-        let mut bytes = Vec::new();
-        for seq in 1..=3 {
-            let body = body(seq as usize + 1);
-            v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
-        }
-        alice.write(&bytes);
-        (1..=3).for_each(|seq| _ = alice.expect_sent(seq));
-        drop((alice, server.kill()));
-        let path = segment(&setup, 0);
+        let path = last_commit(&setup, &[2, 3, 4].map(body));
         let rotten = find(&path, &body(3));
-        tear_behind(&path, find(&path, &body(4)));
         flip(&path, if in_head { rotten / BLOCK * BLOCK + 20 } else { rotten });
-        let words = ["segment-0000000000.log", "damaged at file offset", "has changed since"];
-        check_untouched(&setup, &words);
-        check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
-        let server = setup.start();
-        let mut bob = server.v2("bob", 1);
-        for n in kept {
-            let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
-            assert_eq!(String::from_utf8_lossy(&delivery.body), body(*n));
-        }
-        bob.ping(1, PATIENCE).unwrap();
-        assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
+        check_mended(&setup, kept.iter().map(|n| body(*n)));
+    };
+    check(false, &[0, 1, 2, 4]);
+    check(true, &[0, 1, 2, 3, 4]);
+}
+
+/// Nor is a sector lost of which nothing but zeroes is left: a torn write leaves what
+/// the segment was filled with.
+#[test]
+fn zeroes_in_the_last_commit_are_damage() {
+    let long = |n| body(n).repeat(60);
+    let check = |wiped: &dyn Fn(&Path) -> usize, kept: &[usize]| {
+        let setup = Setup::new().shards(1);
+        let path = last_commit(&setup, &[2, 3, 4].map(long));
+        wipe_sector(&path, wiped(&path));
+        let text = |n: &usize| if *n < 2 { body(*n) } else { long(*n) };
+        check_mended(&setup, kept.iter().map(text));
+    };
+    let middle = |n| move |path: &Path| find(path, &long(n)) + long(n).len() / 2;
+    check(&middle(3), &[0, 1, 2, 4]);
+    check(&middle(4), &[0, 1, 2, 3]);
+    // With what says that a commit begins there.
+    check(&|path| find(path, &long(2)) / BLOCK * BLOCK, &[0, 1, 3, 4]);
+}
+
+/// Two messages of `written`, then these in one write, which is one commit, for which
+/// nothing vouches; the segment's path.
+fn last_commit(setup: &Setup, bodies: &[String]) -> PathBuf {
+    written(setup, 2);
+    let server = setup.start();
+    let (mut alice, _) = Peer::v2(server.addr(), &hello("alice", 2));
+    let mut bytes = Vec::new();
+    for (seq, body) in (1..).zip(bodies) {
+        v2::put_request(&mut bytes, &Request::Send(send("bob", seq, body.as_bytes())));
     }
+    alice.write(&bytes);
+    (1..=bodies.len() as u64).for_each(|seq| _ = alice.expect_sent(seq));
+    drop((alice, server.kill()));
+    let path = segment(setup, 0);
+    let last = &bodies[bodies.len() - 1];
+    tear_behind(&path, find(&path, last) + last.len() - 1);
+    path
+}
+
+/// The end of the log is damaged, and a repair keeps these messages.
+fn check_mended(setup: &Setup, kept: impl Iterator<Item = String>) {
+    let words = ["segment-0000000000.log", "damaged at file offset", "has changed since"];
+    check_untouched(setup, &words);
+    check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
+    let server = setup.start();
+    let mut bob = server.v2("bob", 1);
+    for body in kept {
+        let delivery = bob.next_delivery(PATIENCE).unwrap().expect("a message");
+        assert_eq!(String::from_utf8_lossy(&delivery.body), body);
+    }
+    bob.ping(1, PATIENCE).unwrap();
+    assert!(bob.next_delivery(Duration::ZERO).unwrap().is_none(), "nothing more");
 }
 
 /// Even without a client, a server that stops vouches for what it has found.

@@ -24,11 +24,12 @@ use wire::id::Class;
 use wire::v2::Reply;
 
 /// Each format with a directory of it, and with what zoe gets from that.
-const FORMATS: [(u32, &str, &[&str]); 4] = [
+const FORMATS: [(u32, &str, &[&str]); 5] = [
     (1, include_str!("fixtures/format-1.hex"), &[]),
     (2, include_str!("fixtures/format-2.hex"), &[]),
     (3, include_str!("fixtures/format-3.hex"), &ASIDE),
     (4, include_str!("fixtures/format-4.hex"), &ASIDE),
+    (5, include_str!("fixtures/format-5.hex"), &ASIDE),
 ];
 /// What was aside, see [`set_aside`].
 const ASIDE: [&str; 1] = ["for zoe 2"];

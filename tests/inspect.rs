@@ -19,7 +19,7 @@ fn a_directory_is_shown() {
     let setup = written(5);
     let before = contents(setup.data_dir());
     let output = iris_shard("inspect", setup.data_dir(), &[]);
-    check(&output, 0, &["format 4, 1 shard", "5 messages", "SEGMENT", "no snapshots"]);
+    check(&output, 0, &["format 5, 1 shard", "5 messages", "SEGMENT", "no snapshots"]);
     let shown = json(&iris_shard("inspect", setup.data_dir(), &["--json"]), 0);
     assert_eq!(shown["starts"], true);
     assert_eq!(shown["running"], Value::Null);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::Value;
 use server::files::{
     body, check, check_goes_on, command, contents, filled, find, flip, iris_shard, json,
-    newest_start, numbers, pass, passed, segment, snapshots, taken, written,
+    newest_start, numbers, pass, passed, segment, snapshots, taken, used, written,
 };
 use server::{PATIENCE, Server, Setup, preload};
 use wal::BLOCK;
@@ -29,14 +29,13 @@ fn repair(setup: &Setup, told: &[&str]) -> String {
     }
     assert!(contents(setup.data_dir()) == before, "something has changed: {looked}");
     let done = check(&iris_shard("repair", setup.data_dir(), &["--yes"]), 0, &["Repaired"]);
-    // Every byte that was there still is, somewhere. The log may have gone on in
-    // the zeroes of a segment that was made ahead.
+    // Every byte that was there still is, somewhere. The log may have gone on in a
+    // segment that was made ahead.
     let after = contents(setup.data_dir());
     for (path, bytes) in &before {
         let name = path.file_name();
-        let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
         let is_kept = after.iter().any(|(path, it)| {
-            path.file_name() == name && it.len() == bytes.len() && it.starts_with(&bytes[..written])
+            path.file_name() == name && it.len() == bytes.len() && it.starts_with(used(bytes))
         });
         assert!(is_kept, "{} is gone: {done}", path.display());
     }
@@ -397,7 +396,7 @@ fn a_manifest_is_brought_back_from_its_copy() {
     let setup = written(5);
     let path = setup.data_dir().join("manifest.toml");
     let whole = fs::read(&path).unwrap();
-    let format = find(&path, "format = 4") + "format = 4".len() - 1;
+    let format = find(&path, "format = 5") + "format = 5".len() - 1;
     for damaged in [Some(whole.len() - 20), Some(format), None] {
         if let Some(at) = damaged {
             flip(&path, at);

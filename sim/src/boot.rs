@@ -127,7 +127,7 @@ impl World {
         let mut replay = Replay::new(options, self.hasher, log.segment_bytes);
         let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
         let mut scanner = Scanner::resume(from, vouched, log);
-        scanner.zeroed(self.knobs.zeroes);
+        scanner.blank(self.layout.disks[shard].blank());
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
@@ -159,8 +159,8 @@ impl World {
         }
         let disk = &mut self.layout.disks[shard];
         disk.recovered(start.lsn);
-        if self.knobs.zeroes && self.plant != Plant::LeaveTorn {
-            disk.zero_behind(start.lsn);
+        if self.knobs.blanks && self.plant != Plant::LeaveTorn {
+            disk.blank_behind(start.lsn);
         }
         if let Some((index, ..)) = replay.needed().into_iter().find(|(it, ..)| disk.lacks(*it)) {
             return Err(format!(

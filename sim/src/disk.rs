@@ -2,7 +2,7 @@
 //!
 //! A completed write is durable, as RWF_DSYNC promises. Of a write in flight
 //! at a crash each sector of 512 bytes is the old one, the new one or, on bad
-//! disks, garbage. What was cut by a recovery becomes zeroes or, as in older
+//! disks, garbage. What was cut by a recovery becomes blank or, as in older
 //! formats, stays where it is: only the log's chain tells then that it is stale. A
 //! sync may fail by itself: its write is there or partly there, nobody knows, and
 //! what completes afterwards is as doubtful until somebody reads it back. A deleted
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use wal::Lsn;
-use wal::sector::SECTOR;
+use wal::sector::{Blank, SECTOR};
 
 use crate::chance::Chance;
 use crate::names::Names;
@@ -60,6 +60,7 @@ impl SnapshotFile {
 /// See the module.
 pub struct Disk {
     segment_bytes: u64,
+    blank: Blank,
     bytes: Vec<u8>,
     /// Segments made so far.
     made: u64,
@@ -101,10 +102,11 @@ pub(crate) struct HalfMended {
 }
 
 impl Disk {
-    /// An empty disk.
-    pub fn new(segment_bytes: u64) -> Disk {
+    /// An empty disk, whose segments are filled like this.
+    pub fn new(segment_bytes: u64, blank: Blank) -> Disk {
         Disk {
             segment_bytes,
+            blank,
             bytes: Vec::new(),
             made: 0,
             flights: Vec::new(),
@@ -126,8 +128,22 @@ impl Disk {
     }
 
     /// An empty disk for a shard of a new layout.
-    pub(crate) fn of_new_layout(segment_bytes: u64) -> Disk {
-        Disk { needs_snapshot: true, ..Disk::new(segment_bytes) }
+    pub(crate) fn of_new_layout(segment_bytes: u64, blank: Blank) -> Disk {
+        Disk { needs_snapshot: true, ..Disk::new(segment_bytes, blank) }
+    }
+
+    /// What stands where nothing was written.
+    pub(crate) fn blank(&self) -> Blank {
+        self.blank
+    }
+
+    /// There are so many bytes, most of them blank.
+    fn grow(&mut self, end: usize) {
+        let was = self.bytes.len();
+        if was < end {
+            self.bytes.resize(end, 0);
+            self.blank.fill(&mut self.bytes[was..]);
+        }
     }
 
     /// Whether the log alone leads to nothing.
@@ -138,9 +154,7 @@ impl Disk {
     /// Writes to the cache.
     pub(crate) fn write_cached(&mut self, lsn: Lsn, bytes: &[u8]) {
         let (at, end) = (lsn as usize, lsn as usize + bytes.len());
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
+        self.grow(end);
         self.unsynced.push((lsn, self.bytes[at..end].to_vec()));
         self.bytes[at..end].copy_from_slice(bytes);
     }
@@ -278,12 +292,26 @@ impl Disk {
         }
         let at = at?;
         let sector = at / SECTOR as Lsn * SECTOR as Lsn;
+        if matches!(self.blank, Blank::Pattern(_)) && chance.below(4) == 0 {
+            self.wipe_sector(sector);
+            return Some(at);
+        }
         self.flip(at, chance);
         for _ in 0..chance.below(3) {
             let other = sector + chance.below(SECTOR as u64);
             self.flip(other, chance);
         }
         Some(at)
+    }
+
+    /// Nothing but zeroes is left of a sector.
+    fn wipe_sector(&mut self, sector: Lsn) {
+        let end = (sector + SECTOR as Lsn).min(self.durable);
+        for at in sector..end {
+            if std::mem::take(&mut self.bytes[at as usize]) != 0 {
+                self.rotten.push(at);
+            }
+        }
     }
 
     /// Some blocks cannot be read any more, or the rest of a segment is cut off,
@@ -388,12 +416,13 @@ impl Disk {
         (0..segments).filter(|segment| !self.lacks(*segment)).collect()
     }
 
-    /// A segment to its end, zeroes where it cannot be read.
+    /// A segment to its end, with zeroes where it cannot be read.
     pub fn whole_segment(&self, segment: u64) -> Vec<u8> {
         let from = (segment * self.segment_bytes) as usize;
         let to = self.bytes.len().min(from + self.segment_bytes as usize);
-        let mut bytes = self.bytes[from..to].to_vec();
-        bytes.resize(self.segment_bytes as usize, 0);
+        let mut bytes = vec![0; self.segment_bytes as usize];
+        self.blank.fill(&mut bytes);
+        bytes[..to - from].copy_from_slice(&self.bytes[from..to]);
         for hole in self.holes_in(segment) {
             bytes[hole.start as usize - from..hole.end as usize - from].fill(0);
         }
@@ -414,9 +443,7 @@ impl Disk {
     pub fn write_durably(&mut self, lsn: Lsn, bytes: &[u8]) {
         let (at, end) = (lsn as usize, lsn as usize + bytes.len());
         assert!(self.holes_in(self.segment(lsn)).is_empty(), "a repair writes beside a hole");
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
+        self.grow(end);
         self.bytes[at..end].copy_from_slice(bytes);
         self.deleted.remove(&self.segment(lsn));
     }
@@ -454,9 +481,7 @@ impl Disk {
     /// Takes a write; nothing of it is on the disk yet.
     pub fn submit(&mut self, id: u64, lsn: Lsn, bytes: &[u8]) {
         let end = lsn as usize + bytes.len();
-        if self.bytes.len() < end {
-            self.bytes.resize(end, 0);
-        }
+        self.grow(end);
         self.flights.push(Flight { id, lsn, bytes: bytes.to_vec() });
     }
 
@@ -531,10 +556,10 @@ impl Disk {
         self.garbage.clear();
     }
 
-    /// A start makes zeroes of what stands behind the end of the log.
-    pub fn zero_behind(&mut self, end: Lsn) {
+    /// A start blanks what stands behind the end of the log.
+    pub fn blank_behind(&mut self, end: Lsn) {
         let end = (end as usize).min(self.bytes.len());
-        self.bytes[end..].fill(0);
+        self.blank.fill(&mut self.bytes[end..]);
     }
 
     /// What a read of `len` bytes gives; it ends where the segment does.

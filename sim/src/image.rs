@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use wal::Lsn;
+use wal::sector::Blank;
 use wire::id::ShardId;
 
 use crate::damage::Finding;
@@ -27,8 +28,8 @@ pub struct Image {
     pub segment_bytes: u64,
     /// The segments that are there, by number; the last one may be short.
     pub segments: Vec<(u64, Vec<u8>)>,
-    /// Zeroes stand where nothing was written, in all of them.
-    pub is_zeroed: bool,
+    /// What stands where nothing was written, in all of them.
+    pub blank: Blank,
     /// The numbers in the names of those that do not have their own, by number.
     pub names: Vec<(u64, u64)>,
     /// One whose head says that it is of a newer format.
@@ -121,7 +122,7 @@ impl World {
             generation: self.layout.generation,
             segment_bytes: self.knobs.log.segment_bytes,
             segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
-            is_zeroed: self.knobs.zeroes,
+            blank: disk.blank(),
             names: disk.names.mixed(),
             newer: disk.names.newer,
             holes: disk.written_segments().into_iter().flat_map(|it| disk.holes_in(it)).collect(),

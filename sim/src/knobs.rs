@@ -4,6 +4,7 @@
 //! long enough to show what a crash would hide, and tiny sizes bring every
 //! edge near.
 
+use wal::sector::Blank;
 use wal::{BLOCK, LogOptions};
 
 use crate::chance::Chance;
@@ -120,9 +121,11 @@ pub struct Knobs {
 
     /// Space is left for snapshots; see [`RESERVE_FROM`].
     pub(crate) reserves: bool,
-    /// A start zeroes what a torn tail has left, and knows rot by that; see
+    /// A start blanks what a torn tail has left, and knows rot by that; see
     /// [`ZERO_FROM`].
-    pub(crate) zeroes: bool,
+    pub(crate) blanks: bool,
+    /// A blank is a pattern and no zeroes; see [`PATTERN_FROM`].
+    pub(crate) has_pattern: bool,
 
     /// Segments get each other's names while the server is down, and one of them a
     /// head of a newer format; see [`NAMES_FROM`].
@@ -166,6 +169,9 @@ pub(crate) const GARBAGE_FROM: u64 = 16_000_000;
 pub(crate) const RESERVE_FROM: u64 = 16_000_000;
 /// Below this one every file is what its name says, for the same reason.
 pub(crate) const NAMES_FROM: u64 = 17_000_000;
+/// Below this one segments are filled with zeroes, for the same reason; from it on
+/// those in which that tells something are not.
+pub(crate) const PATTERN_FROM: u64 = 19_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -275,7 +281,8 @@ impl Knobs {
 
             reserves: seed >= RESERVE_FROM,
 
-            zeroes: seed >= ZERO_FROM && !seed.is_multiple_of(2),
+            blanks: seed >= ZERO_FROM && !seed.is_multiple_of(2),
+            has_pattern: seed >= PATTERN_FROM && !seed.is_multiple_of(2),
 
             misnames: if has_names { rarely(names, 600) } else { 0 },
             newer: if has_names { rarely(names, 300) } else { 0 },
@@ -284,11 +291,20 @@ impl Knobs {
         };
         // Only the volume itself says whether it is full.
         let storage_full = if is_bounded { 0 } else { knobs.storage_full };
-        let is_clean = knobs.zeroes && seed < GARBAGE_FROM;
+        let is_clean = knobs.blanks && seed < GARBAGE_FROM;
         let garbage_sectors = if is_clean { 0 } else { knobs.garbage_sectors };
-        let may_decay = knobs.may_decay || knobs.zeroes && garbage_sectors > 0;
+        let may_decay = knobs.may_decay || knobs.blanks && garbage_sectors > 0;
         let knobs = Knobs { storage_full, garbage_sectors, may_decay, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
+    }
+
+    /// What stands on a disk where nothing was written, in the log with this salt.
+    pub(crate) fn blank(&self, salt: u64) -> Blank {
+        match self.blanks {
+            true if self.has_pattern => Blank::of_log(salt),
+            true => Blank::Zeroes,
+            false => Blank::Unknown,
+        }
     }
 
     /// Store and deliver for some seconds, at a pace at which a segment lasts

@@ -6,6 +6,7 @@ use wal::Lsn;
 
 use crate::disk::Disk;
 use crate::history::History;
+use crate::knobs::Knobs;
 
 /// See the module.
 pub(crate) struct Layout {
@@ -20,25 +21,28 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// The first layout, empty.
-    pub(crate) fn first(shards: u16, segment_bytes: u64) -> Layout {
-        Layout::new(shards, 0, 0, || Disk::new(segment_bytes))
+    pub(crate) fn first(knobs: &Knobs) -> Layout {
+        Layout::new(knobs.shards, 0, 0, |salt| {
+            Disk::new(knobs.log.segment_bytes, knobs.blank(salt))
+        })
     }
 
     /// One that follows another, empty. No two have a secret in common, not even
     /// with one that never came to count; `attempts` is their number.
-    pub(crate) fn after(before: &Layout, shards: u16, attempts: u64, segment_bytes: u64) -> Layout {
-        let disk = || Disk::of_new_layout(segment_bytes);
-        Layout::new(shards, before.generation + 1, attempts, disk)
+    pub(crate) fn after(before: &Layout, shards: u16, attempts: u64, knobs: &Knobs) -> Layout {
+        Layout::new(shards, before.generation + 1, attempts, |salt| {
+            Disk::of_new_layout(knobs.log.segment_bytes, knobs.blank(salt))
+        })
     }
 
-    fn new(shards: u16, generation: u64, attempts: u64, disk: impl Fn() -> Disk) -> Layout {
+    fn new(shards: u16, generation: u64, attempts: u64, disk: impl Fn(u64) -> Disk) -> Layout {
+        let salt = |shard| 0x5eed_0000 + (attempts << 8) + u64::from(shard);
+        let salts: Vec<u64> = (0..shards).map(salt).collect();
         Layout {
             shards,
             generation,
-            salts: (0..shards)
-                .map(|shard| 0x5eed_0000 + (attempts << 8) + u64::from(shard))
-                .collect(),
-            disks: (0..shards).map(|_| disk()).collect(),
+            disks: salts.iter().map(|salt| disk(*salt)).collect(),
+            salts,
             histories: (0..shards).map(|_| History::default()).collect(),
         }
     }

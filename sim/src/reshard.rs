@@ -60,8 +60,7 @@ impl World {
             return Ok(End::Died);
         }
         self.layouts_made += 1;
-        let segment_bytes = self.knobs.log.segment_bytes;
-        let mut next = Layout::after(&self.layout, shards, self.layouts_made, segment_bytes);
+        let mut next = Layout::after(&self.layout, shards, self.layouts_made, &self.knobs);
         let of = |shard: usize| (self.options(shard, shards), next.salts[shard]);
         let new: Vec<(Options, u64)> = (0..next.disks.len()).map(of).collect();
         let loads = shard::weigh(&old, shards);

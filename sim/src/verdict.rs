@@ -308,8 +308,9 @@ impl World {
         Ok(())
     }
 
-    /// Only what rotted is cut, and what no later commit vouches for; where torn
-    /// ends are zeroed, only what has become zeroes.
+    /// Only what rotted is cut, and what no later commit vouches for; where a torn
+    /// write leaves zeroes, only what has become zeroes, and where it leaves a pattern
+    /// nothing.
     fn check_cut(&self, shard: usize, end: Lsn) -> Result<(), String> {
         let (disk, salt) = (&self.layout.disks[shard], self.layout.salts[shard]);
         let durable = disk.durable();
@@ -328,9 +329,9 @@ impl World {
             return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
         }
         if end < durable
-            && self.knobs.zeroes
+            && self.knobs.blanks
             && !disk.has_holes()
-            && !disk.has_rotted_to_zero(commit)
+            && (self.knobs.has_pattern || !disk.has_rotted_to_zero(commit))
         {
             return Err(format!("shard {shard} is cut at {end}, and no write was torn there"));
         }

@@ -269,7 +269,7 @@ impl World {
         let keys = names.iter().map(|name| hasher.key(name.as_bytes()));
         let mut world = World {
             model: Model::new(keys),
-            layout: Layout::first(knobs.shards, knobs.log.segment_bytes),
+            layout: Layout::first(&knobs),
             leftover: None,
             volume: (knobs.segments_max > 0).then(|| Volume {
                 bytes_max: (knobs.segments_max + if knobs.reserves { SPARE_SEGMENTS } else { 0 })

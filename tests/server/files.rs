@@ -168,9 +168,24 @@ pub fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// Makes zeroes of the sector that holds this place, as a crash does that tears a
-/// write.
+/// What a file holds before the rest of it, in which nothing was written yet.
+pub fn used(bytes: &[u8]) -> &[u8] {
+    let blank = wal::segment::blank(bytes);
+    let last = bytes.chunks(SECTOR).rposition(|sector| !blank.is(sector));
+    &bytes[..bytes.len().min(last.map_or(0, |last| (last + 1) * SECTOR))]
+}
+
+/// Has what stood there before show in the sector that holds this place, as a crash
+/// does that tears a write.
 pub fn lose_sector(path: &Path, at: usize) {
+    let mut bytes = fs::read(path).unwrap();
+    let from = at / SECTOR * SECTOR;
+    wal::segment::blank(&bytes).fill(&mut bytes[from..from + SECTOR]);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Makes zeroes of it, which no crash does.
+pub fn wipe_sector(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
     let from = at / SECTOR * SECTOR;
     bytes[from..from + SECTOR].fill(0);
@@ -181,7 +196,8 @@ pub fn lose_sector(path: &Path, at: usize) {
 /// once: one that lives on for a second vouches there for what it has written.
 pub fn tear_behind(path: &Path, at: usize) {
     let mut bytes = fs::read(path).unwrap();
-    bytes[(at + 1).next_multiple_of(wal::BLOCK)..].fill(0);
+    let blank = wal::segment::blank(&bytes);
+    blank.fill(&mut bytes[(at + 1).next_multiple_of(wal::BLOCK)..]);
     fs::write(path, bytes).unwrap();
 }
 

@@ -17,7 +17,7 @@ pub struct Commit {
     /// Length of the whole write in bytes, a multiple of [`BLOCK`].
     pub commit_bytes: u32,
     /// Length of what is not padding, this record included. Without it, a write
-    /// that lost its last sectors to a zeroed file would look complete.
+    /// that lost its last sectors would look complete where zeroes stand.
     pub record_bytes: u32,
     /// The durable end of the log at the moment the commit was sealed.
     pub lsn_durable: Lsn,
@@ -26,7 +26,8 @@ pub struct Commit {
     /// Number of this commit in its log, from 1.
     pub seq: u64,
     /// How many of its sectors hold nothing but zeroes, up to the one in which its
-    /// records end. Versions before [`FORMAT_ZEROED`](crate::FORMAT_ZEROED) say 0.
+    /// records end: what tells a lost one in segments that were filled with zeroes.
+    /// Versions before [`FORMAT_ZEROED`](crate::FORMAT_ZEROED) say 0.
     pub zero_sectors: u16,
 }
 

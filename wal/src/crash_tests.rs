@@ -7,148 +7,15 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
+use self::disk::*;
 use crate::commit::COMMIT_BYTES;
 use crate::record::encoded_len;
 use crate::record::tests::{Owned, any_record, message};
 use crate::recover::{Proof, What};
-use crate::salvage::{Piece, Salvage, Survey};
-use crate::sector::SECTOR;
-use crate::{Appended, BLOCK, Damage, Log, LogOptions, LogStart, Record, Scanner, Torn, Write};
+use crate::sector::{Blank, SECTOR};
+use crate::{Appended, BLOCK, Log, LogStart, Record, Scanner, Write};
 
-const SALT: u64 = 0x5a17;
-
-fn options() -> LogOptions {
-    LogOptions {
-        tail_bytes: 8 * BLOCK,
-        segment_bytes: 16 * BLOCK as u64,
-        commit_bytes_max: 4 * BLOCK,
-        writes_in_flight_max: 2,
-        pipeline_bytes: 0,
-    }
-}
-
-/// Segments as a disk holds them, without headers.
-#[derive(Default)]
-struct Disk {
-    segments: Vec<Vec<u8>>,
-}
-
-impl Disk {
-    /// Carries out those sectors of a write for which `lands` says yes.
-    fn write(&mut self, write: Write, bytes: &[u8], mut lands: impl FnMut(usize) -> bool) {
-        let size = options().segment_bytes as usize;
-        let (index, at) = (write.lsn as usize / size, write.lsn as usize % size);
-        while self.segments.len() <= index {
-            self.segments.push(vec![0; size]);
-        }
-        for (n, sector) in bytes.chunks(SECTOR).enumerate() {
-            if lands(n) {
-                let from = at + n * SECTOR;
-                self.segments[index][from..from + SECTOR].copy_from_slice(sector);
-            }
-        }
-    }
-
-    fn byte(&mut self, lsn: u64) -> &mut u8 {
-        let size = options().segment_bytes;
-        &mut self.segments[(lsn / size) as usize][(lsn % size) as usize]
-    }
-
-    fn recover(&self) -> Result<Recovered, Damage> {
-        self.recover_with(Scanner::new(SALT, options(), 0))
-    }
-
-    /// Recovers from a checkpoint on, the log durable up to `vouched`.
-    fn resume(&self, start: LogStart, vouched: u64) -> Result<Recovered, Damage> {
-        self.resume_in(start, vouched, false)
-    }
-
-    fn resume_in(&self, start: LogStart, vouched: u64, zeroed: bool) -> Result<Recovered, Damage> {
-        let mut scanner = Scanner::resume(start, vouched, options());
-        scanner.zeroed(zeroed);
-        self.recover_with(scanner)
-    }
-
-    /// What a repair finds where torn ends were zeroed: the number of records, the
-    /// lost ranges, and where the log ends.
-    fn salvage_zeroed(&self) -> (usize, Vec<(u64, u64)>, LogStart) {
-        let bytes = options().segment_bytes;
-        let mut survey = Survey::new(SALT, 0);
-        let bases = || self.segments.iter().zip((0..).step_by(bytes as usize));
-        bases().for_each(|(segment, base)| survey.segment(base, segment));
-        let mut salvage = Salvage::new(LogStart::fresh(SALT), true, bytes, &survey);
-        salvage.zeroed(true);
-        let (mut count, mut lost) = (0, Vec::new());
-        for (segment, base) in bases() {
-            if salvage.is_over() {
-                break;
-            }
-            salvage.segment(base, segment, &[], &mut |piece| match piece {
-                Piece::Record { .. } => count += 1,
-                Piece::Lost { from, to, .. } => lost.push((from, to)),
-            });
-        }
-        (count, lost, salvage.end())
-    }
-
-    /// Recovers a log from its beginning where all torn ends were zeroed.
-    fn recover_zeroed(&self) -> Result<Recovered, Damage> {
-        let mut scanner = Scanner::new(SALT, options(), 0);
-        scanner.zeroed(true);
-        self.recover_with(scanner)
-    }
-
-    /// Makes zeroes of those sectors from a position on for which `lands` says yes.
-    fn zero_behind(&mut self, end: u64, mut lands: impl FnMut(usize) -> bool) {
-        let sectors = self.segments.iter_mut().flat_map(|segment| segment.chunks_mut(SECTOR));
-        for (n, sector) in sectors.enumerate().skip(end as usize / SECTOR) {
-            if lands(n) {
-                sector.fill(0);
-            }
-        }
-    }
-
-    fn recover_with(&self, mut scanner: Scanner) -> Result<Recovered, Damage> {
-        let mut records = Vec::new();
-        let first = (scanner.next_base() / options().segment_bytes) as usize;
-        for (n, segment) in self.segments.iter().enumerate().skip(first) {
-            let base = n as u64 * options().segment_bytes;
-            scanner.segment(base, segment, &mut |lsn, len, record| {
-                records.push((Appended { lsn, len }, format!("{record:?}")));
-            })?;
-        }
-        let durable = scanner.known_durable();
-        let (start, torn) = scanner.finish()?;
-        Ok(Recovered { start, torn, records, durable })
-    }
-}
-
-struct Recovered {
-    start: LogStart,
-    torn: Option<Torn>,
-    /// Where and what, in log order.
-    records: Vec<(Appended, String)>,
-    durable: u64,
-}
-
-/// A commit of one message of `body` bytes, handed out but not carried out.
-fn commit(log: &mut Log, fill: u8, body: usize) -> (Write, Vec<u8>) {
-    let body = vec![fill; body];
-    log.append(&Record::Message(message(&body)), 1).unwrap();
-    let write = log.next_write().unwrap();
-    (write, log.write_bytes(&write).to_vec())
-}
-
-/// A log of `n` commits of one block each, all durable.
-fn durable_log(n: usize) -> (Log, Disk) {
-    let (mut log, mut disk) = (Log::new(options(), LogStart::fresh(SALT)), Disk::default());
-    for fill in 0..n {
-        let (write, bytes) = commit(&mut log, fill as u8, 500);
-        disk.write(write, &bytes, |_| true);
-        log.written(write.lsn, true);
-    }
-    (log, disk)
-}
+mod disk;
 
 /// Two writes in flight, the first lost and the second on disk; then, after
 /// recovery, another first of the same length over the lost one. Returns what
@@ -228,18 +95,20 @@ fn the_end_of_the_log_may_rot_unseen_but_not_unsaid() {
     assert!(recovered.torn.unwrap().bytes > 500);
 }
 
-/// A torn write leaves zeroes where it has lost a sector: whatever else stands
+/// A torn write leaves a blank where it has lost a sector: whatever else stands
 /// there has changed since.
 #[test]
-fn the_end_of_a_zeroed_log_does_not_rot_unseen() {
+fn the_end_of_the_log_does_not_rot_unseen() {
     use crate::record::Malformed::*;
     let check = |at: u64, what: What| {
-        let (_, mut disk) = durable_log(3);
-        *disk.byte(2 * 4096 + at) ^= 1;
-        let damage = disk.recover_zeroed().err().expect("no crash leaves this");
-        assert_eq!((damage.lsn, damage.what), (2 * 4096, what));
-        assert_eq!(damage.proof, Some(Proof::Sectors));
-        assert!(damage.to_string().contains("has changed since"), "{damage}");
+        for blank in blanks() {
+            let (_, mut disk) = durable_log_on(blank, 3);
+            *disk.byte(2 * 4096 + at) ^= 1;
+            let damage = disk.recover().err().expect("no crash leaves this");
+            assert_eq!((damage.lsn, damage.what), (2 * 4096, what));
+            assert_eq!(damage.proof, Some(Proof::Sectors));
+            assert!(damage.to_string().contains("has changed since"), "{damage}");
+        }
     };
     check(100, What::Record(Checksum));
     check(600, What::Record(Checksum));
@@ -248,29 +117,38 @@ fn the_end_of_a_zeroed_log_does_not_rot_unseen() {
     check(12, What::NoCommit);
 }
 
-/// Unless it leaves nothing but zeroes, which is what a crash leaves, too.
+/// Nor where a sector has become nothing but zeroes, unless that is what a crash
+/// leaves, too.
 #[test]
-fn a_sector_that_has_become_zeroes_looks_torn() {
-    let (_, mut disk) = durable_log(3);
-    (0..SECTOR as u64).for_each(|at| *disk.byte(2 * 4096 + 512 + at) = 0);
-    assert_eq!(disk.recover_zeroed().unwrap().torn.unwrap().lsn, 2 * 4096);
+fn a_sector_that_has_become_zeroes_looks_torn_among_zeroes_only() {
+    for sector in [0, 1] {
+        let recovered = |blank| {
+            let (_, mut disk) = durable_log_on(blank, 3);
+            let from = 2 * 4096 + sector * SECTOR as u64;
+            (from..from + SECTOR as u64).for_each(|at| *disk.byte(at) = 0);
+            disk.recover().map(|found| found.torn.map(|torn| torn.lsn))
+        };
+        let [zeroes, pattern] = blanks().map(recovered);
+        assert_eq!(zeroes, Ok(Some(2 * 4096)));
+        assert_eq!(pattern.unwrap_err().proof, Some(Proof::Sectors));
+    }
 }
 
 /// Zeroes in a body are no sign of a torn write, and a sector that was to be zero
 /// need not have arrived.
 #[test]
 fn sectors_of_a_body_may_be_zero() {
-    let (mut log, mut disk) = durable_log(1);
+    let (mut log, mut disk) = durable_log_on(Blank::Zeroes, 1);
     let (write, bytes) = commit(&mut log, 0, 3000);
     let zero = |n: &usize| bytes[n * SECTOR..][..SECTOR].iter().all(|byte| *byte == 0);
     let zeroes: Vec<usize> = (0..8).filter(zero).collect();
     assert!(zeroes.len() > 4, "{zeroes:?}");
     disk.write(write, &bytes, |n| !zeroes.contains(&n));
-    assert_eq!(disk.recover_zeroed().unwrap().records.len(), 2);
+    assert_eq!(disk.recover().unwrap().records.len(), 2);
     *disk.byte(write.lsn + 100) ^= 1;
-    assert_eq!(disk.recover_zeroed().err().unwrap().proof, Some(Proof::Sectors));
+    assert_eq!(disk.recover().err().unwrap().proof, Some(Proof::Sectors));
     disk.write(write, &vec![0; BLOCK], |n| n == 0);
-    assert_eq!(disk.recover_zeroed().unwrap().records.len(), 1);
+    assert_eq!(disk.recover().unwrap().records.len(), 1);
 }
 
 #[test]
@@ -506,17 +384,17 @@ proptest! {
     /// However the writes in flight tear: everything durable is there, in
     /// order, nothing that was never appended appears, and life goes on.
     #[test]
-    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5), zeroes: bool) {
-        let mut disk = Disk::default();
+    fn no_crash_loses_or_invents(lives in prop::collection::vec(life(), 1..5), blank in 0..3) {
+        let blank = [Blank::Unknown, Blank::Zeroes, Blank::of_log(SALT)][blank as usize];
+        let mut disk = Disk::on(blank);
         let mut history: Vec<(Appended, String)> = Vec::new();
         let mut start = LogStart::fresh(SALT);
         let mut checkpoints = Vec::new();
         for life in &lives {
             let durable = live(life, start, &mut disk, &mut history, &mut checkpoints)?;
             let recover = |disk: &Disk| {
-                let found = if zeroes { disk.recover_zeroed() } else { disk.recover() };
                 let crash = |damage| TestCaseError::fail(format!("a crash is not damage: {damage}"));
-                found.map_err(crash)
+                disk.recover().map_err(crash)
             };
             let recovered = recover(&disk)?;
             let kept = recovered.records.len();
@@ -531,7 +409,7 @@ proptest! {
                 prop_assert_eq!(torn.lsn, recovered.start.lsn);
             }
             for &(from, end) in &checkpoints {
-                let resumed = disk.resume_in(from, end, zeroes).map_err(|damage| {
+                let resumed = disk.resume(from, end).map_err(|damage| {
                     TestCaseError::fail(format!("from {} on: {damage}", from.lsn))
                 })?;
                 let first = history.partition_point(|(at, _)| at.lsn < from.lsn);
@@ -541,35 +419,35 @@ proptest! {
             }
             history.truncate(kept);
             start = recovered.start;
-            // A crash while it is zeroed changes nothing.
-            if zeroes {
+            // A crash while it is blanked changes nothing.
+            if blank != Blank::Unknown {
                 // A repair finds the same.
-                prop_assert_eq!(disk.salvage_zeroed(), (kept, vec![], start));
+                prop_assert_eq!(disk.salvage(), (kept, vec![], start));
                 let bits = life.sectors[0];
-                disk.zero_behind(start.lsn, |n| bits >> (n % 64) & 1 == 1);
+                disk.blank_behind(start.lsn, |n| bits >> (n % 64) & 1 == 1);
                 let again = recover(&disk)?;
                 prop_assert_eq!((again.start, again.records.len()), (start, kept));
-                disk.zero_behind(start.lsn, |_| true);
+                disk.blank_behind(start.lsn, |_| true);
                 prop_assert_eq!(recover(&disk)?.torn, None);
             }
         }
     }
 
-    /// In a zeroed log nothing that was written as a whole rots unseen, whether or not
-    /// anything vouches for it, and however what was behind it was torn.
+    /// Nothing that was written as a whole rots unseen, whether or not anything vouches
+    /// for it, and however what was behind it was torn.
     #[test]
-    fn a_flipped_bit_in_a_zeroed_log_is_damage(
-        block in 0u64..20, byte in 0u64..600, bit in 0u8..8, torn: u8,
+    fn a_flipped_bit_is_damage_whatever_vouches_for_it(
+        block in 0u64..20, byte in 0u64..600, bit in 0u8..8, torn: u8, is_pattern: bool,
     ) {
-        let (mut log, mut disk) = durable_log(20);
+        let (mut log, mut disk) = durable_log_on(blanks()[usize::from(is_pattern)], 20);
         let (write, bytes) = commit(&mut log, 9, 3000);
         disk.write(write, &bytes, |n| torn >> n & 1 == 1);
         let lsn = block * 4096 + byte;
         *disk.byte(lsn) ^= 1 << bit;
         let first = lsn / 512 * 512;
         let is_left = (first..first + 512).any(|at| *disk.byte(at) != 0);
-        let damage = disk.recover_zeroed().err().map(|damage| damage.lsn);
-        prop_assert_eq!(damage, is_left.then_some(block * 4096));
+        let damage = disk.recover().err().map(|damage| damage.lsn);
+        prop_assert_eq!(damage, (is_left || is_pattern).then_some(block * 4096));
     }
 
     /// One flipped bit anywhere: named as damage, or cut at the end and said

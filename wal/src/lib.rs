@@ -59,12 +59,15 @@ pub const BLOCK: usize = 4096;
 /// new files are written with. 2 brought records that move and drop messages,
 /// snapshots, segments that are gone, and generations; 3 messages that are set
 /// aside because they cannot be read; 4 says that what was never written is zero,
-/// and counts the zeroes of a commit.
-pub const FORMAT: u32 = 4;
+/// and counts the zeroes of a commit; 5 that it is a pattern.
+pub const FORMAT: u32 = 5;
 
-/// From this format on a torn write is told by the zeroes that it leaves, see
-/// [`sector`].
+/// From this format on a torn write is told by what it leaves, which are zeroes,
+/// see [`sector`].
 pub const FORMAT_ZEROED: u32 = 4;
+
+/// From this format on it is told by a pattern.
+pub const FORMAT_PATTERN: u32 = 5;
 
 /// The oldest format that is still read. A file once written stays readable.
 pub const FORMAT_OLDEST: u32 = 1;

@@ -235,6 +235,23 @@ mod tests {
         let expected = "\
             # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
             # do not edit it, and keep it in every backup.\n\
+            format = 5\n\
+            shards = 2\n\
+            segment_bytes = 67108864\n\
+            generation = 3\n\
+            seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
+            salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
+            checksum = \"7ce1a01b\"\n";
+        assert_eq!(manifest().encode(), expected);
+        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+    }
+
+    /// The texts of those in between.
+    #[test]
+    fn golden_text_of_format_4() {
+        let written = "\
+            # Written by iris-shard. Without this file the logs beside it cannot be read:\n\
+            # do not edit it, and keep it in every backup.\n\
             format = 4\n\
             shards = 2\n\
             segment_bytes = 67108864\n\
@@ -242,11 +259,11 @@ mod tests {
             seed = [\"0000000000000001\", \"ffffffffffffffff\"]\n\
             salts = [\"0123456789abcdef\", \"0000000000000007\"]\n\
             checksum = \"f807025e\"\n";
-        assert_eq!(manifest().encode(), expected);
-        assert_eq!(Manifest::decode(expected).unwrap(), manifest());
+        let manifest = Manifest { format: 4, ..manifest() };
+        assert_eq!(Manifest::decode(written).unwrap(), manifest);
+        assert_eq!(manifest.encode(), written);
     }
 
-    /// The texts of those in between.
     #[test]
     fn golden_text_of_format_3() {
         let written = "\
@@ -306,10 +323,10 @@ mod tests {
             let said = Manifest::decode(&text).unwrap_err().to_string();
             assert!(said.contains(word), "{said}");
         };
-        check("format = 4", "format = 5", "its format is damaged");
-        check("format = 4\n", "", "which format");
-        check("format = 4", "format = -1", "its format is damaged");
-        check("format = 4", "format = 1", "generation");
+        check("format = 5", "format = 6", "its format is damaged");
+        check("format = 5\n", "", "which format");
+        check("format = 5", "format = -1", "its format is damaged");
+        check("format = 5", "format = 1", "generation");
         check("generation = 3\n", "", "generation");
         check("generation = 3", "generation = 4", "checksum");
         check("shards = 2", "shards = 3", "checksum");

@@ -6,20 +6,21 @@
 //! may have been, and must stop the boot. The difference is in the commits
 //! further on: each says how far the log was durable when it was sealed. If one
 //! of them says "beyond this place", what stood here had been confirmed. And
-//! where the log was [zeroed](crate::sector), a write that was torn has lost a
-//! sector, and zeroes stand there; what has lost none is damage as well.
+//! a write that was torn has lost a sector, so that what stood there before shows,
+//! a [pattern](crate::sector); what has lost none is damage as well.
 //!
-//! What it cannot see: last commits, which no later commit vouches for, whose
-//! sectors have become zeroes as a whole look like a torn tail. That is reported
-//! as such, never silently. A log that came to rest or was closed ends with a
-//! commit that holds nothing else.
+//! What it cannot see: last commits, which no later commit vouches for, of which a
+//! sector never reached the disk although that said so look like a torn tail. That
+//! is reported as such, never silently. A log that came to rest or was closed ends
+//! with a commit that holds nothing else.
 
 use std::fmt;
 
 use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::{LogOptions, LogStart};
 use crate::record::{self, Header, Malformed, Record};
-use crate::{BLOCK, BLOCK_LSN, Lsn, sector, segment};
+use crate::sector::Blank;
+use crate::{BLOCK, BLOCK_LSN, Lsn, segment};
 
 /// Receives each record in log order: its lsn, its length in bytes, itself.
 pub type Sink<'a> = &'a mut dyn FnMut(Lsn, u32, Record<'_>);
@@ -92,7 +93,7 @@ pub enum Proof {
 /// What is wrong at a position of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// No commit begins here: zeroes, or the files end.
+    /// No commit begins here: nothing was written, or the files end.
     NoCommit,
     /// The commit's first record is not valid.
     Commit(Malformed),
@@ -139,8 +140,8 @@ impl fmt::Display for Damage {
                 "; the snapshot shows that the log had been acknowledged up to position {lsn}"
             ),
             Some(Proof::Sectors) => f.write_str(
-                "; it was written and has changed since: a write that a crash has torn lacks sectors, \
-                 and zeroes stand in their place",
+                "; it was written and has changed since: a write that a crash has torn lacks whole \
+                 sectors, and this one has them all",
             ),
         }
     }
@@ -153,7 +154,7 @@ impl std::error::Error for Damage {}
 pub struct Torn {
     /// Where it was cut; the next commit is written here.
     pub lsn: Lsn,
-    /// How many bytes other than zero stood from there on. Leftovers of earlier
+    /// How many bytes stood from there on that are not blank. Leftovers of earlier
     /// cuts, which the log never grew over, count again.
     pub bytes: u64,
 }
@@ -178,9 +179,9 @@ pub struct Scanner {
     broken: Option<What>,
     /// No torn write can have left what stands there.
     is_rotten: bool,
-    /// What was never written is zero in the segments that come.
-    is_zeroed: bool,
-    /// Bytes other than zero from `lsn` on.
+    /// What stands in the segments that come where nothing was written.
+    blank: Blank,
+    /// Bytes that are not blank from `lsn` on.
     cut_bytes: u64,
     #[cfg(any(test, feature = "planted"))]
     chain_ignored: bool,
@@ -206,7 +207,7 @@ impl Scanner {
             vouched: 0,
             broken: None,
             is_rotten: false,
-            is_zeroed: false,
+            blank: Blank::Unknown,
             cut_bytes: 0,
             #[cfg(any(test, feature = "planted"))]
             chain_ignored: false,
@@ -236,10 +237,10 @@ impl Scanner {
         }
     }
 
-    /// Whether the segments that come were [zeroed](crate::sector), as those of
-    /// [`FORMAT_ZEROED`](crate::FORMAT_ZEROED) are. Unless it is said they were not.
-    pub fn zeroed(&mut self, is_zeroed: bool) {
-        self.is_zeroed = is_zeroed;
+    /// What stands in the segments that come where nothing was written, see
+    /// [`segment::blank`]. Unless it is said that is not known.
+    pub fn blank(&mut self, blank: Blank) {
+        self.blank = blank;
     }
 
     /// Plants a bug for the simulator's own test: stale commits pass.
@@ -277,7 +278,7 @@ impl Scanner {
                     self.lsn += Lsn::from(commit.commit_bytes);
                 }
                 Err(what) => {
-                    self.is_rotten = self.is_zeroed && !self.may_be_torn(rest);
+                    self.is_rotten = !self.may_be_torn(rest);
                     self.broken = Some(what);
                 }
             }
@@ -371,9 +372,9 @@ impl Scanner {
                 let is_within = commit.commit_bytes as usize <= bytes.len();
                 !is_within
                     || !self.is_next(&header, &commit)
-                    || sector::may_be_torn(bytes, Some(&commit))
+                    || self.blank.may_be_torn(bytes, Some(&commit))
             }
-            Err(_) => sector::may_be_torn(bytes, None),
+            Err(_) => self.blank.may_be_torn(bytes, None),
         }
     }
 
@@ -405,12 +406,11 @@ impl Scanner {
     /// Looks at every block from `lsn` on for a commit that proves that the
     /// place where the chain broke had been acknowledged.
     fn look_ahead(&mut self, lsn: Lsn, bytes: &[u8], what: What) -> Result<(), Damage> {
-        const ZEROES: [u8; BLOCK] = [0; BLOCK];
         for (block, at) in bytes.chunks(BLOCK).zip((lsn..).step_by(BLOCK)) {
-            if *block == ZEROES[..block.len()] {
+            if self.blank.is(block) {
                 continue;
             }
-            self.cut_bytes += block.iter().filter(|byte| **byte != 0).count() as u64;
+            self.cut_bytes += self.blank.others(block);
             match Commit::read(block, self.salt, at) {
                 Ok((_, commit)) if commit.lsn_durable > self.lsn => {
                     return Err(self.damage_at(self.lsn, what, Some(Proof::Commit(at))));

@@ -12,8 +12,8 @@
 //! Below that place everything had been written and whatever is not valid is
 //! lost; from there on the first thing that does not follow is the torn tail.
 //!
-//! Unless no torn write can have left it, in a log that was
-//! [zeroed](crate::sector): then it was written as a whole, what is valid in it is
+//! Unless no torn write can have left it, by what stands in its
+//! [sectors](crate::sector): then it was written as a whole, what is valid in it is
 //! kept, and the log goes on behind.
 //!
 //! And unless it cannot be read: a *hole* is what the disk refuses, or what was cut
@@ -31,6 +31,7 @@ use crate::commit::{COMMIT_BYTES, Commit};
 use crate::log::LogStart;
 use crate::record::{self, HEADER_BYTES, Header, KIND_COMMIT, Record};
 use crate::recover::Restore;
+use crate::sector::Blank;
 use crate::{BLOCK, BLOCK_LSN, Lsn, sector, segment};
 
 /// The shortest record of a message, bytes: no more messages than its bytes
@@ -110,8 +111,8 @@ pub struct Salvage {
     is_chained: bool,
     /// The end of the log was found.
     is_over: bool,
-    /// What was never written is zero in the segments that come.
-    is_zeroed: bool,
+    /// What stands in the segments that come where nothing was written.
+    blank: Blank,
 }
 
 /// Where the pieces go.
@@ -130,13 +131,13 @@ impl Salvage {
             next: start,
             is_chained: is_exact,
             is_over: false,
-            is_zeroed: false,
+            blank: Blank::Unknown,
         }
     }
 
-    /// As [`Scanner::zeroed`](crate::Scanner::zeroed).
-    pub fn zeroed(&mut self, is_zeroed: bool) {
-        self.is_zeroed = is_zeroed;
+    /// As [`Scanner::blank`](crate::Scanner::blank).
+    pub fn blank(&mut self, blank: Blank) {
+        self.blank = blank;
     }
 
     /// Reads the next segment: its log part, with anything in its holes, which
@@ -149,7 +150,7 @@ impl Salvage {
         let end = base + self.segment_bytes;
         assert!((base..end).contains(&self.next.lsn) || self.is_over, "segments come in order");
         // Commits that began in a hole may reach as far as anything stands.
-        let is_used = |block: &[u8]| !sector::is_zero(block);
+        let is_used = |block: &[u8]| !self.is_empty(block);
         let blocks = if holes.is_empty() { &[] } else { bytes };
         let used = blocks.chunks(BLOCK).rposition(is_used).map_or(0, |at| at as Lsn + 1);
         let used_to = base + used * BLOCK_LSN;
@@ -160,7 +161,11 @@ impl Salvage {
             } else if self.next.lsn < self.durable {
                 let across = hole(holes, &(self.durable..self.durable + 1));
                 let to = across.map_or(self.durable, |hole| hole.end.max(used_to));
-                self.resync(rest, end.min(to), false, sink);
+                // A snapshot may vouch for half a commit, and what is damaged be its head.
+                let is_read = |to: &Lsn| hole(holes, &(self.next.lsn..*to)).is_none();
+                let whole = self.rotten_to(rest, end).filter(is_read);
+                let to = whole.map_or(to, |whole| whole.max(to));
+                self.resync(rest, end.min(to), whole.is_some(), sink);
             } else if let Some(hole) = hole(holes, &self.head()) {
                 self.resync(rest, hole.end.max(used_to), false, sink);
             } else if let Some(to) = self.rotten_to(rest, end) {
@@ -186,7 +191,7 @@ impl Salvage {
     fn rotten_to(&self, bytes: &[u8], end: Lsn) -> Option<Lsn> {
         let is_commit = |block: &[u8], at| Commit::read(block, self.next.salt, at).ok();
         let is_sound = is_commit(bytes, self.next.lsn).is_some();
-        if !self.is_zeroed || is_sound || sector::may_be_torn(bytes, None) {
+        if is_sound || self.blank.may_be_torn(bytes, None) {
             return None;
         }
         let mut blocks = bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
@@ -216,7 +221,7 @@ impl Salvage {
                 continue;
             }
             let is_next = || {
-                sector::may_be_torn(&bytes[at..], None)
+                self.blank.may_be_torn(&bytes[at..], None)
                     || Commit::read(&bytes[at..], self.next.salt, lsn).is_ok()
             };
             if lsn.is_multiple_of(BLOCK_LSN) && is_next() {
@@ -230,7 +235,7 @@ impl Salvage {
     /// The hole that may hide what would say that something which stands here and
     /// does not follow is damaged, and no torn tail.
     fn hole_behind<'a>(&self, holes: &'a [Range<Lsn>], bytes: &[u8]) -> Option<&'a Range<Lsn>> {
-        let stands = bytes.iter().take(BLOCK).any(|byte| *byte != 0);
+        let stands = !self.blank.is(&bytes[..BLOCK.min(bytes.len())]);
         hole(holes, &(self.next.lsn..Lsn::MAX)).filter(|_| stands)
     }
 
@@ -276,7 +281,7 @@ impl Salvage {
         let is_good = || {
             hole(holes, &place).is_some()
                 || self.is_whole(&bytes[..commit.record_bytes as usize], header.crc)
-                || self.is_zeroed && !sector::may_be_torn(bytes, Some(&commit))
+                || !self.blank.may_be_torn(bytes, Some(&commit))
         };
         (follows && is_new && is_good()).then_some(commit)
     }
@@ -326,8 +331,8 @@ impl Salvage {
         let claimed = at + Header::read(&bytes[at..]).map_or(0, |header| header.len as usize);
         let next = self.next_record(bytes, at + 1, began);
         // Its length may be what is damaged, and lead past records that are not. Or it is right, and
-        // where a write was lost something stale shows from under it, unless only zeroes can.
-        let is_stale = !self.is_zeroed
+        // where a write was lost something stale shows from under it, if that can be.
+        let is_stale = self.blank == Blank::Unknown
             && next < claimed
             && self.goes_on(bytes, claimed, began)
             && !self.leads(bytes, next, claimed, began);
@@ -413,7 +418,7 @@ impl Salvage {
             {
                 break;
             }
-            if is_block && sector::is_zero(block) {
+            if is_block && self.is_empty(block) {
                 at += block.len();
                 continue;
             }
@@ -426,6 +431,12 @@ impl Salvage {
             }
         }
         (singles, at)
+    }
+
+    /// Whether no record can begin in a block: nothing was written there, or nothing
+    /// can be read.
+    fn is_empty(&self, block: &[u8]) -> bool {
+        self.blank.is(block) || sector::is_zero(block)
     }
 
     /// The record at the front of `bytes`, when it is valid by itself.
@@ -553,14 +564,14 @@ mod tests {
         holes: &[Range<Lsn>],
         vouched: Lsn,
     ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
-        salvaged_from(bytes, holes, vouched, false)
+        salvaged_from(bytes, holes, vouched, Blank::Unknown)
     }
 
     fn salvaged_from(
         bytes: &[u8],
         holes: &[Range<Lsn>],
         vouched: Lsn,
-        is_zeroed: bool,
+        blank: Blank,
     ) -> (Vec<Place>, Vec<(Lsn, Lsn)>, LogStart) {
         let mut survey = Survey::new(SALT, vouched);
         let segments = || bytes.chunks(OPTIONS.segment_bytes as usize).zip(0..);
@@ -568,7 +579,7 @@ mod tests {
         segments().for_each(|(segment, index)| survey.segment(base(index), segment));
         let start = LogStart::fresh(SALT);
         let mut salvage = Salvage::new(start, true, OPTIONS.segment_bytes, &survey);
-        salvage.zeroed(is_zeroed);
+        salvage.blank(blank);
         let (mut records, mut lost) = (Vec::new(), Vec::new());
         let there = segments().last().map_or(0, |(_, index)| index + 1);
         for index in 0..fresh_segment(&survey, 0, OPTIONS.segment_bytes).max(there) {
@@ -586,6 +597,16 @@ mod tests {
             salvage.segment(base(index), segment.unwrap_or_default(), &holes, &mut sink);
         }
         (records, lost, salvage.end())
+    }
+
+    /// What segments are filled with that are judged by it.
+    const BLANKS: fn() -> [Blank; 2] = || [Blank::Zeroes, Blank::of_log(SALT)];
+
+    /// As long as that many bytes, blank behind what was written.
+    fn pad(bytes: &mut Vec<u8>, len: usize, blank: Blank) {
+        let end = bytes.len();
+        bytes.resize(len, 0);
+        blank.fill(&mut bytes[end..]);
     }
 
     fn records(groups: &[Vec<Owned>]) -> Vec<Vec<Record<'_>>> {
@@ -634,16 +655,19 @@ mod tests {
             check_found(&places, (&records, &lost), is_hit)?;
         }
 
-        /// In a zeroed log it makes no difference whether anything vouches for what was
-        /// written as a whole.
+        /// It makes no difference whether anything vouches for what was written as a
+        /// whole, where a torn write is told by what it leaves.
         #[test]
-        fn nothing_outside_the_damage_of_a_zeroed_log_is_lost(
+        fn nothing_outside_the_damage_is_lost_whatever_vouches_for_it(
             groups in groups(),
             flips in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
             vouched in any::<prop::sample::Index>(),
             in_flight in 1..=2_usize,
             zeroes in prop::collection::vec((any::<prop::sample::Index>(), 0..7000_usize), 0..3),
+            wiped in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+            is_pattern: bool,
         ) {
+            let blank = BLANKS()[usize::from(is_pattern)];
             let (body, has_zeroes) = (vec![0; 7000], !zeroes.is_empty());
             let mut records = records(&groups);
             for (at, len) in zeroes {
@@ -653,7 +677,7 @@ mod tests {
             }
             let (mut bytes, places) = written_with(&records, in_flight);
             let end = bytes.len();
-            bytes.resize(end.next_multiple_of(OPTIONS.segment_bytes as usize), 0);
+            pad(&mut bytes, end.next_multiple_of(OPTIONS.segment_bytes as usize), blank);
             let zeroes = |bytes: &[u8]| -> Vec<bool> {
                 bytes.chunks(SECTOR).map(sector::is_zero).collect()
             };
@@ -662,14 +686,20 @@ mod tests {
             let flips: Vec<usize> = flips.iter().map(|at| at.index(end)).collect();
             let mut flips: Vec<usize> = flips.into_iter().filter(|at| bytes[*at] != 0).collect();
             // Beside a head that rots, a record that does may hide more where it holds zeroes.
-            flips.truncate(if has_zeroes { 1 } else { flips.len() });
+            flips.truncate(if has_zeroes && !is_pattern { 1 } else { flips.len() });
             flips.iter().for_each(|at| bytes[*at] ^= 0x10);
-            prop_assume!(zeroes(&bytes) == before);
+            prop_assume!(is_pattern || zeroes(&bytes) == before);
+            // Nor does a sector that is nothing but zeroes look lost beside a pattern.
+            let wiped = wiped.iter().filter(|_| is_pattern);
+            for at in wiped.map(|at| at.index(end / SECTOR) * SECTOR) {
+                flips.extend((at..at + SECTOR).filter(|at| bytes[*at] != 0));
+                bytes[at..at + SECTOR].fill(0);
+            }
             let is_hit = |(lsn, len): &Place| {
                 flips.iter().any(|at| (*lsn..*lsn + Lsn::from(*len)).contains(&(*at as Lsn)))
             };
             let vouched = vouched.index(end / BLOCK + 1) as Lsn * BLOCK_LSN;
-            let (records, lost, went_on) = salvaged_from(&bytes, &[], vouched, true);
+            let (records, lost, went_on) = salvaged_from(&bytes, &[], vouched, blank);
             check_found(&places, (&records, &lost), is_hit)?;
             prop_assert_eq!(went_on.lsn, end as Lsn);
         }
@@ -683,6 +713,7 @@ mod tests {
             cut in any::<Option<prop::sample::Index>>(),
             vouched in any::<prop::sample::Index>(),
             in_flight in 1..=2_usize,
+            blank in prop::sample::select(vec![Blank::Unknown, Blank::Zeroes, Blank::of_log(SALT)]),
         ) {
             let (mut bytes, places) = written_with(&records(&groups), in_flight);
             let end = bytes.len() as Lsn;
@@ -692,7 +723,8 @@ mod tests {
             let commits: Vec<Lsn> = (0..end).step_by(BLOCK).filter(begins).collect();
             let segment_bytes = OPTIONS.segment_bytes as usize;
             // And a segment that was made ahead.
-            bytes.resize(bytes.len().next_multiple_of(segment_bytes) + segment_bytes, 0);
+            let len = bytes.len().next_multiple_of(segment_bytes) + segment_bytes;
+            pad(&mut bytes, len, blank);
             let blocks = bytes.len() / BLOCK;
             let of_blocks = |(at, count): &(prop::sample::Index, u64)| {
                 let at = at.index(blocks) as Lsn;
@@ -711,7 +743,7 @@ mod tests {
                 hole(&holes, &(*lsn..*lsn + Lsn::from(*len))).is_some()
             };
             let vouched = vouched.index(end as usize / BLOCK + 1) as Lsn * BLOCK_LSN;
-            let (records, lost, went_on) = salvaged_around(&bytes, &holes, vouched);
+            let (records, lost, went_on) = salvaged_from(&bytes, &holes, vouched, blank);
             // Where nothing says so nobody can tell whether what has neither its own
             // commit nor leads to the next was ever confirmed.
             let can_be_read = |commit: &Lsn| {
@@ -774,13 +806,13 @@ mod tests {
 
     /// Nor where it leads to one, past more that is damaged.
     #[test]
-    fn a_damaged_length_that_fits_hides_no_record_of_a_zeroed_log() {
+    fn a_damaged_length_that_fits_hides_no_record_where_nothing_is_stale() {
         let body = [7; 40];
         let (mut bytes, places) = written(&[vec![Record::Message(message(&body)); 5]]);
         let (from, len) = (places[0].0 as usize, u64::from(places[0].1));
         bytes[from..][..4].copy_from_slice(&(3 * len as u32).to_le_bytes());
         bytes[places[2].0 as usize + 30] ^= 1;
-        let (records, lost, _) = salvaged_from(&bytes, &[], bytes.len() as Lsn, true);
+        let (records, lost, _) = salvaged_from(&bytes, &[], bytes.len() as Lsn, Blank::Zeroes);
         assert_eq!(records, [places[1], places[3], places[4]]);
         assert_eq!(lost.len(), 2);
     }
@@ -815,27 +847,50 @@ mod tests {
         assert_eq!((records.len(), lost.len()), (2, 1));
     }
 
-    /// But where torn ends are zeroed this is none.
+    /// But where a torn write leaves a blank this is none.
     #[test]
     fn what_no_torn_write_leaves_is_damage() {
         let one = || vec![Record::Message(message(b"body"))];
         let (bytes, places) = written(&[one(), one(), one()]);
         let last = bytes.len() - BLOCK;
         // In its only record, and in what says that a commit begins there.
-        for at in [60, 20] {
+        for (at, blank) in [60, 20].into_iter().flat_map(|at| BLANKS().map(|blank| (at, blank))) {
             let mut bytes = bytes.clone();
             bytes[last + at] ^= 1;
-            let (records, lost, end) = salvaged_from(&bytes, &[], 0, true);
+            let (records, lost, end) = salvaged_from(&bytes, &[], 0, blank);
             let expected = if at == 60 { &places[..2] } else { &places[..] };
             assert_eq!(&records[..], expected);
             assert!(!lost.is_empty() && lost[0].0 >= last as Lsn);
             assert_eq!(end.lsn, bytes.len() as Lsn);
         }
-        let mut torn = bytes;
-        torn[last..last + SECTOR].fill(0);
-        torn[last + SECTOR] = 1;
-        let (records, lost, end) = salvaged_from(&torn, &[], 0, true);
-        assert_eq!((&records[..], lost, end.lsn), (&places[..2], vec![], last as Lsn));
+        for blank in BLANKS() {
+            let mut torn = bytes.clone();
+            blank.fill(&mut torn[last..last + SECTOR]);
+            torn[last + SECTOR] = 1;
+            let (records, lost, end) = salvaged_from(&torn, &[], 0, blank);
+            assert_eq!((&records[..], lost, end.lsn), (&places[..2], vec![], last as Lsn));
+        }
+    }
+
+    /// What a snapshot vouches for may end in the middle of a record.
+    #[test]
+    fn a_damaged_head_hides_no_record_that_is_vouched_for_by_half() {
+        let big = [7; 1700];
+        let group = || vec![Record::Message(message(&big)); 4];
+        let (bytes, places) = written(&[group(), group()]);
+        let is_across = |(lsn, len): &Place| *lsn < BLOCK_LSN && lsn + u64::from(*len) > BLOCK_LSN;
+        assert!(places.iter().any(is_across), "{places:?}");
+        for blank in BLANKS() {
+            for cut in [2 * BLOCK, bytes.len()] {
+                let mut bytes = bytes[..cut].to_vec();
+                pad(&mut bytes, OPTIONS.segment_bytes as usize, blank);
+                bytes[20] ^= 1;
+                let (records, lost, end) = salvaged_from(&bytes, &[], BLOCK_LSN, blank);
+                assert_eq!(records, places[..cut / BLOCK * 2]);
+                assert_eq!(lost[0], (0, places[0].0));
+                assert_eq!(end.lsn, cut as Lsn);
+            }
+        }
     }
 
     /// What the segments before it knew to be durable says nothing of its rest.

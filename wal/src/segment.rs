@@ -11,7 +11,8 @@ use std::fmt;
 use wire::id::ShardId;
 
 use crate::record::{Put, Take};
-use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, FORMAT_ZEROED, Lsn};
+use crate::sector::Blank;
+use crate::{BLOCK, BLOCK_LSN, FORMAT, FORMAT_OLDEST, FORMAT_PATTERN, FORMAT_ZEROED, Lsn};
 
 const MAGIC: [u8; 8] = *b"irisWAL\n";
 /// What the header's checksum covers.
@@ -148,10 +149,14 @@ impl SegmentHeader {
     }
 }
 
-/// Whether a file that begins with these bytes was [zeroed](crate::sector): it is a
-/// segment, of a format in which all of them are.
-pub fn is_zeroed(block: &[u8]) -> bool {
-    decode(block).is_ok_and(|(format, _)| format >= FORMAT_ZEROED)
+/// What stands where nothing was written yet in a file that begins with these
+/// bytes.
+pub fn blank(block: &[u8]) -> Blank {
+    match decode(block) {
+        Ok((FORMAT_PATTERN.., header)) => Blank::of_log(header.log_id),
+        Ok((FORMAT_ZEROED.., _)) => Blank::Zeroes,
+        _ => Blank::Unknown,
+    }
 }
 
 /// The format and the rest.
@@ -200,15 +205,16 @@ mod tests {
         let hex: String = block[..44].iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
             hex,
-            "6972697357414c0a0400000003000000bbaa00000000000000001000000000000000100000000000\
-             ba4db5ed"
+            "6972697357414c0a0500000003000000bbaa00000000000000001000000000000000100000000000\
+             719d13d0"
         );
         assert!(block[44..].iter().all(|byte| *byte == 0));
     }
 
     #[test]
     fn golden_headers_of_older_formats() {
-        for (format, checksum) in [("01", "5dde8826"), ("02", "00af6360"), ("03", "cb7fc55d")] {
+        let all = [("01", "5dde8826"), ("02", "00af6360"), ("03", "cb7fc55d"), ("04", "ba4db5ed")];
+        for (format, checksum) in all {
             let hex = format!(
                 "6972697357414c0a{format}00000003000000bbaa0000000000000000100000000000000010\
                  0000000000{checksum}"
@@ -216,9 +222,11 @@ mod tests {
             let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
             let block: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
             assert_eq!(MINE.expect(&block), Ok(()));
-            assert!(!is_zeroed(&block));
+            let expected = if format == "04" { Blank::Zeroes } else { Blank::Unknown };
+            assert_eq!(blank(&block), expected);
         }
-        assert!(is_zeroed(&MINE.encode()) && !is_zeroed(&[0; BLOCK]));
+        assert_eq!(blank(&MINE.encode()), Blank::of_log(MINE.log_id));
+        assert_eq!(blank(&[0; BLOCK]), Blank::Unknown);
     }
 
     #[test]
@@ -243,10 +251,10 @@ mod tests {
             assert_eq!(MINE.expect(&block), Err(HeaderError::Checksum));
         }
         let mut block = MINE.encode();
-        block[8] = 5;
+        block[8] = 6;
         seal(&mut block);
-        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(5)));
-        assert!(!is_zeroed(&block));
+        assert_eq!(MINE.expect(&block), Err(HeaderError::OtherFormat(6)));
+        assert_eq!(blank(&block), Blank::Unknown);
         assert_eq!(MINE.expect(&[0; BLOCK]), Err(HeaderError::NotASegment));
         for len in 0..44 {
             assert!(MINE.expect(&MINE.encode()[..len]).is_err());

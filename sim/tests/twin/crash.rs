@@ -4,8 +4,10 @@
 
 use std::fs;
 
+use sim::Disk;
 use wal::disk::{DataDir, DataDirError, Nowhere, OpenOptions};
 use wal::recover::Scanner;
+use wal::sector::Blank;
 use wal::{Log, LogStart, Lsn, Write};
 
 use super::{COMMIT_BYTES_MAX, Place, Real, SEGMENT_BYTES, Twin, message, options};
@@ -113,13 +115,16 @@ impl Twin {
         let open = OpenOptions { shards: None, default_shards: 1, segment_bytes: SEGMENT_BYTES };
         let data = self.open(open);
         let (shard, salt) = (data.shard(0), data.manifest().salts[0]);
+        if !self.sim.has_place_for(1) {
+            self.sim = Disk::new(SEGMENT_BYTES, Blank::of_log(salt));
+        }
         let recovered = shard.recover(&mut Nowhere, &mut |_| {}).unwrap();
         let (start, cut) = self.read_back(salt);
         assert_eq!((recovered.start, recovered.torn.map(|torn| torn.bytes)), (start, cut));
         let newest = recovered.snapshot.map(|it| it.start.lsn);
         assert_eq!(newest, self.sim.snapshots.last().map(|it| it.start));
         self.sim.recovered(start.lsn);
-        self.sim.zero_behind(start.lsn);
+        self.sim.blank_behind(start.lsn);
         self.log = Log::new(options(), start);
         // Otherwise its segment is there: a whole one is ahead of every append.
         let needs_segment = !self.sim.has_place_for(start.lsn + 1);
@@ -147,7 +152,7 @@ impl Twin {
         let newest = self.sim.snapshots.last().map(|it| self.starts[&it.start]);
         let (from, vouched) = newest.unwrap_or((LogStart::fresh(salt), 0));
         let mut scanner = Scanner::resume(from, vouched, options());
-        scanner.zeroed(true);
+        scanner.blank(Blank::of_log(salt));
         for (index, base, bytes) in self.sim.segments(from.lsn) {
             assert!(!self.sim.lacks(index), "segment {index} is needed");
             scanner.segment(base, bytes, &mut |_, _, _| {}).unwrap();

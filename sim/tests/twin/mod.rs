@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use sim::{Chance, Disk};
 use tempfile::TempDir;
 use wal::disk::{DataDir, DirectMode, SEGMENT_BYTES_MIN, Segments, ShardDir, SnapshotFile};
-use wal::sector::SECTOR;
+use wal::sector::{Blank, SECTOR};
 use wal::snapshot::{FRAME_BYTES, Kind, Writer};
 use wal::{BLOCK, Log, LogOptions, LogStart, Lsn, Message, Record, Write};
 use wire::id::{Class, MessageId, UserKey};
@@ -153,7 +153,7 @@ impl Twin {
             mode,
             space,
             foreign: 0,
-            sim: Disk::new(SEGMENT_BYTES),
+            sim: Disk::new(SEGMENT_BYTES, Blank::Unknown),
             real: None,
             log: Log::new(options(), LogStart::fresh(0)),
             flights: Vec::new(),

@@ -265,7 +265,7 @@ fn a_snapshot_of_a_newer_version_is_left_to_that() {
     let salvaged = shard.salvage(&mut Found::default(), &mut |_| {}).map(|_| ());
     for refused in [recover(&shard).map(|_| ()), salvaged] {
         let said = refused.unwrap_err().to_string();
-        assert!(said.contains("has format 5 ") && said.contains("or a newer one"), "{said}");
+        assert!(said.contains("has format 6 ") && said.contains("or a newer one"), "{said}");
         assert!(!said.contains("iris-shard repair"), "{said}");
     }
     assert!(fs::read(&path).unwrap() == bytes);

@@ -260,8 +260,8 @@ impl ShardDir {
         for (n, &index) in indexes.iter().enumerate() {
             self.read(index, &mut memory)?;
             let base = segment::base(index, self.segment_bytes);
-            let is_zeroed = self.is_zeroed(index);
-            scanner.zeroed(is_zeroed.map_err(|error| self.io(&self.segment_path(index), error))?);
+            let blank = self.blank(index);
+            scanner.blank(blank.map_err(|error| self.io(&self.segment_path(index), error))?);
             scanner
                 .segment(base, &memory, &mut |lsn, len, record| into.record(lsn, len, &record))
                 .map_err(|damage| self.damage(damage))?;

@@ -29,6 +29,7 @@ use crate::file;
 use crate::log::LogStart;
 use crate::record::Record;
 use crate::salvage::{Piece, Rescue, Salvage, Survey, fresh_segment};
+use crate::sector::Blank;
 use crate::segment::HeaderError;
 use crate::{BLOCK, BLOCK_LSN, Damage, Lsn, segment};
 
@@ -317,7 +318,7 @@ impl ShardDir {
                 salvage.missing(base, &mut sink);
             } else if !salvage.is_over() {
                 let found = if is_there { self.read_loosely(index) } else { Loose::default() };
-                salvage.zeroed(self.is_zeroed(index).unwrap_or(false));
+                salvage.blank(self.blank_in(index, &found.bytes));
                 salvage.segment(base, &found.bytes, &found.holes, &mut sink);
             }
             let (done, total) = (index + 1 - first, last - first);
@@ -326,6 +327,16 @@ impl ShardDir {
                 done: done * self.segment_bytes,
                 total: total * self.segment_bytes,
             });
+        }
+    }
+
+    /// What stands in a segment where nothing was written: as its head says, or what
+    /// shows that when the head is damaged.
+    fn blank_in(&self, index: u64, bytes: &[u8]) -> Blank {
+        let pattern = Blank::of_log(self.salt);
+        match self.blank(index).unwrap_or_default() {
+            Blank::Unknown if bytes.chunks(BLOCK).any(|it| pattern.is(it)) => pattern,
+            said => said,
         }
     }
 
@@ -448,7 +459,7 @@ impl ShardDir {
             }
             at = end;
         }
-        self.zero_behind(found.fresh.lsn).map_err(|error| self.io(self.path(), error))
+        self.blank_behind(found.fresh.lsn).map_err(|error| self.io(self.path(), error))
     }
 
     /// Moves a damaged snapshot out of the way of the one that is to begin at

@@ -1,9 +1,10 @@
 //! The open segment files of one shard while it runs.
 //!
-//! A segment is allocated and zeroed ahead of need: overwriting zeroes costs no
-//! journal commit, growing a file costs one with every write (135 against
-//! 500 µs on ext4). It gets its name only when it is complete, so a crash never
-//! leaves half a segment.
+//! A segment is allocated and filled ahead of need: overwriting costs no journal
+//! commit, growing a file costs one with every write (135 against 500 µs on ext4).
+//! What it is filled with tells a torn write from rot, see [`sector`](crate::sector).
+//! It gets its name only when it is complete, so a crash never leaves half a
+//! segment.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -16,13 +17,14 @@ use super::data_dir::sync_dir;
 use super::probe::DirectMode;
 use super::shard_dir::ShardDir;
 use super::sys;
+use crate::sector::Blank;
 use crate::segment::{self, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
 
-/// Zeroes are written in pieces of this size: a commit waits behind one of them.
+/// A segment is filled in pieces of this size: a commit waits behind one of them.
 /// With 1 MiB its median beside a segment being made was four times what it is
 /// alone, with this 1.3 times (docs/decisions/0009).
-const ZERO_BYTES: usize = 128 << 10;
+const FILL_BYTES: usize = 128 << 10;
 
 /// The open segment files of one shard.
 pub struct Segments {
@@ -308,7 +310,7 @@ impl Prepare {
         Prepare { least, ..self }
     }
 
-    /// Makes the segment: allocates, zeroes, syncs, names it. Blocks for as long
+    /// Makes the segment: allocates, fills, syncs, names it. Blocks for as long
     /// as the disk takes.
     ///
     /// # Errors
@@ -426,16 +428,16 @@ fn fill(
     let end = segment::file_bytes(header.segment_bytes);
     sys::allocate(&file, end)?;
     is_fine()?;
-    let mut memory = vec![0; ZERO_BYTES + BLOCK];
+    let mut memory = vec![0; FILL_BYTES + BLOCK];
     let start = memory.as_ptr().align_offset(BLOCK);
-    let zeroes = &mut memory[start..start + ZERO_BYTES];
-    zeroes[..BLOCK].copy_from_slice(&header.encode());
-    file.write_all_at(&zeroes[..BLOCK], 0)?;
-    zeroes[..BLOCK].fill(0);
+    let piece = &mut memory[start..start + FILL_BYTES];
+    piece[..BLOCK].copy_from_slice(&header.encode());
+    file.write_all_at(&piece[..BLOCK], 0)?;
+    Blank::of_log(header.log_id).fill(piece);
     let mut at = BLOCK_LSN;
     while at < end {
-        let len = zeroes.len().min((end - at) as usize);
-        file.write_all_at(&zeroes[..len], at)?;
+        let len = piece.len().min((end - at) as usize);
+        file.write_all_at(&piece[..len], at)?;
         if !mode.is_direct() {
             sys::push(&file, at, len as u64)?;
         }

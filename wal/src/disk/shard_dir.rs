@@ -21,6 +21,7 @@ use crate::file;
 use crate::log::LogOptions;
 use crate::manifest::Manifest;
 use crate::record::Record;
+use crate::sector::Blank;
 use crate::segment::{self, HeaderError, SegmentHeader};
 use crate::{BLOCK, BLOCK_LSN, Lsn};
 
@@ -99,13 +100,13 @@ impl ShardDir {
 
     /// Opens the segments for reading and appending, and makes the one that
     /// holds `end` if it is not there yet. The log goes on at `end`: what a torn
-    /// write has left behind it becomes zeroes.
+    /// write has left behind it is made blank.
     ///
     /// # Errors
     /// [`DataDirError`], most likely `Full`.
     pub fn open_segments(&self, end: Lsn, mode: DirectMode) -> Result<Segments, DataDirError> {
         let opened = self
-            .zero_behind(end)
+            .blank_behind(end)
             .and_then(|()| self.list())
             .and_then(|listing| Segments::open(self, &listing.segments, end, mode));
         opened.map_err(|error| DataDirError::from_io(&self.path, error))
@@ -240,36 +241,38 @@ impl ShardDir {
         Some(self.header(index).expect(&head))
     }
 
-    /// Whether what was never written to a segment is zero.
-    pub(super) fn is_zeroed(&self, index: u64) -> io::Result<bool> {
+    /// What stands in a segment where nothing was written yet.
+    pub(super) fn blank(&self, index: u64) -> io::Result<Blank> {
         let mut head = [0; segment::HEAD_BYTES];
         file::open(&self.segment_path(index))?.read_exact_at(&mut head, 0)?;
-        Ok(segment::is_zeroed(&head))
+        Ok(segment::blank(&head))
     }
 
-    /// Makes zeroes, and syncs them, wherever a crash can have found writes under
+    /// Makes it blank, and syncs that, wherever a crash can have found writes under
     /// way behind the end of the log: what a torn write will have lost there must
-    /// not look like something that was written. Whatever is read there now: zeroes
-    /// of a start that was interrupted, or whose sync failed, may stand in a cache
-    /// only. May be interrupted anywhere: what looks torn now does then. Segments of
-    /// older formats are not judged by that, and stay as they are.
-    pub(super) fn zero_behind(&self, end: Lsn) -> io::Result<()> {
+    /// not look like something that was written. Whatever is read there now: what a
+    /// start has put there that was interrupted, or whose sync failed, may stand in a
+    /// cache only. May be interrupted anywhere: what looks torn now does then. Segments
+    /// of formats that are not judged by that stay as they are.
+    pub(super) fn blank_behind(&self, end: Lsn) -> io::Result<()> {
         let listing = self.list()?;
         let to = end + under_way_bytes();
         for &index in listing.from(segment::index(end, self.segment_bytes)) {
             let base = segment::base(index, self.segment_bytes);
             let (from, to) = (end.max(base), to.min(base + self.segment_bytes));
-            if from < to && self.is_zeroed(index)? {
-                self.zero_in(&self.segment_path(index), from, to)?;
+            let blank = self.blank(index)?;
+            if from < to && blank != Blank::Unknown {
+                self.fill_in(&self.segment_path(index), from, to, blank)?;
             }
         }
         Ok(())
     }
 
-    fn zero_in(&self, path: &Path, from: Lsn, to: Lsn) -> io::Result<()> {
+    fn fill_in(&self, path: &Path, from: Lsn, to: Lsn, blank: Blank) -> io::Result<()> {
         let file = fs::OpenOptions::new().write(true).open(path)?;
-        let zeroes = vec![0; (to - from) as usize];
-        file.write_all_at(&zeroes, segment::file_offset(from, self.segment_bytes))?;
+        let mut bytes = vec![0; (to - from) as usize];
+        blank.fill(&mut bytes);
+        file.write_all_at(&bytes, segment::file_offset(from, self.segment_bytes))?;
         file.sync_data()?;
         sys::drop_cached(&file);
         Ok(())
