@@ -2,9 +2,9 @@
 //!
 //! Every commit says how far the log was durable when it was sealed, so what is
 //! missing before that is told from a torn tail. Of the last commit none says so:
-//! if the disk has confirmed it and does not have it, or zeroes in place of one of
-//! its sectors, it looks like a write that a crash tore, and what had been
-//! confirmed would be cut. So a log that comes to rest gets one more record,
+//! if the disk has confirmed it and does not have it, or only some of its sectors,
+//! it looks like a write that a crash tore, and what had been confirmed would be
+//! cut. So a log that comes to rest gets one more record,
 //! which changes nothing, and if that one is lost nothing is lost with it.
 //!
 //! Invariant: at rest the log ends with one of them, and there is none while

@@ -70,7 +70,7 @@ pub fn probe_disk(dir: &Path, without: &Without) -> io::Result<DiskProbe> {
     let kind = rustix::fs::statfs(&dir)?;
     let file = nameless_file(&dir)?;
     // A journaled file system commits its journal for blocks written for the
-    // first time; the log's segments are zeroed ahead for that reason.
+    // first time; the log's segments are filled ahead for that reason.
     file.write_all_at(&vec![0; BLOCK * BLOCKS as usize], 0)?;
     file.sync_all()?;
 

@@ -394,8 +394,8 @@ impl<'a> Draft<'a> {
         self.wishes.written.map(|written| written.segment_bytes).or(self.wishes.segment_bytes)
     }
 
-    /// Segments are zeroed before use, one ahead: many shards on a small disk
-    /// must not fill it with zeros.
+    /// Segments are filled before use, one ahead: many shards on a small disk must
+    /// not fill it with what says nothing.
     fn segment(&self, tail: u64) -> (u64, &'static str) {
         if let Some(written) = self.wishes.written {
             return (written.segment_bytes, "the data directory's segments have this size");
@@ -413,7 +413,7 @@ impl<'a> Draft<'a> {
         }
         let because = match (segment < crowded, self.crowd) {
             (true, _) => "small, because little of the disk is free",
-            (false, 1) => "zeroed ahead of need, so that a commit costs no file system journal",
+            (false, 1) => "filled ahead of need, so that a commit costs no file system journal",
             (false, _) => "divided, because shards share a core",
         };
         (segment, because)

@@ -1,6 +1,6 @@
 //! The disk half: the data directory and the files in it.
 //!
-//! It carries out what the pure half says: it locks, creates, zeroes, opens and
+//! It carries out what the pure half says: it locks, creates, fills, opens and
 //! reads. The steady-state writes are not here; the ring of the core writes the
 //! bytes of [`crate::Log::write_bytes`] where [`Segments::locate`] says.
 //!

@@ -62,7 +62,7 @@ pub const BLOCK: usize = 4096;
 /// and counts the zeroes of a commit; 5 that it is a pattern.
 pub const FORMAT: u32 = 5;
 
-/// From this format on a torn write is told by what it leaves, which are zeroes,
+/// From this format on a torn write is told by what it leaves, in this one zeroes;
 /// see [`sector`].
 pub const FORMAT_ZEROED: u32 = 4;
 

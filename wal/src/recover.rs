@@ -154,7 +154,7 @@ impl std::error::Error for Damage {}
 pub struct Torn {
     /// Where it was cut; the next commit is written here.
     pub lsn: Lsn,
-    /// How many bytes stood from there on that are not blank. Leftovers of earlier
+    /// How many bytes the sectors had from there on that were not blank. Leftovers of earlier
     /// cuts, which the log never grew over, count again.
     pub bytes: u64,
 }
@@ -181,7 +181,7 @@ pub struct Scanner {
     is_rotten: bool,
     /// What stands in the segments that come where nothing was written.
     blank: Blank,
-    /// Bytes that are not blank from `lsn` on.
+    /// Bytes of sectors that are not blank from `lsn` on.
     cut_bytes: u64,
     #[cfg(any(test, feature = "planted"))]
     chain_ignored: bool,
@@ -410,7 +410,7 @@ impl Scanner {
             if self.blank.is(block) {
                 continue;
             }
-            self.cut_bytes += self.blank.others(block);
+            self.cut_bytes += self.blank.written(block);
             match Commit::read(block, self.salt, at) {
                 Ok((_, commit)) if commit.lsn_durable > self.lsn => {
                     return Err(self.damage_at(self.lsn, what, Some(Proof::Commit(at))));

@@ -156,21 +156,21 @@ impl Salvage {
         let used_to = base + used * BLOCK_LSN;
         while !self.is_over && self.next.lsn < end {
             let rest = bytes.get((self.next.lsn - base) as usize..).unwrap_or_default();
+            let seen = before_hole(rest, self.next.lsn, holes);
             if let Some(commit) = self.commit(rest, end, holes) {
                 self.take(&rest[..commit.commit_bytes as usize], &commit, sink);
             } else if self.next.lsn < self.durable {
                 let across = hole(holes, &(self.durable..self.durable + 1));
                 let to = across.map_or(self.durable, |hole| hole.end.max(used_to));
-                // A snapshot may vouch for half a commit, and what is damaged be its head.
-                let is_read = |to: &Lsn| hole(holes, &(self.next.lsn..*to)).is_none();
-                let whole = self.rotten_to(rest, end).filter(is_read);
-                let to = whole.map_or(to, |whole| whole.max(to));
-                self.resync(rest, end.min(to), whole.is_some(), sink);
+                // A snapshot may vouch for a part of a commit, which was written at once.
+                let written_to = self.rotten_to(rest, seen, end, true).unwrap_or(0);
+                let sure_to = self.durable.max(written_to);
+                self.resync(rest, end.min(to.max(sure_to)), sure_to, sink);
             } else if let Some(hole) = hole(holes, &self.head()) {
-                self.resync(rest, hole.end.max(used_to), false, sink);
-            } else if let Some(to) = self.rotten_to(rest, end) {
-                self.resync(rest, to, true, sink);
-            } else if let Some(hole) = self.hole_behind(holes, rest) {
+                self.resync(rest, hole.end.max(used_to), self.durable, sink);
+            } else if let Some(to) = self.rotten_to(rest, seen, end, false) {
+                self.resync(rest, to, to, sink);
+            } else if let Some(hole) = self.hole_behind(holes, seen) {
                 // Nothing that can be read vouches for anything from here on.
                 let to = hole.end.max(used_to);
                 sink(Piece::Lost { from: self.next.lsn, to, likely: None });
@@ -187,25 +187,28 @@ impl Salvage {
     }
 
     /// Where what was written here ends, when its first record is damaged and the
-    /// write cannot have been torn; in this segment, which ends at `end`.
-    fn rotten_to(&self, bytes: &[u8], end: Lsn) -> Option<Lsn> {
+    /// write cannot have been torn; in this segment, which ends at `end`. Up to a hole
+    /// its bytes are `seen`.
+    fn rotten_to(&self, bytes: &[u8], seen: &[u8], end: Lsn, is_vouched: bool) -> Option<Lsn> {
         let is_commit = |block: &[u8], at| Commit::read(block, self.next.salt, at).ok();
         let is_sound = is_commit(bytes, self.next.lsn).is_some();
-        if is_sound || self.blank.may_be_torn(bytes, None) {
+        if is_sound || self.blank.may_be_torn(seen, None) {
             return None;
         }
+        // A commit behind one that was torn vouches for this one: where none does, none was torn.
+        let guesses = !is_vouched;
         let mut blocks = bytes.chunks(BLOCK).zip((self.next.lsn..).step_by(BLOCK));
         match blocks.find_map(|(block, at)| Some((at, is_commit(block, at)?.1))) {
             // It is the next but one: everything before it is this one, padding included. What was
             // lost before this one has left its number unknown.
             Some((at, commit))
                 if commit.seq == self.next.commit_seq + 2
-                    || !self.is_chained && commit.seq > self.next.commit_seq =>
+                    || guesses && !self.is_chained && commit.seq > self.next.commit_seq =>
             {
                 Some(at)
             }
-            None if self.written_to > end => Some(end),
-            _ => Some(self.next.lsn + self.written(bytes) as Lsn),
+            None if guesses && self.written_to > end => Some(end),
+            _ => Some(self.next.lsn + self.written(seen) as Lsn),
         }
     }
 
@@ -374,9 +377,8 @@ impl Salvage {
     }
 
     /// Looks for the next commit, block by block, and for single records before
-    /// it, up to `end`. Where the log is not known to have been durable they count
-    /// if the commit follows them, or if all of it `was_written`.
-    fn resync(&mut self, bytes: &[u8], end: Lsn, was_written: bool, sink: Sink<'_>) {
+    /// it, up to `end`. From `sure_to` on they count only if the commit follows them.
+    fn resync(&mut self, bytes: &[u8], end: Lsn, sure_to: Lsn, sink: Sink<'_>) {
         let began = self.next.lsn;
         let limit = (end - began) as usize;
         let bytes = &bytes[..bytes.len().min(limit)];
@@ -388,7 +390,7 @@ impl Salvage {
             }
             _ => singles.len(),
         };
-        let is_sure = |at: &usize| was_written || began + (*at as Lsn) < self.durable;
+        let is_sure = |at: &usize| began + (*at as Lsn) < sure_to;
         let sure = singles.partition_point(is_sure);
         let (sure, rest) = (&singles[..sure], &singles[first.max(sure)..]);
         let mut lost_from = 0;
@@ -456,6 +458,12 @@ impl Salvage {
         let record = record::verify(&bytes[..len], self.next.salt, lsn).ok()?;
         Some((header.len, record))
     }
+}
+
+/// What stands at `lsn` before the first hole behind it.
+fn before_hole<'a>(bytes: &'a [u8], lsn: Lsn, holes: &[Range<Lsn>]) -> &'a [u8] {
+    let end = hole(holes, &(lsn..Lsn::MAX)).map_or(Lsn::MAX, |hole| hole.start);
+    &bytes[..bytes.len().min(end.saturating_sub(lsn) as usize)]
 }
 
 /// The first hole that has a part of this range.
@@ -889,6 +897,36 @@ mod tests {
                 assert_eq!(records, places[..cut / BLOCK * 2]);
                 assert_eq!(lost[0], (0, places[0].0));
                 assert_eq!(end.lsn, cut as Lsn);
+            }
+        }
+    }
+
+    /// Nor does it bring back what stands behind a write that was torn.
+    #[test]
+    fn a_damaged_head_does_not_vouch_for_what_was_torn_behind_it() {
+        let big = [7; 1700];
+        let group = || vec![Record::Message(message(&big)); 4];
+        // The third begins a segment, or does not; it was under way with the second.
+        for before in 0..3 {
+            let groups: Vec<_> = (0..before + 3).map(|_| group()).collect();
+            let (written, places) = written_with(&groups, 2);
+            let rotten = before * 2 * BLOCK;
+            for blank in BLANKS() {
+                let mut bytes = written.clone();
+                pad(&mut bytes, written.len().next_multiple_of(8 * BLOCK), blank);
+                bytes[rotten + 20] ^= 1;
+                // What says the number of the damaged one is damaged, too.
+                bytes[..rotten]
+                    .iter_mut()
+                    .skip(rotten.saturating_sub(BLOCK))
+                    .for_each(|it| *it ^= 1);
+                let torn = rotten + 2 * BLOCK;
+                blank.fill(&mut bytes[torn..torn + SECTOR]);
+                let (records, _, end) = salvaged_from(&bytes, &[], torn as Lsn, blank);
+                assert!(records.iter().all(|place| place.0 < torn as Lsn), "{records:?}");
+                let own = |place: &&Place| (rotten..torn).contains(&(place.0 as usize));
+                assert!(places.iter().filter(own).all(|place| records.contains(place)));
+                assert_eq!(end.lsn, torn as Lsn);
             }
         }
     }

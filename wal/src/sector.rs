@@ -34,8 +34,8 @@ pub enum Blank {
 }
 
 impl Blank {
-    /// The pattern of the log with this salt. Its length and kind are 0, so no
-    /// record begins in it.
+    /// The pattern of the log with this salt. At its front length and kind are 0, so
+    /// that no block of it is taken for a commit.
     pub fn of_log(salt: u64) -> Blank {
         // Every bit of the salt in every byte (the finalizer of SplitMix64), and never zeroes.
         let mut word = salt.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -57,9 +57,9 @@ impl Blank {
     /// Makes bytes blank that begin at a multiple of a sector.
     pub fn fill(self, bytes: &mut [u8]) {
         let unit = self.unit();
-        for chunk in bytes.chunks_mut(UNIT) {
-            chunk.copy_from_slice(&unit[..chunk.len()]);
-        }
+        let (chunks, rest) = bytes.as_chunks_mut();
+        chunks.fill(unit);
+        rest.copy_from_slice(&unit[..rest.len()]);
     }
 
     /// Whether bytes that begin at a multiple of a sector are blank, all of them.
@@ -69,10 +69,10 @@ impl Blank {
         chunks.iter().all(|chunk: &[u8; UNIT]| *chunk == unit) && *rest == unit[..rest.len()]
     }
 
-    /// How many bytes are not as they would be in a blank place.
-    pub(crate) fn others(self, bytes: &[u8]) -> u64 {
-        let (unit, bytes) = (self.unit(), bytes.iter().enumerate());
-        bytes.filter(|(at, byte)| **byte != unit[at % UNIT]).count() as u64
+    /// How many bytes the sectors have that are not blank.
+    pub(crate) fn written(self, bytes: &[u8]) -> u64 {
+        let sectors = bytes.chunks(SECTOR).filter(|sector| !self.is(sector));
+        sectors.map(|sector| sector.len() as u64).sum()
     }
 
     /// Whether a write that began here, and did not leave what it was to leave, may

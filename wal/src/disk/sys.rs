@@ -22,7 +22,7 @@ pub(super) fn random() -> io::Result<u64> {
 }
 
 /// Reserves the file's blocks, so that a full disk shows now and the extents
-/// are few. A file system that cannot is fine: the blocks come with the zeroes.
+/// are few. A file system that cannot is fine: the blocks come when it is filled.
 pub(super) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     let bytes = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
     // SAFETY: a plain call on a descriptor that lives as long as `file`.

@@ -275,7 +275,7 @@ fn a_torn_tail_is_cut_and_said() {
     assert_eq!(seqs, [0, 1, 2]);
     assert_eq!(recovered.torn, Some(crate::Torn { lsn: start.lsn, bytes: 512 }));
     assert_eq!(recovered.start, start);
-    // It becomes zeroes when the log goes on there, with what a second write has left.
+    // It becomes blank when the log goes on there, with what a second write has left.
     file.write_all_at(&[9; 512], BLOCK as Lsn + start.lsn + 9 * BLOCK as Lsn).unwrap();
     let shard = DataDir::open(dir.path(), options(None)).unwrap().shard(0);
     drop(shard.open_segments(start.lsn, DirectMode::BufferedFdatasync).unwrap());
