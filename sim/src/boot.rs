@@ -30,6 +30,7 @@ impl World {
         self.storage_full = false;
         self.draining = false;
         self.steps_to_live = None;
+        self.upgrade();
         match self.see_to_names() {
             Ok(true) => {}
             Ok(false) => return self.after(MS, Event::Restart),
@@ -127,17 +128,18 @@ impl World {
         let mut replay = Replay::new(options, self.hasher, log.segment_bytes);
         let (from, vouched) = self.load_snapshot(shard, &mut replay)?;
         let mut scanner = Scanner::resume(from, vouched, log);
-        scanner.blank(self.layout.disks[shard].blank());
         if self.plant == Plant::IgnoreChain {
             scanner.ignore_chain();
         }
         let (disk, history, plant) =
             (&self.layout.disks[shard], &mut self.layout.histories[shard], self.plant);
         let (mut count, mut found) = (history.first_from(from.lsn), Ok(()));
+        let own = self.filling.blank(self.layout.salts[shard]);
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
                 return Err(format!("recovery of shard {shard} needs segment {index}"));
             }
+            scanner.blank(if plant == Plant::OneFilling { own } else { disk.blank(index) });
             let scanned = scanner.segment(base, bytes, &mut |lsn, len, record| {
                 if found.is_ok() {
                     found = history.compare(count, lsn, disk.record(lsn, len), disk.durable());
@@ -159,7 +161,7 @@ impl World {
         }
         let disk = &mut self.layout.disks[shard];
         disk.recovered(start.lsn);
-        if self.knobs.blanks && self.plant != Plant::LeaveTorn {
+        if self.plant != Plant::LeaveTorn {
             disk.blank_behind(start.lsn);
         }
         if let Some((index, ..)) = replay.needed().into_iter().find(|(it, ..)| disk.lacks(*it)) {

@@ -64,7 +64,7 @@ impl World {
         }
         for shard in 0..self.layout.disks.len() {
             let disk = &self.layout.disks[shard];
-            let is_suspect = disk.has_rotted() || self.knobs.blanks && disk.has_garbage();
+            let is_suspect = disk.has_rotted() || disk.tells_torn() && disk.has_garbage();
             if !is_suspect {
                 continue;
             }
@@ -118,7 +118,6 @@ impl World {
         let (from, vouched) = loaded.unwrap_or((LogStart::fresh(self.layout.salts[shard]), 0));
         let vouched = vouched.max(named);
         let mut scanner = Scanner::resume(from, vouched, self.knobs.log);
-        scanner.blank(disk.blank());
         for (index, base, bytes) in disk.segments(from.lsn) {
             if disk.lacks(index) {
                 return Err(format!("segment {index} is missing"));
@@ -126,6 +125,7 @@ impl World {
             if let Some(hole) = disk.holes_in(index).first() {
                 return Err(format!("segment {index} cannot be read at {}", hole.start));
             }
+            scanner.blank(disk.blank(index));
             let taken = scanner.segment(base, bytes, &mut |lsn, len, record| {
                 replay.record(lsn, len, &record);
             });
@@ -202,7 +202,6 @@ impl World {
             has_state: loaded.is_some() || start.lsn == 0 && !disk.needs_snapshot(),
         };
         let mut log = LogSalvage::new(start, is_exact, segment_bytes, &survey);
-        log.blank(disk.blank());
         self.read_pieces(disk, &survey, &mut log, &mut finding);
         finding.look_at_each(disk, salt, segment_bytes, log.end().lsn);
         finding.go_on(&present, &survey, log.end(), segment_bytes);
@@ -247,6 +246,7 @@ impl World {
                     aside.insert(from / segment_bytes);
                 }
             };
+            log.blank(disk.blank(index));
             if was_made {
                 log.missing(base, &mut sink);
             } else if !log.is_over() {
@@ -281,9 +281,7 @@ impl World {
             Tears { permille: self.knobs.repair_tears, goes_on, chance: &mut self.fault_chance };
         let mut repair = Repair::new(finding.fresh, finding.end, self.knobs.log, tears);
         let disk = &mut self.layout.disks[shard];
-        if self.knobs.blanks {
-            disk.blank_behind(finding.fresh.lsn);
-        }
+        disk.blank_behind(finding.fresh.lsn);
         let (segment_bytes, salt) = (self.knobs.log.segment_bytes, self.layout.salts[shard]);
         let copied = copy_waiting(disk, salt, segment_bytes, &mut finding, &mut repair)?;
         let records = repair.records;

@@ -60,7 +60,8 @@ impl SnapshotFile {
 /// See the module.
 pub struct Disk {
     segment_bytes: u64,
-    blank: Blank,
+    /// How segments are filled, from which one on; ascending.
+    blanks: Vec<(u64, Blank)>,
     bytes: Vec<u8>,
     /// Segments made so far.
     made: u64,
@@ -106,7 +107,7 @@ impl Disk {
     pub fn new(segment_bytes: u64, blank: Blank) -> Disk {
         Disk {
             segment_bytes,
-            blank,
+            blanks: vec![(0, blank)],
             bytes: Vec::new(),
             made: 0,
             flights: Vec::new(),
@@ -132,9 +133,31 @@ impl Disk {
         Disk { needs_snapshot: true, ..Disk::new(segment_bytes, blank) }
     }
 
-    /// What stands where nothing was written.
-    pub(crate) fn blank(&self) -> Blank {
-        self.blank
+    /// What stands in a segment where nothing was written.
+    pub(crate) fn blank(&self, segment: u64) -> Blank {
+        let of = self.blanks.iter().rfind(|(first, _)| *first <= segment);
+        of.map_or(Blank::Unknown, |(_, blank)| *blank)
+    }
+
+    /// Segments that are made from here on are filled like this.
+    pub(crate) fn fill_from_now_on(&mut self, blank: Blank) {
+        self.blanks.push((self.place_end() / self.segment_bytes, blank));
+    }
+
+    /// Whether there are segments in which a torn write is known by what it leaves.
+    pub(crate) fn tells_torn(&self) -> bool {
+        self.blanks.iter().any(|(_, blank)| *blank != Blank::Unknown)
+    }
+
+    /// Fills what is there from `at` on.
+    fn fill(&mut self, at: usize) {
+        let size = self.segment_bytes as usize;
+        let mut from = at;
+        while from < self.bytes.len() {
+            let to = self.bytes.len().min((from / size + 1) * size);
+            self.blank((from / size) as u64).fill(&mut self.bytes[from..to]);
+            from = to;
+        }
     }
 
     /// There are so many bytes, most of them blank.
@@ -142,7 +165,7 @@ impl Disk {
         let was = self.bytes.len();
         if was < end {
             self.bytes.resize(end, 0);
-            self.blank.fill(&mut self.bytes[was..]);
+            self.fill(was);
         }
     }
 
@@ -292,7 +315,7 @@ impl Disk {
         }
         let at = at?;
         let sector = at / SECTOR as Lsn * SECTOR as Lsn;
-        if matches!(self.blank, Blank::Pattern(_)) && chance.below(4) == 0 {
+        if matches!(self.blank(self.segment(at)), Blank::Pattern(_)) && chance.below(4) == 0 {
             self.wipe_sector(sector);
             return Some(at);
         }
@@ -421,7 +444,7 @@ impl Disk {
         let from = (segment * self.segment_bytes) as usize;
         let to = self.bytes.len().min(from + self.segment_bytes as usize);
         let mut bytes = vec![0; self.segment_bytes as usize];
-        self.blank.fill(&mut bytes);
+        self.blank(segment).fill(&mut bytes);
         bytes[..to - from].copy_from_slice(&self.bytes[from..to]);
         for hole in self.holes_in(segment) {
             bytes[hole.start as usize - from..hole.end as usize - from].fill(0);
@@ -556,10 +579,13 @@ impl Disk {
         self.garbage.clear();
     }
 
-    /// A start blanks what stands behind the end of the log.
+    /// A start blanks what stands behind the end of the log, where that tells
+    /// something.
     pub fn blank_behind(&mut self, end: Lsn) {
-        let end = (end as usize).min(self.bytes.len());
-        self.blank.fill(&mut self.bytes[end..]);
+        let is_told = |segment: &u64| self.blank(*segment) != Blank::Unknown;
+        let last = self.segment(self.bytes.len() as Lsn);
+        let first = (self.segment(end)..=last).find(is_told).unwrap_or(last + 1);
+        self.fill(end.max(first * self.segment_bytes) as usize);
     }
 
     /// What a read of `len` bytes gives; it ends where the segment does.

@@ -26,10 +26,9 @@ pub struct Image {
     pub salt: u64,
     /// Log bytes in a segment.
     pub segment_bytes: u64,
-    /// The segments that are there, by number; the last one may be short.
-    pub segments: Vec<(u64, Vec<u8>)>,
-    /// What stands where nothing was written, in all of them.
-    pub blank: Blank,
+    /// The segments that are there, by number, with what stands where nothing was
+    /// written; the last one may be short.
+    pub segments: Vec<(u64, Blank, Vec<u8>)>,
     /// The numbers in the names of those that do not have their own, by number.
     pub names: Vec<(u64, u64)>,
     /// One whose head says that it is of a newer format.
@@ -121,8 +120,9 @@ impl World {
             salt: self.layout.salts[shard],
             generation: self.layout.generation,
             segment_bytes: self.knobs.log.segment_bytes,
-            segments: segments.map(|(index, _, bytes)| (index, bytes.to_vec())).collect(),
-            blank: disk.blank(),
+            segments: segments
+                .map(|(index, _, bytes)| (index, disk.blank(index), bytes.to_vec()))
+                .collect(),
             names: disk.names.mixed(),
             newer: disk.names.newer,
             holes: disk.written_segments().into_iter().flat_map(|it| disk.holes_in(it)).collect(),

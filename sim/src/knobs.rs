@@ -4,10 +4,10 @@
 //! long enough to show what a crash would hide, and tiny sizes bring every
 //! edge near.
 
-use wal::sector::Blank;
 use wal::{BLOCK, LogOptions};
 
 use crate::chance::Chance;
+use crate::filling::Filling;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
@@ -121,11 +121,11 @@ pub struct Knobs {
 
     /// Space is left for snapshots; see [`RESERVE_FROM`].
     pub(crate) reserves: bool,
-    /// A start blanks what a torn tail has left, and knows rot by that; see
-    /// [`ZERO_FROM`].
-    pub(crate) blanks: bool,
-    /// A blank is a pattern and no zeroes; see [`PATTERN_FROM`].
-    pub(crate) has_pattern: bool,
+    /// How the first version of the server fills segments; see [`ZERO_FROM`] and
+    /// [`PATTERN_FROM`].
+    pub(crate) filling: Filling,
+    /// A start is one of a later version; see [`UPGRADE_FROM`].
+    pub(crate) upgrade: u32,
 
     /// Segments get each other's names while the server is down, and one of them a
     /// head of a newer format; see [`NAMES_FROM`].
@@ -172,6 +172,8 @@ pub(crate) const NAMES_FROM: u64 = 17_000_000;
 /// Below this one segments are filled with zeroes, for the same reason; from it on
 /// those in which that tells something are not.
 pub(crate) const PATTERN_FROM: u64 = 19_000_000;
+/// Below this one a server keeps its version, for the same reason.
+pub(crate) const UPGRADE_FROM: u64 = 20_000_000;
 /// One of so many seeds from [`RESIZE_FROM`] on is steady.
 const STEADY_PER: u64 = 32;
 
@@ -281,8 +283,8 @@ impl Knobs {
 
             reserves: seed >= RESERVE_FROM,
 
-            blanks: seed >= ZERO_FROM && !seed.is_multiple_of(2),
-            has_pattern: seed >= PATTERN_FROM && !seed.is_multiple_of(2),
+            filling: Filling::of_seed(seed),
+            upgrade: 0,
 
             misnames: if has_names { rarely(names, 600) } else { 0 },
             newer: if has_names { rarely(names, 300) } else { 0 },
@@ -291,20 +293,18 @@ impl Knobs {
         };
         // Only the volume itself says whether it is full.
         let storage_full = if is_bounded { 0 } else { knobs.storage_full };
-        let is_clean = knobs.blanks && seed < GARBAGE_FROM;
-        let garbage_sectors = if is_clean { 0 } else { knobs.garbage_sectors };
-        let may_decay = knobs.may_decay || knobs.blanks && garbage_sectors > 0;
-        let knobs = Knobs { storage_full, garbage_sectors, may_decay, ..knobs };
+        let tells = knobs.filling != Filling::Unknown;
+        let garbage_sectors = if tells && seed < GARBAGE_FROM { 0 } else { knobs.garbage_sectors };
+        let version = &mut Chance::new(!seed.rotate_left(48));
+        let upgrades = seed >= UPGRADE_FROM && version.below(2) == 0;
+        let (filling, upgrade) = if upgrades {
+            (version.pick(&[Filling::Unknown, Filling::Zeroes]), version.within(1, 1000) as u32)
+        } else {
+            (knobs.filling, 0)
+        };
+        let may_decay = knobs.may_decay || (tells || upgrades) && garbage_sectors > 0;
+        let knobs = Knobs { storage_full, garbage_sectors, may_decay, filling, upgrade, ..knobs };
         if resizes && seed.is_multiple_of(STEADY_PER) { knobs.steady(resize) } else { knobs }
-    }
-
-    /// What stands on a disk where nothing was written, in the log with this salt.
-    pub(crate) fn blank(&self, salt: u64) -> Blank {
-        match self.blanks {
-            true if self.has_pattern => Blank::of_log(salt),
-            true => Blank::Zeroes,
-            false => Blank::Unknown,
-        }
     }
 
     /// Store and deliver for some seconds, at a pace at which a segment lasts

@@ -5,6 +5,7 @@ use shard::Replay;
 use wal::Lsn;
 
 use crate::disk::Disk;
+use crate::filling::Filling;
 use crate::history::History;
 use crate::knobs::Knobs;
 
@@ -23,15 +24,21 @@ impl Layout {
     /// The first layout, empty.
     pub(crate) fn first(knobs: &Knobs) -> Layout {
         Layout::new(knobs.shards, 0, 0, |salt| {
-            Disk::new(knobs.log.segment_bytes, knobs.blank(salt))
+            Disk::new(knobs.log.segment_bytes, knobs.filling.blank(salt))
         })
     }
 
     /// One that follows another, empty. No two have a secret in common, not even
     /// with one that never came to count; `attempts` is their number.
-    pub(crate) fn after(before: &Layout, shards: u16, attempts: u64, knobs: &Knobs) -> Layout {
+    pub(crate) fn after(
+        before: &Layout,
+        shards: u16,
+        attempts: u64,
+        segment_bytes: u64,
+        filling: Filling,
+    ) -> Layout {
         Layout::new(shards, before.generation + 1, attempts, |salt| {
-            Disk::of_new_layout(knobs.log.segment_bytes, knobs.blank(salt))
+            Disk::of_new_layout(segment_bytes, filling.blank(salt))
         })
     }
 

@@ -23,6 +23,7 @@ mod trace;
 
 mod device;
 mod disk;
+mod filling;
 mod layout;
 mod link;
 

@@ -118,7 +118,7 @@ fn live_many(args: &Args) -> ExitCode {
          {} snapshots and {} starts without space, {} times rescued, \
          {} sectors and {} manifests rotten and {} places unreadable, \
          {} times other names and {} exchanged, {} files of a newer format, {} times come across, {} starts refused for it and {} ends cut, {} repairs of {} ranges and {} of them torn, \
-         {} of them without a snapshot, {} letters lost)",
+         {} of them without a snapshot, {} letters lost, {} upgrades)",
         sum.seeds,
         sum.stats.steps,
         sum.stats.crashes,
@@ -168,6 +168,7 @@ fn live_many(args: &Args) -> ExitCode {
         sum.stats.torn_repairs,
         sum.stats.forgotten,
         sum.stats.excused,
+        sum.stats.upgrades,
     );
     if sum.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -41,6 +41,8 @@ pub enum Plant {
     IgnoreFull,
     /// A start leaves what a torn tail has left where the log goes on.
     LeaveTorn,
+    /// A start judges every segment as one that it makes itself.
+    OneFilling,
     /// A start looks at the heads only of segments that it needs.
     TrustNames,
     /// A number of v1 that comes from another shard is taken although a higher

@@ -60,7 +60,13 @@ impl World {
             return Ok(End::Died);
         }
         self.layouts_made += 1;
-        let mut next = Layout::after(&self.layout, shards, self.layouts_made, &self.knobs);
+        let mut next = Layout::after(
+            &self.layout,
+            shards,
+            self.layouts_made,
+            self.knobs.log.segment_bytes,
+            self.filling,
+        );
         let of = |shard: usize| (self.options(shard, shards), next.salts[shard]);
         let new: Vec<(Options, u64)> = (0..next.disks.len()).map(of).collect();
         let loads = shard::weigh(&old, shards);

@@ -96,6 +96,8 @@ pub struct Stats {
     pub reshard_deaths: u64,
     /// Messages that came along.
     pub carried: u64,
+    /// Starts of a later version.
+    pub upgrades: u64,
 }
 
 impl Stats {
@@ -147,5 +149,6 @@ impl Stats {
         self.reshardings += other.reshardings;
         self.reshard_deaths += other.reshard_deaths;
         self.carried += other.carried;
+        self.upgrades += other.upgrades;
     }
 }

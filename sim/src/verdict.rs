@@ -13,6 +13,7 @@ use shard::Replay;
 use wal::manifest::Manifest;
 use wal::record::{self, Record};
 use wal::salvage::Survey;
+use wal::sector::Blank;
 use wal::{BLOCK, FORMAT, Lsn};
 
 use crate::damage::Finding;
@@ -328,11 +329,12 @@ impl World {
         if end < durable && !disk.is_hit(commit, durable) && !is_silent {
             return Err(format!("shard {shard} is cut at {end}, and nothing rotted there"));
         }
-        if end < durable
-            && self.knobs.blanks
-            && !disk.has_holes()
-            && (self.knobs.has_pattern || !disk.has_rotted_to_zero(commit))
-        {
+        let is_told = match disk.blank(end / self.knobs.log.segment_bytes) {
+            Blank::Unknown => false,
+            Blank::Zeroes => !disk.has_rotted_to_zero(commit),
+            Blank::Pattern(_) => true,
+        };
+        if end < durable && is_told && !disk.has_holes() {
             return Err(format!("shard {shard} is cut at {end}, and no write was torn there"));
         }
         for at in (end.next_multiple_of(BLOCK as Lsn)..durable).step_by(BLOCK) {

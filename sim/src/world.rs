@@ -16,6 +16,7 @@ use wal::Lsn;
 
 use crate::chance::Chance;
 use crate::device::Device;
+use crate::filling::Filling;
 use crate::knobs::Knobs;
 use crate::layout::Layout;
 use crate::ledger::{Ledger, LetterId};
@@ -195,6 +196,8 @@ pub struct World {
     pub(crate) fault_chance: Chance,
     /// For what happens to names.
     pub(crate) names_chance: Chance,
+    /// For what starts of later versions there are.
+    pub(crate) version_chance: Chance,
     /// For when commits are due.
     pub(crate) gather_chance: Chance,
     /// Where reads have failed of bytes that are good: shard and place.
@@ -215,6 +218,8 @@ pub struct World {
     pub(crate) cores: Vec<Core>,
     /// From × to.
     pub(crate) rings: Vec<Ring>,
+    /// How the version that runs fills new segments.
+    pub(crate) filling: Filling,
     /// The layout that counts.
     pub(crate) layout: Layout,
     /// The one before it, as long as it is not removed.
@@ -270,6 +275,7 @@ impl World {
         let mut world = World {
             model: Model::new(keys),
             layout: Layout::first(&knobs),
+            filling: knobs.filling,
             leftover: None,
             volume: (knobs.segments_max > 0).then(|| Volume {
                 bytes_max: (knobs.segments_max + if knobs.reserves { SPARE_SEGMENTS } else { 0 })
@@ -288,6 +294,7 @@ impl World {
             resize_chance: Chance::new(seed.rotate_left(48)),
             fault_chance: Chance::new(seed.rotate_left(16)),
             names_chance: Chance::new(!seed.rotate_left(32)),
+            version_chance: Chance::new(!seed.rotate_left(56)),
             gather_chance: Chance::new(!seed.rotate_left(16)),
             unread: BTreeSet::new(),
             looks_back: LOOKS_BACK,

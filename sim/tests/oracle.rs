@@ -100,6 +100,11 @@ fn what_a_torn_end_has_left_under_the_log_is_noticed() {
 }
 
 #[test]
+fn segments_judged_as_those_of_another_version_are_noticed() {
+    check(Plant::OneFilling, 20_000_000..20_000_100);
+}
+
+#[test]
 fn dead_segments_under_other_names_are_noticed() {
     check(Plant::TrustNames, 17_000_600..17_000_700);
 }

@@ -22,8 +22,8 @@ use wal::{BLOCK, FORMAT, FORMAT_ZEROED, Log, LogOptions, Lsn, Record};
 /// Some without snapshots and cleaning, more with both, some with other numbers
 /// of shards, some whose disks fill, rot or fail in the sync alone, some in which
 /// messages are set aside, some in which appends gather, and some in which torn
-/// ends become zeroes or a pattern.
-const SEEDS: [Range<u64>; 10] = [
+/// ends become zeroes or a pattern, or one after the other.
+const SEEDS: [Range<u64>; 11] = [
     0..10,
     10_000..10_030,
     3_000_000..3_000_040,
@@ -34,11 +34,13 @@ const SEEDS: [Range<u64>; 10] = [
     14_000_000..14_000_020,
     15_000_000..15_000_040,
     19_000_000..19_000_040,
+    20_000_000..20_000_100,
 ];
 
 #[test]
 fn every_start_reads_the_same_from_a_real_disk() {
     let (mut starts, mut rotten, mut torn, mut from_snapshots, mut later) = (0, 0, 0, 0, 0);
+    let mut upgraded = 0;
     for seed in SEEDS.into_iter().flatten() {
         let (images, _) = disks(seed);
         for image in images {
@@ -49,11 +51,13 @@ fn every_start_reads_the_same_from_a_real_disk() {
             torn += usize::from(image.cut > 0);
             from_snapshots += usize::from(image.good > 0);
             later += usize::from(image.generation > 0);
+            upgraded += usize::from(image.segments.windows(2).any(|it| it[0].1 != it[1].1));
         }
     }
     // Otherwise this would show nothing.
     assert!(starts > 80 && torn > 8, "{starts} starts, {torn} torn");
     assert!(later > 20, "{later} of a layout after the first");
+    assert!(upgraded > 5, "{upgraded} with segments of several versions");
     assert!(rotten > 0 && from_snapshots > 10, "{rotten} rotten, {from_snapshots} snapshots");
 }
 
@@ -115,7 +119,7 @@ fn check_start(what: &str, image: &Image, started: &Started) {
 
 /// Worlds in which repairs are due, torn ones among them, and such with segments
 /// that are cut short or gone, and such with what nobody wrote at the log's end.
-const WRECKED: [Range<u64>; 7] = [
+const WRECKED: [Range<u64>; 8] = [
     6_000_000..6_000_040,
     9_740_395..9_740_396,
     10_000_000..10_000_140,
@@ -123,6 +127,7 @@ const WRECKED: [Range<u64>; 7] = [
     15_000_000..15_000_100,
     16_000_000..16_000_060,
     19_000_000..19_000_100,
+    20_000_000..20_000_060,
 ];
 
 #[test]
@@ -188,13 +193,14 @@ fn is_strange(wreck: &Wreck) -> bool {
     !wreck.image.names.is_empty() || wreck.image.newer.is_some()
 }
 
-/// Worlds in which somebody was at the directories.
-const STRANGE: std::ops::Range<u64> = 17_000_000..17_000_400;
+/// Worlds in which somebody was at the directories; the later ones hold segments that
+/// several versions have made.
+const STRANGE: [Range<u64>; 2] = [17_000_000..17_000_400, 20_000_000..20_000_200];
 
 #[test]
 fn files_that_are_not_what_their_names_say_cost_nothing() {
     let (mut mixed, mut damaged, mut newer) = (0, 0, 0);
-    for seed in STRANGE {
+    for seed in STRANGE.into_iter().flatten() {
         for wreck in disks(seed).1.into_iter().filter(can_be_put).filter(is_strange) {
             let (what, image) = (format!("seed {seed}"), &wreck.image);
             let dir = put(image);
@@ -298,7 +304,7 @@ fn put(image: &Image) -> TempDir {
         fs::create_dir_all(layout_path(dir, image).join(format!("shard-{shard:04}"))).unwrap();
     }
     let shard = shard_path(dir, image);
-    for (index, bytes) in &image.segments {
+    for (index, blank, bytes) in &image.segments {
         let header = SegmentHeader {
             log_id: image.salt,
             shard: image.shard,
@@ -306,7 +312,7 @@ fn put(image: &Image) -> TempDir {
             segment_bytes: image.segment_bytes,
         };
         let mut file = header.encode().to_vec();
-        match image.blank {
+        match blank {
             Blank::Unknown => put_format(&mut file, FORMAT_ZEROED - 1),
             Blank::Zeroes => put_format(&mut file, FORMAT_ZEROED),
             Blank::Pattern(_) => {}
@@ -314,7 +320,7 @@ fn put(image: &Image) -> TempDir {
         file.extend_from_slice(bytes);
         let end = file.len();
         file.resize(file_bytes(image.segment_bytes) as usize, 0);
-        image.blank.fill(&mut file[end..]);
+        blank.fill(&mut file[end..]);
         let (base, end) = (index * image.segment_bytes, (index + 1) * image.segment_bytes);
         if let Some(cut) = image.holes.iter().find(|hole| hole.end == end) {
             file.truncate((cut.start - base) as usize + BLOCK);

@@ -901,6 +901,31 @@ mod tests {
         }
     }
 
+    /// Nor do two of them, one behind the other.
+    #[test]
+    fn two_damaged_heads_hide_no_record_that_is_vouched_for_by_half() {
+        const COMMIT: usize = 2 * BLOCK;
+        let big = [7; 1700];
+        let groups: Vec<_> = (0..4).map(|_| vec![Record::Message(message(&big)); 4]).collect();
+        let (written, places) = written_with(&groups, 2);
+        assert_eq!(written.len(), groups.len() * COMMIT);
+        for first in 0..groups.len() - 1 {
+            for (commits, vouched) in
+                (first + 2..=groups.len()).flat_map(|it| (1..=3).map(move |half| (it, half)))
+            {
+                for blank in BLANKS() {
+                    let mut bytes = written[..commits * COMMIT].to_vec();
+                    pad(&mut bytes, OPTIONS.segment_bytes as usize, blank);
+                    [first, first + 1].iter().for_each(|at| bytes[at * COMMIT + 20] ^= 1);
+                    let vouched = (first * COMMIT + vouched * BLOCK) as Lsn;
+                    let (records, _, end) = salvaged_from(&bytes, &[], vouched, blank);
+                    assert_eq!(records, places[..commits * groups[0].len()]);
+                    assert_eq!(end.lsn, (commits * COMMIT) as Lsn);
+                }
+            }
+        }
+    }
+
     /// Nor does it bring back what stands behind a write that was torn.
     #[test]
     fn a_damaged_head_does_not_vouch_for_what_was_torn_behind_it() {
