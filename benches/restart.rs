@@ -28,12 +28,20 @@ const PAIRS: u64 = 8;
 /// So many times longer are the inboxes of the fewer users, for what a message
 /// costs.
 const LONGER: u64 = 100;
+/// Messages into one inbox, each from a device of its own.
+const HOT: u64 = 1_000_000;
+/// Of so many of those devices one has sent since the others were forgotten.
+const STILL_KNOWN: u64 = 6;
+const FORGOTTEN_MS: u64 = PAIRS_KEPT_MS + 24 * 60 * 60 * 1000;
+const PAIRS_KEPT_MS: u64 = 7 << 30;
 
 struct Asked {
     messages: u64,
     users: u64,
     /// For each user.
     pairs: u64,
+    /// One pair in so many is from today, the others are to be forgotten; 0 for none.
+    known: u64,
     shards: u16,
     body: usize,
     dir: Option<PathBuf>,
@@ -42,7 +50,7 @@ struct Asked {
 fn main() {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     let (messages, users, shards) = (100_000, 10_000, 2);
-    let mut asked = Asked { messages, users, pairs: 1, shards, body: 100, dir: None };
+    let mut asked = Asked { messages, users, pairs: 1, known: 0, shards, body: 100, dir: None };
     while let Some(name) = arguments.next() {
         let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
         let number = || value.parse().unwrap_or_else(|_| panic!("{name}: {value} is no number"));
@@ -105,6 +113,11 @@ fn measure_parts(temporary: &Path, asked: &Asked, empty: u64, log: u64) {
             println!("    {pair:.0} B for one more pair");
         }
     }
+    let pairs = messages.min(HOT);
+    let hot = Asked { messages: pairs, users: 1, pairs, known: STILL_KNOWN, dir: None, ..*asked };
+    fill(&dir, &hot);
+    println!("one user with {pairs} pairs, five of six to be forgotten");
+    print!("{}", again("--snapshot", &dir));
 }
 
 fn per(bytes: u64, count: u64) -> f64 {
@@ -223,6 +236,8 @@ fn fill_shard(dir: &ShardDir, id: ShardId, hasher: &KeyHasher, asked: &Asked) {
         let (user, round) = (n % names.len() as u64, n / names.len() as u64);
         let (to, key) = &names[user as usize];
         let from = format!("sender-{:08}", user % SENDERS);
+        let device = round % asked.pairs + 1;
+        let is_stale = asked.known > 0 && !device.is_multiple_of(asked.known);
         output.append(&Record::Message(Message {
             key: *key,
             to: to.as_bytes(),
@@ -230,9 +245,9 @@ fn fill_shard(dir: &ShardDir, id: ShardId, hasher: &KeyHasher, asked: &Asked) {
             id: MessageId::new(NOW.wall_ms, n as u32, 0, id),
             from: from.as_bytes(),
             from_key: hasher.key(from.as_bytes()),
-            device: round % asked.pairs + 1,
+            device,
             send_seq: round / asked.pairs + 1,
-            time_ms: NOW.wall_ms,
+            time_ms: NOW.wall_ms - if is_stale { FORGOTTEN_MS } else { 0 },
             expires_ms: NOW.wall_ms + (30 << 30),
             class: Class::Guaranteed,
             flags: 0,
@@ -253,7 +268,7 @@ fn replay(id: ShardId, shards: u16, hasher: &KeyHasher) -> Replay {
         inbox_messages_max: usize::MAX >> 1,
         inbox_bytes_max: u64::MAX >> 1,
         retention_ms: 30 << 30,
-        pairs_kept_ms: 7 << 30,
+        pairs_kept_ms: PAIRS_KEPT_MS,
         handshake_ms: 10_000,
         logins_per_second: 0,
         vouch_after_ms: shard::VOUCH_AFTER_MS,

@@ -28,10 +28,13 @@ use super::Slice;
 use crate::Shard;
 use crate::dedup::PAIR_BYTES;
 use crate::inbox::Entry;
+use crate::pairs::Pairs;
 use crate::user::{Devices, Name, User, UserIndex};
 
 /// Holes in a row that one slice looks at.
 const HOLES_AT_ONCE: u64 = 1 << 16;
+/// Pairs that one slice moves to give back memory, and those of one part more.
+const MOVED_AT_ONCE: usize = 1000;
 
 pub(super) const USER: u8 = 1;
 pub(super) const ENTRIES: u8 = 2;
@@ -71,14 +74,23 @@ pub(super) enum Part {
         last: u64,
     },
     Pairs(Walk),
+    /// From this part of them on memory is given back.
+    Shrink(usize),
 }
 
-/// A walk through a table of pairs, bucket by bucket. An insertion between two
-/// slices may move them all to other buckets, then it begins again.
+/// A walk through the pairs, part by part and place by place. An insertion between
+/// two slices may move all of a part to other places, then that one begins again.
 #[derive(Clone, Copy)]
 pub(super) struct Walk {
-    pub(super) bucket: usize,
-    pub(super) moves: u16,
+    part: usize,
+    place: usize,
+    moves: u16,
+}
+
+impl Walk {
+    pub(super) fn begin(pairs: &Pairs) -> Walk {
+        Walk { part: 0, place: 0, moves: pairs.moves() }
+    }
 }
 
 impl Taking {
@@ -112,6 +124,7 @@ impl Shard {
                 Part::Head => put_head(user, as_of, out),
                 Part::Aside { from, next, last } => put_shelf(user, from, (next, last), room, out),
                 Part::Entries { next, last } => put_entries(user, next, last, room, out),
+                Part::Shrink(part) => shrink_pairs(user, part),
                 Part::Pairs(walk) => {
                     let (part, count) = put_pairs(user, walk, taking.pairs_from_h, room, out);
                     forgotten += count;
@@ -126,6 +139,7 @@ impl Shard {
                 Part::Aside { .. } => false,
                 Part::Entries { .. } => was_entries && out.len() == before,
                 Part::Pairs(_) => !was_entries,
+                Part::Shrink(_) => true,
             };
             if out.len() >= full || is_slow {
                 break;
@@ -217,7 +231,7 @@ fn put_entries(user: &User, next: u64, last: u64, room: usize, out: &mut Vec<u8>
     let inbox = user.inbox.as_deref().expect("an inbox stays");
     let next = next.max(inbox.first_seq());
     if next > last {
-        return Part::Pairs(Walk { bucket: 0, moves: inbox.pairs().moves() });
+        return Part::Pairs(Walk::begin(inbox.pairs()));
     }
     let waits = |seq: &u64| inbox.entry(*seq).is_some_and(|entry| !entry.is_hole());
     let looked_at = last.min(next + HOLES_AT_ONCE);
@@ -245,7 +259,7 @@ fn put_run(tag: u8, start: u64, out: &mut Vec<u8>) -> usize {
     out.len() - 4
 }
 
-/// Some buckets of pairs; forgets the stale ones. How many those were.
+/// Some places of pairs; forgets the stale ones. How many those were.
 pub(super) fn put_pairs(
     user: &mut User,
     mut walk: Walk,
@@ -255,20 +269,24 @@ pub(super) fn put_pairs(
 ) -> (Part, u64) {
     let inbox = user.inbox.as_deref_mut().expect("an inbox stays");
     if walk.moves != inbox.pairs().moves() {
-        walk = Walk { bucket: 0, moves: inbox.pairs().moves() };
+        walk = Walk { place: 0, moves: inbox.pairs().moves(), ..walk };
     }
-    let buckets = inbox.pairs().places();
     let pairs_max = (room / PAIR_BYTES).max(1);
-    // Empty buckets cost time as well.
-    let bucket_max = buckets.min(walk.bucket.saturating_add(8 * pairs_max));
+    // Empty places cost time as well.
+    let mut looks = 8 * pairs_max;
     let mut forgotten = 0;
     let count_at = put_run(PAIRS, 0, out);
     let mut count = 0u32;
-    while walk.bucket < bucket_max && (count as usize) < pairs_max {
-        match inbox.pairs().at(walk.bucket) {
+    while walk.part < inbox.pairs().parts() && looks > 0 && (count as usize) < pairs_max {
+        looks -= 1;
+        if walk.place >= inbox.pairs().places(walk.part) {
+            walk = Walk { part: walk.part + 1, place: 0, ..walk };
+            continue;
+        }
+        match inbox.pairs().at(walk.part, walk.place) {
             Some(pair) if pair.touched_h < from_h => {
                 forgotten += 1;
-                if inbox.pairs_mut().forget(walk.bucket) {
+                if inbox.pairs_mut().forget(walk.part, walk.place) {
                     continue;
                 }
             }
@@ -278,15 +296,29 @@ pub(super) fn put_pairs(
             }
             None => {}
         }
-        walk.bucket += 1;
+        walk.place += 1;
     }
     match count {
         0 => out.truncate(count_at - 1),
         _ => out[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes()),
     }
-    if walk.bucket < buckets {
+    if walk.part < inbox.pairs().parts() {
         return (Part::Pairs(walk), forgotten);
     }
-    inbox.pairs_mut().shrink();
-    (Part::Head, forgotten)
+    (shrink_pairs(user, 0), forgotten)
+}
+
+/// Gives back some of the memory that forgotten pairs leave behind.
+fn shrink_pairs(user: &mut User, part: usize) -> Part {
+    let inbox = user.inbox.as_deref_mut().expect("an inbox stays");
+    let (mut done, mut next) = (0, Some(part));
+    while let Some(part) = next {
+        if done >= MOVED_AT_ONCE {
+            return Part::Shrink(part);
+        }
+        let work;
+        (work, next) = inbox.pairs_mut().shrink(part);
+        done += work;
+    }
+    Part::Head
 }

@@ -468,32 +468,34 @@ fn without_hours(lines: Vec<String>) -> Vec<String> {
         .collect()
 }
 
-/// While a table of pairs is walked it grows, and everything in it moves.
+/// While pairs are walked more come, everything in a table moves, and tables are
+/// split.
 #[test]
-fn a_table_that_grows_is_walked_to_its_end() {
-    let pair = |device| Pair::new(PairKey::new(UserKey(77), device));
-    let mut users = Users::new(1);
-    let at = users.find_or_add(UserKey(1), b"bob").expect("there is room");
-    (0..50).for_each(|device| {
-        users[at].inbox_mut().put_pair(pair(device));
-    });
-    let (mut part, mut found) = (
-        Part::Pairs(Walk { bucket: 0, moves: users[at].inbox_mut().pairs().moves() }),
-        BTreeSet::new(),
-    );
-    let mut device = 50;
-    while let Part::Pairs(walk) = part {
-        let mut out = Vec::new();
-        (part, _) = put_pairs(&mut users[at], walk, 0, PAIR_BYTES, &mut out);
-        if !out.is_empty() {
-            found.extend(out[5..].chunks(PAIR_BYTES).map(<[u8]>::to_vec));
-        }
-        if device < 500 {
+fn pairs_that_become_more_are_walked_to_their_end() {
+    for (before, after) in [(50, 500), (3000, 9000)] {
+        let pair = |device| Pair::new(PairKey::new(UserKey(u128::from(device) << 40), device));
+        let mut users = Users::new(1);
+        let at = users.find_or_add(UserKey(1), b"bob").expect("there is room");
+        (0..before).for_each(|device| {
             users[at].inbox_mut().put_pair(pair(device));
-            device += 1;
+        });
+        let walk = Walk::begin(users[at].inbox_mut().pairs());
+        let (mut part, mut found) = (Part::Pairs(walk), BTreeSet::new());
+        let mut device = before;
+        while let Part::Pairs(walk) = part {
+            let mut out = Vec::new();
+            (part, _) = put_pairs(&mut users[at], walk, 0, PAIR_BYTES, &mut out);
+            if !out.is_empty() {
+                found.extend(out[5..].chunks(PAIR_BYTES).map(<[u8]>::to_vec));
+            }
+            if device < after {
+                users[at].inbox_mut().put_pair(pair(device));
+                device += 1;
+            }
         }
+        assert!(device > before + (after - before) / 2, "they came meanwhile");
+        assert!((0..before).all(|device| found.contains(&pair(device).to_bytes()[..])));
     }
-    assert!((0..50).all(|device| found.contains(&pair(device).to_bytes()[..])));
 }
 
 proptest! {
