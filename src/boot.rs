@@ -19,7 +19,6 @@ use shard::KeyHasher;
 use shard::snapshot::Reserve;
 use tuning::{Machine, Plan};
 use wal::disk::{DataDir, DataDirError, DirectMode, OpenOptions, SPARE_SEGMENTS, ShardDir};
-use wal::segment::file_bytes;
 use wal::{Log, LogOptions};
 use wire::id::ShardId;
 
@@ -422,8 +421,7 @@ fn start_core(seat: Seat) -> Result<(Core, Waker), Exit> {
     // Those who serve sooner leave this much of the disk alone.
     let snapshot_bytes = seat.dir.newest_snapshot_bytes();
     let reserve = Reserve::new(snapshot_bytes, seat.log.segment_bytes, 0);
-    let spare = SPARE_SEGMENTS as u64 * file_bytes(seat.log.segment_bytes);
-    seat.shared.reserve(seat.id, reserve, spare);
+    seat.shared.reserve(seat.id, reserve, SPARE_SEGMENTS as u64);
     let teller = Teller::to_log(seat.progress_pause);
     let (replay, recovered) = read_back(&seat.dir, seat.shard, seat.hasher, &seat.log, teller)?;
     let segments = seat

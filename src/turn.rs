@@ -36,8 +36,7 @@ use shard::hop::Parcel;
 use shard::snapshot::Reserve;
 use shard::{Ahead, Effects, Input, Now, Shard};
 use std::sync::OnceLock;
-use wal::disk::{Segments, ShardDir};
-use wal::segment::file_bytes;
+use wal::disk::{Segments, ShardDir, spare_to_leave};
 use wire::id::ShardId;
 
 use crate::admin::{self, Board};
@@ -86,7 +85,7 @@ pub(crate) struct Shared {
     /// Empty parcels that one core has too many of and another too few.
     pub(crate) empties: ArrayQueue<Parcel>,
     /// By shard: what its next snapshots may need of the disk, see [`Reserve`], and
-    /// what its log goes on in when that is full.
+    /// how many segments its log has left to go on in when that is full.
     reserves: Vec<[AtomicU64; 3]>,
 }
 
@@ -118,13 +117,14 @@ impl Shared {
     }
 
     /// What the log of this shard leaves when it has no other place: the least that
-    /// snapshots need, and what is kept for the logs of others.
-    fn reserved_from(&self, shard: ShardId) -> u64 {
-        let needed = |(of, [_, least, spare]): (usize, &[AtomicU64; 3])| {
-            let spare = if of == usize::from(shard) { 0 } else { spare.load(Ordering::Relaxed) };
-            least.load(Ordering::Relaxed) + spare
-        };
-        self.reserves.iter().enumerate().map(needed).sum()
+    /// snapshots need, and segments for the logs of others.
+    fn reserved_from(&self, shard: ShardId, segment_bytes: u64) -> u64 {
+        let (before, rest) = self.reserves.split_at(shard.into());
+        let (mine, behind) = rest.split_first().expect("each shard has its own");
+        let spare = |[_, _, spare]: &[AtomicU64; 3]| spare.load(Ordering::Relaxed);
+        let others = before.iter().chain(behind).map(spare);
+        let least = self.reserves.iter().map(|[_, least, _]| least.load(Ordering::Relaxed));
+        least.sum::<u64>() + spare_to_leave(spare(mine), others) * segment_bytes
     }
 }
 
@@ -361,8 +361,7 @@ impl Core {
     /// Has the other cores leave that much of the disk alone.
     fn tell_reserve(&self) {
         let reserve = self.shard.reserve().less(self.snapshots.written());
-        let segment_bytes = file_bytes(self.shard.log().options().segment_bytes);
-        self.shared.reserve(self.id, reserve, self.log.spare_segments() * segment_bytes);
+        self.shared.reserve(self.id, reserve, self.log.spare_segments());
     }
 
     fn publish(&mut self) {

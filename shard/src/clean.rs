@@ -57,6 +57,13 @@ struct Walk {
     sweep_ms: Option<u64>,
 }
 
+impl Walk {
+    /// Whether the segment goes on behind these bytes.
+    fn lacks(&self, bytes: &[u8]) -> bool {
+        self.walker.want().is_some_and(|want| bytes.len() < want.len as usize)
+    }
+}
+
 /// Neighbours in one inbox that have expired: one record gives all of them up.
 struct Run {
     user: UserIndex,
@@ -136,9 +143,10 @@ impl Shard {
             let is_dead = self.cleaner.space.live(walker.segment()).1 == 0;
             match walker.want() {
                 Some(want) if !is_dead => {
+                    let (lsn, len) = (want.lsn, want.len);
+                    let len_min = if self.copies_at_once() { len } else { want.len_min };
                     self.cleaner.is_surveying = true;
-                    let (len_min, len) = (want.len_min, want.len);
-                    out.push(Effect::Survey { lsn: want.lsn, len_min, len });
+                    out.push(Effect::Survey { lsn, len_min, len });
                 }
                 _ => self.end_walk(),
             }
@@ -189,18 +197,20 @@ impl Shard {
         self.storage_full && !self.log.room(BLOCK)
     }
 
-    /// So much can be copied to the place that is left: of a segment that is read
-    /// at once all but what frames one write, with many that may not be full half
-    /// of it.
+    /// Whether a segment has to be read and copied as a whole: what is left of the
+    /// place goes into one write, which the first part of it would close.
+    fn copies_at_once(&self) -> bool {
+        let one_write = COPY_BYTES_MAX.min(self.log.options().tail_bytes as Lsn / 2);
+        self.is_at_the_end_of_its_place()
+            && self.cleaner.segment_bytes <= SURVEY_BYTES_MAX.into()
+            && self.log.place_left() <= one_write
+    }
+
+    /// So much can be copied to the place that is left: at once all but what frames
+    /// one write, with many that may not be full half of it.
     fn copied_max(&self) -> u64 {
         let left = self.log.place_left();
-        let one_write = COPY_BYTES_MAX.min(self.log.options().tail_bytes as Lsn / 2);
-        let is_read_at_once = self.cleaner.segment_bytes <= SURVEY_BYTES_MAX.into();
-        if is_read_at_once && left <= one_write {
-            left.saturating_sub(2 * RUN_BYTES_MAX as Lsn)
-        } else {
-            left / 2
-        }
+        if self.copies_at_once() { left.saturating_sub(2 * RUN_BYTES_MAX as Lsn) } else { left / 2 }
     }
 
     /// Copying a part of a segment wins nothing.
@@ -253,6 +263,8 @@ impl Shard {
         let is_sound = match bytes {
             // Others may have taken the room while the read was under way.
             Some(_) if !self.has_room_to_copy(Some(walk.walker.segment())) => true,
+            // It was asked for when there was place for several writes.
+            Some(bytes) if self.copies_at_once() && walk.lacks(bytes) => true,
             Some(bytes) => self.copy(now, &mut walk, lsn, bytes),
             None => false,
         };

@@ -65,7 +65,7 @@ impl World {
             }
         }
         self.cores = cores;
-        if let Some(letter) = self.model.waits_nowhere() {
+        if let Some(letter) = self.waits_nowhere() {
             self.violate(format!("letter {letter} waits and was not copied to this layout"));
         }
         self.compare_inboxes();

@@ -246,14 +246,12 @@ impl Model {
         inboxes.next().map(|(_, id)| id)
     }
 
-    /// The first letter that waits and lies nowhere.
-    pub(crate) fn waits_nowhere(&self) -> Option<LetterId> {
-        let mut inboxes = self
-            .known
-            .inboxes
-            .iter()
-            .flat_map(|inbox| inbox.kept().filter(|(seq, _)| inbox.place(*seq).is_none()));
-        inboxes.next().map(|(_, id)| id)
+    /// The letters that wait and lie nowhere: whose, and under which number.
+    pub(crate) fn nowhere(&self) -> impl Iterator<Item = (u16, u64, LetterId)> {
+        (0..).zip(&self.known.inboxes).flat_map(|(user, inbox)| {
+            let lost = inbox.kept().filter(|(seq, _)| inbox.place(*seq).is_none());
+            lost.map(move |(seq, id)| (user, seq, id))
+        })
     }
 
     /// A user's inbox.

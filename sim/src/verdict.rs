@@ -104,6 +104,13 @@ impl World {
         is_v1 && self.model.is_scarred(user) && self.lets_go(user, id)
     }
 
+    /// The first letter that waits and lies nowhere.
+    pub(crate) fn waits_nowhere(&self) -> Option<LetterId> {
+        let mut nowhere = self.model.nowhere();
+        let lost = nowhere.find(|(user, seq, id)| !self.is_let_go(*user, *seq, *id));
+        lost.map(|(.., letter)| letter)
+    }
+
     /// Whether the newest copy of this can be read no more.
     pub(crate) fn is_damaged(&self, user: u16, seq: u64) -> bool {
         let owner = self.hasher.key(self.names[usize::from(user)].as_bytes());

@@ -12,6 +12,7 @@
 
 use shard::Input;
 use shard::snapshot::Reserve;
+use wal::disk::spare_to_leave;
 use wal::{Lsn, Write, record::Record};
 use wire::refuse::Code;
 use wire::v2::Reply;
@@ -119,9 +120,9 @@ impl World {
         let kept = match is_urgent {
             _ if !self.knobs.reserves => 0,
             true => {
-                let others = |it: &usize| *it != shard;
-                let others = (0..self.cores.len()).filter(others);
-                let spare: u64 = others.map(|it| self.cores[it].place.spare()).sum();
+                let spare = |it: usize| self.cores[it].place.spare();
+                let others = (0..self.cores.len()).filter(|it| *it != shard).map(spare);
+                let spare = spare_to_leave(spare(shard), others);
                 self.framed(|it| it.least) + spare * self.knobs.log.segment_bytes
             }
             false => self.kept_bytes(),

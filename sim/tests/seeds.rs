@@ -5,7 +5,7 @@ use sim::Plant;
 
 /// Seeds that notice when the repair of a defect is undone, and which: tried
 /// with each of them taken out again. A world that draws otherwise needs others.
-const NOTICE: [(u64, &str); 52] = [
+const NOTICE: [(u64, &str); 53] = [
     (0, "an answer overtakes one that waits for the disk"),
     (1, "a hole takes up a window"),
     (2, "a replaced v2 connection logs the newer one out"),
@@ -58,6 +58,7 @@ const NOTICE: [(u64, &str); 52] = [
     (17_900_782, "a segment is chosen for cleaning and left again, for ever"),
     (17_912_049, "the world has no place for twice what waits"),
     (19_017_073, "a snapshot vouches for half a commit, whose head has rotted"),
+    (20_324_087, "the oracle asks another layout for what v1 has let go of"),
 ];
 
 #[test]

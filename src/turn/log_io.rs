@@ -348,7 +348,7 @@ impl Core {
     /// What one must leave without which the log has no place.
     fn least_bytes(&self) -> u64 {
         self.tell_reserve();
-        self.shared.reserved_from(self.id)
+        self.shared.reserved_from(self.id, file_bytes(self.shard.log().options().segment_bytes))
     }
 
     fn adopt(&mut self, prepared: io::Result<Prepared>) {

@@ -41,6 +41,6 @@ pub use misnamed::Misnamed;
 pub use probe::{DirectMode, probe};
 pub use recovery::{Phase, Progress, Recovered};
 pub use repair::{Continuation, Lost, Records, Salvaged};
-pub use segments::{Prepare, Prepared, Remains, Removal, SPARE_SEGMENTS, Segments};
+pub use segments::{Prepare, Prepared, Remains, Removal, SPARE_SEGMENTS, Segments, spare_to_leave};
 pub use shard_dir::ShardDir;
 pub use snapshots::{Finished, Loaded, SNAPSHOTS_KEPT, SnapshotFile};

@@ -33,6 +33,52 @@ fn check_after_filling(script: &str) {
     check(&format!("{FILLED}{script}"));
 }
 
+/// On a full disk the last place may be enough for what is left of a segment in one
+/// write, and not in two. Then nothing is copied before all of it has been read.
+#[test]
+fn what_fits_one_write_is_copied_in_one() {
+    let reads = "reads held\ncommit\n".repeat(8);
+    check(&format!(
+        "0 hello alice 1
+         > 0 welcome 1..0
+         0 send bob 1 a*5600
+         0 send carol 1 b*25000
+         0 send bob 2 c*5600
+         0 send carol 2 d*20000
+         commit
+         > 0 sent bob 1
+         > 0 sent carol 1
+         > 0 sent bob 2
+         > 0 sent carol 2
+         0 send carol 3 e*20000
+         commit
+         > 0 sent carol 3
+         1 hello carol 1
+         > 1 welcome 1..3
+         > 1 deliver 1 alice b…25000
+         > 1 deliver 2 alice d…20000
+         > 1 deliver 3 alice e…20000
+         1 ack 3
+         commit
+         surveys short
+         reads hold
+         storage full
+         place 5 0
+         tick 100
+         {reads}snapshot
+         commit
+         snapshot
+         > discard 0
+         storage free
+         place 8 8
+         reads go
+         2 hello bob 1
+         > 2 welcome 1..2
+         > 2 deliver 1 alice a…5600
+         > 2 deliver 2 alice c…5600"
+    ));
+}
+
 /// Two snapshots must do without a segment before it goes; what waited in it
 /// has moved and comes as if nothing had been.
 #[test]

@@ -14,6 +14,7 @@
 //! logins N (first of all: so many a second)                   memory PERMILLE
 //! 0 looked [same | moved]                                      rot LETTER   reads fail | work | wide
 //! reads were N (since the start)             reads within N (the longest, in bytes)
+//! surveys short (they bring no more than they have to)
 //! place N M (blocks behind the end, M of them for all)
 //! ```
 //!
@@ -89,6 +90,8 @@ struct Desk {
     held: Vec<(Option<Conn>, Lsn, u32)>,
     holds_reads: bool,
     fails_reads: bool,
+    /// As where devices read a part of what a survey asks for.
+    surveys_short: bool,
     /// As where others read the same stretch.
     reads_wide: bool,
     read_bytes_max: u32,
@@ -174,6 +177,7 @@ impl Desk {
             held: Vec::new(),
             holds_reads: false,
             fails_reads: false,
+            surveys_short: false,
             reads_wide: false,
             read_bytes_max: 0,
             seen: std::collections::VecDeque::new(),
@@ -283,6 +287,7 @@ impl Desk {
                 let (longest, bytes) = (self.read_bytes_max, bytes.parse::<u32>().unwrap());
                 assert!(longest <= bytes, "a read of {longest} bytes");
             }
+            ["surveys", "short"] => self.surveys_short = true,
             ["reads", "wide"] => self.reads_wide = true,
             ["reads", how] => self.fails_reads = *how == "fail",
             ["rot", letter] => self.rot(letter.as_bytes()[0]),
@@ -503,7 +508,9 @@ impl Desk {
                         let len = if self.reads_wide { len_wide } else { len };
                         self.answer(Some(conn), lsn, len);
                     }
-                    Effect::Survey { lsn, len, .. } => self.answer(None, lsn, len),
+                    Effect::Survey { lsn, len_min, len } => {
+                        self.answer(None, lsn, if self.surveys_short { len_min } else { len });
+                    }
                     Effect::Discard { segment } => self.wipe(segment),
                     Effect::Damaged { lsn } => self.seen.push_back(format!("damaged {lsn}")),
                 }

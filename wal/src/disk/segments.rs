@@ -67,6 +67,22 @@ const SHRINK_BYTES: u64 = 8 << 20;
 /// go of.
 pub const SPARE_SEGMENTS: usize = 2;
 
+/// Of what others have left of theirs: how many segments a log leaves that has no
+/// other place and so many of its own left.
+///
+/// A disk may have less free than was kept on it, when others than this server write
+/// to it. Were each to leave what all others have not begun with, none could go on
+/// where there is place for one. So whoever has begun goes on, because the second one
+/// lets go of the first, and the others begin when he gives space back.
+pub fn spare_to_leave(mine: u64, others: impl Iterator<Item = u64>) -> u64 {
+    const WHOLE: u64 = SPARE_SEGMENTS as u64;
+    match mine {
+        0 => others.sum(),
+        1..WHOLE => 0,
+        _ => others.filter(|left| *left < WHOLE).sum(),
+    }
+}
+
 const MIB: u64 = 1 << 20;
 
 /// A job: make the next segment. [`Prepare::run`] it on a helper thread, then

@@ -520,3 +520,30 @@ fn a_segment_that_cannot_be_made_leaves_nothing() {
     fs::rename(&gone, shard.path()).unwrap();
     segments.wants_next(SEGMENT_BYTES).unwrap().run().unwrap();
 }
+
+/// With less free than two logs keep, one of them goes on to its end.
+#[test]
+fn who_has_begun_with_what_is_kept_goes_on() {
+    const EACH: u64 = SPARE_SEGMENTS as u64;
+    for count in 1..=4 {
+        // Segments that are free; all that are needed make no difference.
+        for free in 1..=EACH * count + 1 {
+            let (mut left, mut now) = (vec![EACH; count as usize], free);
+            let mut took_one = true;
+            while std::mem::take(&mut took_one) {
+                for at in 0..left.len() {
+                    let others = left.iter().enumerate().filter(|(it, _)| *it != at);
+                    let leaves = spare_to_leave(left[at], others.map(|(_, left)| *left));
+                    if left[at] > 0 && now > leaves {
+                        (left[at], now, took_one) = (left[at] - 1, now - 1, true);
+                    }
+                }
+            }
+            let served = left.iter().filter(|left| **left == 0).count() as u64;
+            assert!(served >= (free / EACH).min(count), "{left:?} of {free}, {now} left");
+            assert!(free < EACH || served > 0);
+        }
+    }
+    // Whoever has used up his own touches nothing of the others'.
+    assert_eq!(spare_to_leave(0, [EACH, 1].into_iter()), EACH + 1);
+}
